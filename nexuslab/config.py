@@ -289,7 +289,7 @@ def resolve(
 ) -> Config:
     "The configuration of a run: default < preset < file < overrides. Raises `ConfigError` before anything is built."
     said = {k: v for k, v in (overrides or {}).items() if v is not None}
-    written = {k: v for k, v in (read_yaml(file) if file else {}).items() if v is not None}
+    written = read_yaml(file) if file else {}  # a null in a file is a value: clip: null means no clipping
     if written.pop("system", task.name) != task.name:
         raise ConfigError(f"configuration file {file}", found="another system's configuration", expected=f"system: {task.name}", remedy="choose the system that the file names")
     grown_from = written.pop("preset", None)
