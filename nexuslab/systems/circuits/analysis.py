@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'SCALES', 'NUMBER', 'Typed', 'PRIME', 'COINCIDE', 'KINDS', 'SPREAD', 'FINE',
            'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'typed_edges', 'canonical_form',
            'canonical', 'same_graph', 'topology_hash', 'content_hash', 'to_networkx', 'scales', 'pencil', 'responses',
-           'response', 'Counts', 'count_roots', 'cancel', 'Analysis', 'analyse', 'Kind', 'log_magnitude', 'classify',
-           'response_kind']
+           'response', 'Counts', 'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves',
+           'classify_all', 'classify', 'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
@@ -247,7 +247,8 @@ def to_networkx(circuit: Circuit) -> nx.Graph:
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #ccf68eff
 def scales(circuit: Circuit) -> tuple[float, float]:
     "Reference impedance [ohm] and angular frequency [rad/s] that bring the values to order one."
-    r, c, l = (np.exp(np.log(circuit.value[circuit.present[:, k], k]).mean()) if circuit.present[:, k].any() else np.nan for k in range(3))
+    held, logs = circuit.present.sum(0), np.log(circuit.value, where=circuit.present, out=np.zeros(circuit.value.shape)).sum(0)
+    r, c, l = (float(np.exp(x / k)) if k else np.nan for x, k in zip(logs, held.tolist(), strict=True))
     r0 = r if r == r else np.sqrt(l / c) if l == l and c == c else 1.0
     w0 = 1 / np.sqrt(l * c) if l == l and c == c else 1 / (r0 * c) if c == c else r0 / l if l == l else 1.0
     return float(r0), float(w0)
@@ -393,6 +394,25 @@ def count_roots(
         raise DataError("circuit", found="a part without a path to ground or input", expected="nodal equations with one solution", remedy="connect or remove the floating part")
     return Counts(len(D) - 1, _valuation(D), len(N) - 1, _valuation(N), _gcd_degree(D, N) if N else 0)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #d0344ab9
+def decays(
+    n: int,  # nodes
+    typed: Iterable[tuple[int, int, int]],  # edges with their types
+) -> bool:
+    "Has every node a DC path to the source or ground, and is there no loop of inductors?"
+    typed = list(typed)
+    if any(kind & 4 and {i, j} == {GROUND, INPUT} for i, j, kind in typed):
+        return False
+    group = [0, 0, *range(2, n)]  # the source is a short
+    for coils in (True, False):
+        for i, j, kind in typed:
+            a, b = group[i], group[j]
+            if kind & (4 if coils else 1):
+                if coils and a == b:
+                    return False
+                group = [min(a, b) if x in (a, b) else x for x in group]
+    return not any(group)
+
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #d4a835d5
 def _weights(circuit: Circuit, r0: float, w0: float) -> np.ndarray:
     "A power of two for each unknown that brings its diagonal near one: exact scaling, shape (1 + m,)."
@@ -496,101 +516,119 @@ class Kind:
     quality: float  # centre / width for bands; of the least damped pole, |p| / (2 |Re p|), otherwise
     edges_hz: tuple[float, ...]  # every half-power crossing, ascending
 
-def log_magnitude(
-    a: Analysis,
-    w: np.ndarray,  # (W,) rad/s, above 0
-) -> np.ndarray:
-    "ln |H(jw)| from the zero-pole form, shape (W,); -inf on a zero."
-    roots = np.concatenate([a.zeros, a.poles])[:, None]
-    with np.errstate(divide="ignore"):
-        terms = 0.5 * np.log(roots.real**2 + (w - roots.imag) ** 2)
-    return np.log(a.gain) + terms[: len(a.zeros)].sum(0) - terms[len(a.zeros) :].sum(0)
-
-SPREAD = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # grid points beside a resonance, in its half-widths
-
-def _grid(a: Analysis) -> np.ndarray:
-    "Frequencies [rad/s] that miss no feature: logarithmic over all roots, dense about every resonance."
-    roots = np.concatenate([a.poles, a.zeros])
-    size = np.abs(roots[roots != 0])
-    low, high = (size.min() / 100, size.max() * 100) if len(size) else (1.0, 10.0)
-    turning = roots[roots.imag > 0]
-    near = turning.imag + np.array([0, *(-t for t in SPREAD), *SPREAD])[:, None] * np.abs(turning.real)
-    near = near[(near > low) & (near < high)]
-    return np.unique(np.concatenate([np.geomspace(low, high, 240), near]))
-
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #08a9b713
+class Curves:
+    "The magnitudes of many transfer functions, evaluated together."
+
+    def __init__(self, analyses: Sequence[Analysis]):
+        longest = max(len(a.zeros) + len(a.poles) for a in analyses)
+        self.roots = np.ones((len(analyses), longest), complex)  # (B, R) rad/s
+        self.weight = np.zeros((len(analyses), longest))  # (B, R)
+        for row, a in enumerate(analyses):
+            z, n = len(a.zeros), len(a.zeros) + len(a.poles)
+            self.roots[row, :z], self.roots[row, z:n] = a.zeros, a.poles
+            self.weight[row, :z], self.weight[row, z:n] = 0.5, -0.5
+        self.log_gain = np.log([a.gain for a in analyses])
+        with np.errstate(divide="ignore"):
+            self.still = self.log_gain + 2 * (self.weight * np.log(np.maximum(np.abs(self.roots), 1e-300))).sum(1)  # ln |H(0)|
+        self.last = np.where(self.weight.sum(1) == 0, self.log_gain, -np.inf)  # ln |H| at infinity
+
+    def at(
+        self,
+        w: np.ndarray,  # (K, W) rad/s
+        rows: np.ndarray | slice = slice(None),  # (K,) which curve each row of w belongs to
+    ) -> np.ndarray:
+        "ln |H(jw)|, shape (K, W); -inf on a zero."
+        roots = self.roots[rows][:, None]
+        with np.errstate(divide="ignore"):
+            terms = np.log(roots.real**2 + (w[:, :, None] - roots.imag) ** 2)
+        return self.log_gain[rows][:, None] + (terms * self.weight[rows][:, None]).sum(-1)
+
+    def grid(self) -> np.ndarray:
+        "Frequencies [rad/s], shape (B, W), that miss no feature: logarithmic over all roots, dense about every resonance."
+        size = np.abs(self.roots)
+        used = (self.weight != 0) & (size > 0)
+        low = np.where(used, size, np.inf).min(1, keepdims=True) / 100
+        high = np.where(used, size, 0).max(1, keepdims=True) * 100
+        low, high = np.where(high > 0, low, 1.0), np.where(high > 0, high, 10.0)
+        near = self.roots.imag[:, :, None] + SPREAD * np.abs(self.roots.real)[:, :, None]
+        near = np.where(used[:, :, None] & (self.roots.imag[:, :, None] > 0), near, 0).reshape(len(low), -1)
+        near = np.where((near > low) & (near < high), near, low)
+        return np.sort(np.concatenate([np.exp(np.log(low) + np.log(high / low) * np.linspace(0, 1, 240)), near], 1), axis=1)
+
+SPREAD = np.array([-8, -4, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 4, 8])  # grid points about a resonance, in its half-widths
+
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #d6d40e8d
 FINE = np.linspace(0, 1, 17)  # a bracket is divided by 16
 
-def _refined_extreme(a: Analysis, grid: np.ndarray, at: int, sign: float) -> tuple[float, float]:
-    "Frequency [rad/s] and ln |H| of the maximum of sign * ln |H| near grid[at], by repeated subdivision."
-    if at in (0, len(grid) - 1):
-        return float(grid[at]), float(log_magnitude(a, grid[[at]])[0])
-    low, high = np.log(grid[at - 1]), np.log(grid[at + 1])
+def _refined(curves: Curves, grid: np.ndarray, at: np.ndarray, sign: float, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Frequency [rad/s] and ln |H| of the extreme of sign * ln |H| near grid[k, at[k]], each (K,)."
+    k, last = np.arange(len(at)), grid.shape[1] - 1
+    inner = (at > 0) & (at < last)
+    low, high = (np.log(grid[k, np.where(inner, at + step, at)]) for step in (-1, 1))
     for _ in range(5):  # each pass narrows the bracket 8 times: to 3e-5 of the first, |H| to its square
-        w = low + (high - low) * FINE
-        curve = log_magnitude(a, np.exp(w))
-        best = int((sign * curve).argmax())
-        low, high = w[max(best - 1, 0)], w[min(best + 1, 16)]
-    return float(np.exp(w[best])), float(curve[best])
+        w = low[:, None] + (high - low)[:, None] * FINE
+        y = curves.at(np.exp(w), rows)
+        best = (sign * y).argmax(1)
+        low, high = w[k, np.maximum(best - 1, 0)], w[k, np.minimum(best + 1, 16)]
+    return np.exp(w[k, best]), y[k, best]
 
-def _crossings(a: Analysis, low: np.ndarray, high: np.ndarray, level: float) -> np.ndarray:
-    "The frequencies [rad/s] in the brackets low .. high, each (K,), at which ln |H| crosses level."
+def _crossings(curves: Curves, low: np.ndarray, high: np.ndarray, level: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    "The frequencies [rad/s] in the brackets low .. high at which ln |H| crosses level, each (K,)."
     low, high, k = np.log(low), np.log(high), np.arange(len(low))
     for _ in range(4):  # to 1.5e-5 of the grid's step, before the linear step
         w = low[:, None] + (high - low)[:, None] * FINE
-        y = np.maximum(log_magnitude(a, np.exp(w).ravel()).reshape(w.shape) - level, -100)  # a zero is -inf
+        y = np.maximum(curves.at(np.exp(w), rows) - level[:, None], -100)  # a zero is -inf
         first = ((y[:, 1:] >= 0) != (y[:, :1] >= 0)).argmax(1)
         low, high, y_low, y_high = w[k, first], w[k, first + 1], y[k, first], y[k, first + 1]
-    step = np.where(y_high == y_low, 0, y_low / np.where(y_high == y_low, 1, y_low - y_high))
+    step = y_low / np.where(y_high == y_low, 1, y_low - y_high)
     return np.exp(low + (high - low) * np.clip(step, 0, 1))
 
-def _ends(a: Analysis) -> tuple[float, float]:
-    "ln |H| at frequency 0 and at infinity."
-    with np.errstate(divide="ignore"):
-        still = np.log(a.gain) + np.log(np.abs(a.zeros)).sum() - np.log(np.abs(a.poles)).sum()
-    return float(still), float(np.log(a.gain)) if len(a.zeros) == len(a.poles) else -np.inf
-
-# %% ../../../nbs/systems/circuits/00_analysis.ipynb #7d9d5910
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #02932b21
 def _name(dc: bool, infinity: bool, n_edges: int) -> str:
     "The row of the table for a pass band that holds dc, holds infinity, and has so many edges."
     table = {(True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass", (True, True, 2): "band_stop", (True, True, 0): "all_pass"}
     return table.get((dc, infinity, n_edges), "other")
 
-def _corner(a: Analysis, name: str, w_peak: float, grid: np.ndarray, curve: np.ndarray, edges: tuple[float, ...]) -> tuple[float, float]:
+def _corner(a: Analysis, name: str, peak_hz: float, notch_hz: float, edges: list[float]) -> tuple[float, float]:
     "Cutoff or centre frequency [Hz] and quality."
-    if name == "band_pass":
-        return w_peak / (2 * np.pi), w_peak / (2 * np.pi) / (edges[1] - edges[0])
-    if name == "band_stop":
-        between = np.flatnonzero((grid > 2 * np.pi * edges[0]) & (grid < 2 * np.pi * edges[1]))
-        notch = _refined_extreme(a, grid, int(between[curve[between].argmin()]), -1.0)[0] / (2 * np.pi)
-        return notch, notch / (edges[1] - edges[0])
+    if name in ("band_pass", "band_stop"):
+        centre = peak_hz if name == "band_pass" else notch_hz
+        return centre, centre / (edges[1] - edges[0])
     size = np.abs(a.poles)
     quality = float((size / (2 * np.abs(a.poles.real))).max()) if len(size) else 0.0
-    middle = np.exp(np.log(size).mean()) / (2 * np.pi) if len(size) else 0.0
-    return edges[0] if name in ("low_pass", "high_pass") else float(middle), quality
+    middle = float(np.exp(np.log(size).mean())) / (2 * np.pi) if len(size) else 0.0
+    return edges[0] if name in ("low_pass", "high_pass") else middle, quality
 
-def classify(
-    a: Analysis,
-) -> Kind:
-    "Kind, peak, corner frequency and quality of the response, all read off the refined curve."
-    if not a.gain > 0:
-        raise DataError("response", found="the output does not see the input", expected="a path from input to output", remedy="leave this circuit out")
-    grid = _grid(a)
-    curve, (first, last) = log_magnitude(a, grid), _ends(a)
-    w_peak, top = _refined_extreme(a, grid, int(curve.argmax()), 1.0)
-    for w, end in ((0.0, first), (np.inf, last)):
-        if end > top - 1e-6:  # the curve approaches an end from below: then the end is the peak
-            w_peak, top = w, max(end, top)
+def classify_all(
+    analyses: Sequence[Analysis],
+) -> list[Kind]:
+    "Kind, peak, corner frequency and quality of each response, all read off the refined curve."
+    if not all(a.gain > 0 and len(a.poles) + len(a.zeros) for a in analyses):
+        raise DataError("response", found="one that is zero or does not depend on frequency", expected="a path from input to output, and a root", remedy="leave this circuit out")
+    curves, rows, tau = Curves(analyses), np.arange(len(analyses)), 2 * np.pi
+    grid = curves.grid()
+    y = curves.at(grid)
+    w_peak, top = _refined(curves, grid, y.argmax(1), 1.0, rows)
+    w_notch, _ = _refined(curves, grid, y.argmin(1), -1.0, rows)
+    for w, end in ((0.0, curves.still), (np.inf, curves.last)):  # an end that the curve approaches from below is the peak
+        w_peak, top = np.where(end > top - 1e-6, w, w_peak), np.where(end > top - 1e-6, np.maximum(end, top), top)
     level = top - 0.5 * np.log(2)
-    inside = np.concatenate([[first >= level], curve >= level, [last >= level]])
-    steps = np.flatnonzero(inside[1:] != inside[:-1])
-    low, high = grid[np.maximum(steps - 1, 0)], grid[np.minimum(steps, len(grid) - 1)]
-    edges = tuple((_crossings(a, low, high, level) / (2 * np.pi)).tolist()) if len(steps) else ()
-    name = _name(bool(inside[0]), bool(inside[-1]), len(edges))
-    return Kind(name, float(np.exp(top)), w_peak / (2 * np.pi), *_corner(a, name, w_peak, grid, curve, edges), edges)
+    inside = np.concatenate([curves.still[:, None], y, curves.last[:, None]], 1) >= level[:, None]
+    row, step = np.nonzero(inside[:, 1:] != inside[:, :-1])
+    low, high = grid[row, np.maximum(step - 1, 0)], grid[row, np.minimum(step, grid.shape[1] - 1)]
+    found = _crossings(curves, low, high, level[row], row) / tau if len(row) else np.zeros(0)
+    kinds = []
+    for k, a in enumerate(analyses):
+        edges = found[row == k].tolist()
+        name = _name(bool(inside[k, 0]), bool(inside[k, -1]), len(edges))
+        kinds.append(Kind(name, float(np.exp(top[k])), float(w_peak[k] / tau), *_corner(a, name, float(w_peak[k] / tau), float(w_notch[k] / tau), edges), tuple(edges)))
+    return kinds
 
-def response_kind(
-    circuit: Circuit,
-) -> Kind:
+def classify(a: Analysis) -> Kind:
+    "Kind, peak, corner frequency and quality of one response."
+    return classify_all([a])[0]
+
+def response_kind(circuit: Circuit) -> Kind:
     "Kind, peak, corner frequency and quality of a circuit from its simulated curve."
     return classify(analyse(circuit))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['RANGES', 'Parts', 'FAMILY_KINDS', 'NETWORKS', 'FORMS', 'FAMILIES', 'Arm', 'ARMS', 'PAIRS', 'FLOOR', 'SPAN',
            'POPULATIONS', 'ATTEMPTS', 'BLOCK', 'VERSION', 'with_values', 'draw_family', 'place', 'draw_ladder',
-           'Example', 'reason_to_reject', 'label', 'complete', 'example_at', 'to_arrays', 'join', 'circuit_at',
+           'Example', 'sound', 'label_all', 'complete', 'draw_at', 'examples_at', 'to_arrays', 'join', 'circuit_at',
            'assign_splits', 'standardiser', 'generate_block', 'generate', 'manifest', 'build']
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #1a9f819a
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, count, pairwise
@@ -20,7 +21,7 @@ import numpy as np
 from ...core import ConfigError, DataError, did_you_mean, mix
 from ...data import Standardiser, ensure_store, map_parallel, split_by_hash
 from nexuslab.systems.circuits.analysis import (
-    KINDS, Analysis, Circuit, Kind, analyse, canonical, classify, content_hash, count_roots, merge, topology_hash, typed_edges,
+    KINDS, PARTS, Analysis, Circuit, Kind, analyse, canonical, classify_all, content_hash, count_roots, decays, merge, topology_hash, typed_edges,
 )
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ed1428c0
@@ -126,34 +127,37 @@ class Example:
     analysis: Analysis
     kind: Kind
 
-def reason_to_reject(
+def sound(
     circuit: Circuit,
-) -> str | None:
-    "Why the typed graph alone makes a circuit unfit, or None."
-    counts = count_roots(circuit.n_nodes, typed_edges(circuit))
-    if counts.zeros < 0:
-        return "output sees no input"
-    if counts.modes == counts.hidden:
-        return "order 0"
-    return "mode without decay" if counts.still else None
-
-def label(
-    circuit: Circuit,
-    family: str,
-) -> Example | str:
-    "The example, or the reason to reject it."
-    if reason := reason_to_reject(circuit):
-        return reason
+) -> Analysis | str:
+    "The analysis of a circuit whose transfer function is well-posed, or the reason to reject it."
+    typed = typed_edges(circuit)
+    if not decays(circuit.n_nodes, typed):
+        return "mode without decay"
+    counts = count_roots(circuit.n_nodes, typed)
+    if counts.zeros < 0 or counts.modes == counts.hidden:
+        return "order 0" if counts.zeros >= 0 else "output sees no input"
     a = analyse(circuit)
     size = np.abs(np.concatenate([a.modes, a.zeros[a.zeros != 0]]))
     if not a.generic:
         return "accidental cancellation"
-    if size.max() > SPAN * size.min() or a.modes.real.max() >= 0:
-        return "roots too far apart"
-    kind = classify(a)
-    if kind.peak < FLOOR:
-        return "output too small"
-    return Example(circuit, family, a, kind) if kind.name in FAMILY_KINDS.get(family, KINDS) else "curve is not of its family"
+    return "roots too far apart" if size.max() > SPAN * size.min() or a.modes.real.max() >= 0 else a
+
+def label_all(
+    circuits: list[Circuit],
+    families: list[str],
+) -> list[Example | str]:
+    "For each circuit the example, or the reason to reject it."
+    found: list = [sound(c) for c in circuits]
+    good = [k for k, a in enumerate(found) if isinstance(a, Analysis)]
+    for k, kind in zip(good, classify_all([found[k] for k in good]) if good else [], strict=True):
+        if kind.peak < FLOOR:
+            found[k] = "output too small"
+        elif kind.name not in FAMILY_KINDS.get(families[k], KINDS):
+            found[k] = "curve is not of its family"
+        else:
+            found[k] = Example(circuits[k], families[k], found[k], kind)
+    return found
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #4bfbfde3
 POPULATIONS: dict[str, tuple[Callable, dict]] = {  # name -> how to draw, and the parameters with their defaults
@@ -191,22 +195,41 @@ def complete(
 # %% ../../../nbs/systems/circuits/01_data.ipynb #62db8f1c
 ATTEMPTS = 1000  # about 2 of 3 draws are kept; a thousand failures in a row mean impossible parameters
 
-def example_at(
+def draw_at(
     index: int,
+    attempt: int,
     seed: int,
     parameters: dict,  # complete
-) -> tuple[Example, list[str]]:
-    "The index-th example of a population and the reasons for which draws before it were rejected."
-    draw, reasons = POPULATIONS[parameters["population"]][0], []
-    for attempt in range(ATTEMPTS):
-        rng = np.random.default_rng(mix(seed, parameters["population"], index, attempt))
-        family, parts = draw(rng, index, parameters)
-        circuit = with_values(parts, rng)
-        found = label(circuit, family) if circuit.n_nodes <= parameters["max_nodes"] else "too many nodes"
-        if isinstance(found, Example):
-            return found, reasons
-        reasons.append(found)
-    raise DataError(f"circuit {index} of {parameters['population']}", found=f"{ATTEMPTS} draws rejected, the last: {reasons[-1]}", expected="a circuit that is kept", remedy="widen the parameters of the population")
+) -> tuple[str, Circuit] | str:
+    "Family and circuit of one attempt at the index-th example, or why its network is unfit."
+    population = parameters["population"]
+    rng = np.random.default_rng(mix(seed, population, index, attempt))
+    family, parts = POPULATIONS[population][0](rng, index, parameters)
+    n = 1 + max(max(i, j) for _, i, j in parts)
+    if n > parameters["max_nodes"]:
+        return "too many nodes"
+    if not decays(n, [(i, j, 1 << PARTS.index(k)) for k, i, j in parts]):
+        return "mode without decay"
+    return family, with_values(parts, rng)
+
+def examples_at(
+    indices: Iterable[int],
+    seed: int,
+    parameters: dict,  # complete
+) -> tuple[list[Example], Counter]:
+    "The examples of these indices, and how often a draw was rejected for each reason."
+    kept, pending, reasons, attempt = {}, list(indices), Counter(), 0
+    wanted = pending
+    while pending and attempt < ATTEMPTS:
+        drawn = {i: draw_at(i, attempt, seed, parameters) for i in pending}
+        whole = {i: d for i, d in drawn.items() if not isinstance(d, str)}
+        found = dict(zip(whole, label_all([c for _, c in whole.values()], [f for f, _ in whole.values()]), strict=True))
+        kept |= {i: e for i, e in found.items() if isinstance(e, Example)}
+        reasons.update(r for r in (drawn | found).values() if isinstance(r, str))
+        pending, attempt = [i for i in pending if i not in kept], attempt + 1
+    if pending:
+        raise DataError(f"circuits {pending[:5]} of {parameters['population']}", found=f"{ATTEMPTS} draws of each rejected: {dict(reasons)}", expected="a circuit that is kept", remedy="widen the parameters of the population")
+    return [kept[i] for i in wanted], reasons
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #4a99a125
 def _complex_rows(z: np.ndarray) -> np.ndarray:
@@ -296,7 +319,7 @@ def generate_block(
     parameters: dict,  # complete
 ) -> dict[str, np.ndarray]:
     "The arrays of consecutive examples."
-    return to_arrays([example_at(i, seed, parameters)[0] for i in range(*span)])
+    return to_arrays(examples_at(range(*span), seed, parameters)[0])
 
 def generate(
     parameters: dict,  # `population` and whatever differs from its defaults
