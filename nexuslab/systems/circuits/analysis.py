@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'SCALES', 'NUMBER', 'Typed', 'PRIME', 'COINCIDE', 'KINDS', 'SPREAD', 'FINE',
-           'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'typed_edges', 'canonical_form',
-           'canonical', 'same_graph', 'topology_hash', 'content_hash', 'to_networkx', 'scales', 'pencil', 'responses',
-           'response', 'Counts', 'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves',
-           'classify_all', 'classify', 'response_kind']
+           'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'canonical_form', 'canonical',
+           'same_graph', 'topology_hash', 'content_hash', 'to_networkx', 'scales', 'pencil', 'responses', 'response',
+           'Counts', 'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'classify_all',
+           'classify', 'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import networkx as nx
 import numpy as np
@@ -45,6 +45,12 @@ class Circuit:
         "Every component as (kind, node, node, value)."
         rows = zip(*np.nonzero(self.present), strict=True)
         return [(PARTS[k], int(self.edges[e, 0]), int(self.edges[e, 1]), float(self.value[e, k])) for e, k in rows]
+
+    @cached_property
+    def typed(self) -> tuple[tuple[int, int, int], ...]:
+        "The edges (i, j, type), with type = 1 for R + 2 for C + 4 for L: the graph without its values."
+        kinds = (self.present @ np.array([1, 2, 4])).tolist()
+        return tuple((i, j, t) for (i, j), t in zip(self.edges.tolist(), kinds, strict=True))
 
     def __repr__(self):
         return f"Circuit({self.n_nodes} nodes: " + ", ".join(f"{k} {i}-{j} {v:.4g}" for k, i, j, v in self.parts) + ")"
@@ -142,12 +148,7 @@ def from_netlist(
     return merge(parts, len(set(names.values())))
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #062b7b39
-Typed = tuple[tuple[int, int, int], ...]  # (i, j, type) with type = 1 R + 2 C + 4 L
-
-def typed_edges(circuit: Circuit) -> Typed:
-    "The edges with their type as a bit set, ignoring the values."
-    kinds = circuit.present @ np.array([1, 2, 4])
-    return tuple((i, j, t) for (i, j), t in zip(circuit.edges.tolist(), kinds.tolist(), strict=True))
+Typed = tuple[tuple[int, int, int], ...]  # what `Circuit.typed` gives
 
 def _neighbours(n: int, typed: Typed) -> list[list[tuple[int, int]]]:
     "For each node the list of (type, neighbour)."
@@ -210,18 +211,20 @@ def canonical_form(
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #57e6fe28
 def canonical(circuit: Circuit) -> Circuit:
     "The same circuit with nodes numbered outwards from the input and edges sorted; isomorphic circuits give equal arrays."
-    _, numberings = canonical_form(circuit.n_nodes, typed_edges(circuit))
+    _, numberings = canonical_form(circuit.n_nodes, circuit.typed)
     options = []
     for numbering in numberings:
         edges = np.sort(np.array(numbering)[circuit.edges], axis=1)
         order = np.lexsort((edges[:, 1], edges[:, 0]))
-        options.append((np.nan_to_num(circuit.value[order]).tolist(), edges[order], order))
-    _, edges, order = min(options, key=lambda option: option[0])
+        options.append((edges[order], order))
+    if len(options) > 1:
+        options.sort(key=lambda option: np.where(circuit.present, circuit.value, 0)[option[1]].tolist())
+    edges, order = options[0]
     return Circuit(circuit.n_nodes, edges, circuit.present[order], circuit.value[order])
 
 def same_graph(a: Circuit, b: Circuit) -> bool:
     "Are the typed graphs isomorphic with the terminals fixed? The values do not matter."
-    return a.n_nodes == b.n_nodes and canonical_form(a.n_nodes, typed_edges(a))[0] == canonical_form(b.n_nodes, typed_edges(b))[0]
+    return a.n_nodes == b.n_nodes and canonical_form(a.n_nodes, a.typed)[0] == canonical_form(b.n_nodes, b.typed)[0]
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #353c4384
 def _hash(text: str) -> int:
@@ -230,18 +233,19 @@ def _hash(text: str) -> int:
 
 def topology_hash(circuit: Circuit) -> int:
     "64 bits that name the typed graph, terminals anchored: equal for isomorphic circuits."
-    return _hash(f"{circuit.n_nodes}|{canonical_form(circuit.n_nodes, typed_edges(circuit))[0]}")
+    return _hash(f"{circuit.n_nodes}|{canonical_form(circuit.n_nodes, circuit.typed)[0]}")
 
 def content_hash(circuit: Circuit) -> int:
     "64 bits that name the circuit: typed graph and values to six digits, whatever the numbering."
-    values = ",".join(f"{v:.5e}" for _, _, _, v in canonical(circuit).parts)
+    whole = canonical(circuit)
+    values = ",".join(f"{v:.5e}" for v in whole.value[whole.present].tolist())
     return _hash(f"{topology_hash(circuit)}|{values}")
 
 def to_networkx(circuit: Circuit) -> nx.Graph:
     "A NetworkX graph with `terminal` on nodes and `kind` on edges, for independent checks and drawings."
     graph = nx.Graph()
     graph.add_nodes_from((i, {"terminal": i if i <= OUTPUT else None}) for i in range(circuit.n_nodes))
-    graph.add_edges_from((i, j, {"kind": t}) for i, j, t in typed_edges(circuit))
+    graph.add_edges_from((i, j, {"kind": t}) for i, j, t in circuit.typed)
     return graph
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #ccf68eff
@@ -420,7 +424,8 @@ def _weights(circuit: Circuit, r0: float, w0: float) -> np.ndarray:
     admittance = np.where(held, np.array([r0, w0 * r0, r0 / w0]) * np.where(held, circuit.value, 1.0) ** [-1, 1, -1], 0).sum(1)
     total = np.bincount(circuit.edges.ravel(), np.repeat(admittance, 2), minlength=circuit.n_nodes)[1:]
     coils = circuit.value[held[:, 2], 2] * (w0 / r0)
-    return 2.0 ** np.round(-0.5 * np.log2(np.r_[total, coils]))
+    diagonal = np.r_[np.where(total > 0, total, 1.0), coils]  # an input or node that nothing touches keeps its scale
+    return 2.0 ** np.round(-0.5 * np.log2(diagonal))
 
 def _finite_roots(
     G: np.ndarray,  # (m, m)
@@ -437,6 +442,8 @@ def _finite_roots(
     alpha = real + 1j * imag
     with np.errstate(divide="ignore", invalid="ignore"):
         roots = np.where(beta == 0, np.inf, alpha / np.where(beta == 0, 1, beta))
+    upper = np.flatnonzero(roots.imag > 0)  # LAPACK returns the lower one of a pair next, rounded on its own
+    roots[upper + 1] = roots[upper].conj()
     roots = roots[np.argsort(np.abs(roots), kind="stable")[:n_finite]]
     roots[:n_zero] = 0
     return roots
@@ -488,7 +495,7 @@ def analyse(
     circuit: Circuit,
 ) -> Analysis:
     "Poles, zeros, gain and natural modes by modified nodal analysis; frequencies in rad/s."
-    counts = count_roots(circuit.n_nodes, typed_edges(circuit))
+    counts = count_roots(circuit.n_nodes, circuit.typed)
     r0, w0 = scales(circuit)
     d = _weights(circuit, r0, w0)
     G, C = (d[1:, None] * A * d for A in pencil(circuit, r0, w0))

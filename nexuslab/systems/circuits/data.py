@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'Parts', 'FAMILY_KINDS', 'NETWORKS', 'FORMS', 'FAMILIES', 'Arm', 'ARMS', 'PAIRS', 'FLOOR', 'SPAN',
-           'POPULATIONS', 'ATTEMPTS', 'BLOCK', 'VERSION', 'with_values', 'draw_family', 'place', 'draw_ladder',
+           'POPULATIONS', 'ATTEMPTS', 'BLOCK', 'VERSION', 'with_values', 'draw_family', 'place', 'pick', 'draw_ladder',
            'Example', 'sound', 'label_all', 'complete', 'draw_at', 'examples_at', 'to_arrays', 'join', 'circuit_at',
            'assign_splits', 'standardiser', 'generate_block', 'generate', 'manifest', 'build']
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #1a9f819a
+from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, count, pairwise
+from itertools import accumulate, combinations, count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from ...core import ConfigError, DataError, did_you_mean, mix
 from ...data import Standardiser, ensure_store, map_parallel, split_by_hash
 from nexuslab.systems.circuits.analysis import (
-    KINDS, PARTS, Analysis, Circuit, Kind, analyse, canonical, classify_all, content_hash, count_roots, decays, merge, topology_hash, typed_edges,
+    KINDS, PARTS, Analysis, Circuit, Kind, analyse, canonical, classify_all, content_hash, count_roots, decays, merge, topology_hash,
 )
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ed1428c0
@@ -97,22 +98,28 @@ PAIRS = {
     "twin_t": ((1, 3), (3, 2), (3, 0), (1, 4), (4, 2), (4, 0)),
 }
 
+def pick(
+    shares: Sequence[float],  # probabilities, summing to 1
+    u: float,  # uniform in [0, 1)
+) -> int:
+    "The place whose share of [0, 1) holds u."
+    return min(bisect(list(accumulate(shares)), u), len(shares) - 1)
+
 def draw_ladder(
     rng: np.random.Generator,
     index: int,  # unused: the form is drawn
     parameters: dict,  # uses `forms`, `sections`, `arm_sizes`: probabilities
 ) -> tuple[str, Parts]:
     "Form and network of a circuit of the population of ladders."
-    form = FORMS[rng.choice(len(FORMS), p=parameters["forms"])]
-    sections = 1 + int(rng.choice(len(parameters["sections"]), p=parameters["sections"]))
-    stations = [1, *range(3, 2 + sections), 2]
+    form, sections = (pick(parameters[name], u) for name, u in zip(("forms", "sections"), rng.random(2).tolist(), strict=True))
+    stations = [1, *range(3, 3 + sections), 2]
     rungs = [rung for near, far in pairwise(stations) for rung in ((near, far), (far, 0))]
-    pairs = rungs if form == "ladder" else PAIRS[form]
-    fresh, parts = count(max(map(max, (*pairs, (2, 2)))) + 1), [("R", 2, 0)]
-    for a, b in pairs:
-        size = int(rng.choice(3, p=parameters["arm_sizes"]))
-        parts += place(ARMS[size][int(rng.integers(len(ARMS[size])))], a, b, fresh)
-    return form, list(dict.fromkeys(parts))  # an arm's own resistor across the output is the load
+    pairs = PAIRS.get(FORMS[form], rungs)
+    fresh, parts = count(max(2, *map(max, pairs)) + 1), [("R", 2, 0)]
+    for (a, b), (size, which) in zip(pairs, rng.random((len(pairs), 2)).tolist(), strict=True):
+        arms = ARMS[pick(parameters["arm_sizes"], size)]
+        parts += place(arms[int(which * len(arms))], a, b, fresh)
+    return FORMS[form], list(dict.fromkeys(parts))  # an arm's own resistor across the output is the load
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ad503466
 FLOOR = 1e-3  # of max |H|: -60 dB
@@ -131,10 +138,9 @@ def sound(
     circuit: Circuit,
 ) -> Analysis | str:
     "The analysis of a circuit whose transfer function is well-posed, or the reason to reject it."
-    typed = typed_edges(circuit)
-    if not decays(circuit.n_nodes, typed):
+    if not decays(circuit.n_nodes, circuit.typed):
         return "mode without decay"
-    counts = count_roots(circuit.n_nodes, typed)
+    counts = count_roots(circuit.n_nodes, circuit.typed)
     if counts.zeros < 0 or counts.modes == counts.hidden:
         return "order 0" if counts.zeros >= 0 else "output sees no input"
     a = analyse(circuit)
@@ -170,11 +176,11 @@ POPULATIONS: dict[str, tuple[Callable, dict]] = {  # name -> how to draw, and th
     "ladders": (draw_ladder, {
         "circuits": 24000,
         "fractions": (0.90, 0.03, 0.07),  # of the circuits whose topology is not kept aside
-        "unseen": 0.05,  # share of the topologies kept aside
+        "unseen": 0.05,  # share of the topologies kept aside, of those with an internal node
         "forms": (0.7, 0.1, 0.1, 0.1),  # ladder, bridged-T, lattice, twin-T
-        "sections": (0.35, 0.35, 0.2, 0.1),  # of a ladder: 1, 2, 3, 4
-        "arm_sizes": (0.75, 0.2, 0.05),  # components of an arm: 1, 2, 3
-        "train_nodes": 9,  # larger circuits are kept aside too
+        "sections": (0.4, 0.35, 0.17, 0.08),  # of a ladder: 1, 2, 3, 4
+        "arm_sizes": (0.82, 0.14, 0.04),  # components of an arm: 1, 2, 3
+        "train_nodes": 7,  # larger circuits are kept aside too
         "max_nodes": 11,
     }),
 }
@@ -190,7 +196,23 @@ def complete(
     defaults = POPULATIONS[population][1]
     for name in given.keys() - defaults.keys():
         raise ConfigError(f"parameter {name!r} of population {population}", found=name, expected=sorted(defaults), remedy=did_you_mean(name, defaults))
-    return {"population": population, **defaults, **given}
+    whole = {"population": population, **defaults, **given}
+    for name, (fits, expected) in _limits(whole).items():
+        if not fits:
+            raise ConfigError(f"parameter {name!r} of population {population}", found=whole[name], expected=expected, remedy=f"correct {name}; its default is {defaults[name]}")
+    return whole
+
+def _limits(whole: dict) -> dict[str, tuple[bool, str]]:
+    "For each parameter: is it possible, and what would be."
+    sizes = {"forms": len(FORMS), "fractions": 3, "sections": None, "arm_sizes": 3}
+    shares = {k: whole[k] for k in sizes if k in whole}
+    limits = {k: (abs(sum(v) - 1) < 1e-9 and min(v) >= 0 and sizes[k] in (None, len(v)), f"{sizes[k] or 'some'} shares with the sum 1") for k, v in shares.items()}
+    limits["circuits"] = (whole["circuits"] >= 1, "at least 1")
+    limits["variants"] = (whole.get("variants", 1) in (1, 2), "1 or 2")
+    limits["unseen"] = (0 <= whole.get("unseen", 0) < 1, "a share from 0 to below 1")
+    limits["max_nodes"] = (whole["max_nodes"] >= 3, "at least 3")
+    limits["train_nodes"] = (3 <= whole.get("train_nodes", 3) <= whole["max_nodes"], "from 3 to max_nodes")
+    return limits
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #62db8f1c
 ATTEMPTS = 1000  # about 2 of 3 draws are kept; a thousand failures in a row mean impossible parameters
@@ -293,7 +315,7 @@ def assign_splits(
 ) -> dict[str, np.ndarray]:
     "`split` and `beyond`, each (N,)."
     topology = arrays["topology"]
-    aside = np.array([mix(seed, "aside", int(t)) / 2**63 < parameters.get("unseen", 0.0) for t in topology])
+    aside = np.array([mix(seed, "aside", int(t)) / 2**63 < parameters.get("unseen", 0.0) for t in topology]) & (arrays["n_nodes"] > 3)
     beyond = arrays["n_nodes"] > parameters.get("train_nodes", parameters["max_nodes"])
     split = np.full(len(topology), 3, np.int8)
     near = np.flatnonzero(~(aside | beyond))
