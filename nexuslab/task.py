@@ -273,6 +273,10 @@ class Task(ABC):
         "EMA, curriculum, loss weights, warm-ups."
 
     @abstractmethod
+    def show(self, batch: Any, cfg: Config, meta: dict):
+        "A matplotlib figure of a batch's first examples, as a person would draw them."
+
+    @abstractmethod
     def space(self, trial) -> dict[str, Any]:
         "The search space: an Optuna trial -> overrides of the configuration."
 

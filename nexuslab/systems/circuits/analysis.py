@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'SCALES', 'NUMBER', 'Typed', 'PRIME', 'COINCIDE', 'KINDS', 'SPREAD', 'FINE',
            'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'canonical_form', 'canonical',
-           'same_graph', 'topology_hash', 'content_hash', 'to_networkx', 'scales', 'pencil', 'responses', 'response',
-           'Counts', 'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'classify_all',
-           'classify', 'response_kind']
+           'same_graph', 'topology_hash', 'content_hash', 'scales', 'pencil', 'responses', 'response', 'Counts',
+           'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'classify_all', 'classify',
+           'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import networkx as nx
 import numpy as np
 from scipy.linalg.lapack import dggev
 
@@ -240,13 +239,6 @@ def content_hash(circuit: Circuit) -> int:
     whole = canonical(circuit)
     values = ",".join(f"{v:.5e}" for v in whole.value[whole.present].tolist())
     return _hash(f"{topology_hash(circuit)}|{values}")
-
-def to_networkx(circuit: Circuit) -> nx.Graph:
-    "A NetworkX graph with `terminal` on nodes and `kind` on edges, for independent checks and drawings."
-    graph = nx.Graph()
-    graph.add_nodes_from((i, {"terminal": i if i <= OUTPUT else None}) for i in range(circuit.n_nodes))
-    graph.add_edges_from((i, j, {"kind": t}) for i, j, t in circuit.typed)
-    return graph
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #ccf68eff
 def scales(circuit: Circuit) -> tuple[float, float]:
