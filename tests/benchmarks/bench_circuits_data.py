@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from nexuslab.systems.circuits import analysis, data
+from nexuslab.systems.circuits import analysis, population
 
 BLOCK = 400
 FLOOR_RATE = 300  # labelled circuits a second a core that a build must reach
 
 
-def label_block(population):
+def label_block(name):
     "One block, everything included: drawing, rejection, renumbering, analysis, kind, hashes, arrays; caches cold at first."
-    parameters = data.complete({"population": population})
-    return data.to_arrays(data.examples_at(range(BLOCK), 1, parameters)[0])
+    parameters = population.complete({"population": name})
+    return population.to_arrays(population.examples_at(range(BLOCK), 1, parameters)[0])
 
 
-@pytest.mark.parametrize("population", ["families", "ladders"])
-def test_labelled_circuits_per_second(benchmark, population):
-    benchmark.pedantic(label_block, args=(population,), rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize("name", ["families", "ladders"])
+def test_labelled_circuits_per_second(benchmark, name):
+    benchmark.pedantic(label_block, args=(name,), rounds=3, warmup_rounds=1)
     rate = BLOCK / benchmark.stats.stats.min
     benchmark.extra_info["circuits_per_second"] = round(rate)
     assert rate > FLOOR_RATE / 2  # a shared machine may halve it; the exact figure is the benchmark's
@@ -28,7 +28,7 @@ def test_labelled_circuits_per_second(benchmark, population):
 
 def test_against_plain_eigenvalues(benchmark):
     "Our whole analysis against two bare `scipy.linalg.eig` calls on the same pencils."
-    circuits = [e.circuit for e in data.examples_at(range(BLOCK), 1, data.complete({"population": "ladders"}))[0]]
+    circuits = [e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]]
     pencils = [analysis.pencil(c, *analysis.scales(c)) for c in circuits]
 
     def floor():
@@ -46,7 +46,7 @@ def test_against_plain_eigenvalues(benchmark):
 
 def test_batched_response(benchmark):
     "Direct solution of many circuits at 64 frequencies, stacked against one by one."
-    circuits = [e.circuit for e in data.examples_at(range(BLOCK), 1, data.complete({"population": "ladders"}))[0]]
+    circuits = [e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]]
     frequency = np.geomspace(100, 1e7, 64)
     benchmark.pedantic(analysis.responses, args=(circuits, frequency), rounds=3, warmup_rounds=1)
     start = time.perf_counter()

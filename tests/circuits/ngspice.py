@@ -52,7 +52,7 @@ def ac(
 
 def pole_zero(circuit: Circuit, folder: Path) -> dict[str, np.ndarray]:
     "Poles and zeros [rad/s] as `.pz` prints them; it invents poles near 1e21, which are dropped."
-    text = netlist(circuit).replace(".end", "\n".join([".control", "set numdgt=15", "pz in 0 out 0 vol pz", "print all", ".endc", ".end"]))
+    text = netlist(circuit).replace(".end", ".control\nset numdgt=15\npz in 0 out 0 vol pz\nprint all\n.endc\n.end")
     (folder / "pz.cir").write_text(text)
     done = subprocess.run(["ngspice", "-b", "pz.cir"], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     found = re.findall(r"(pole|zero)\(\d+\) = (\S+),(\S+)", done.stdout)

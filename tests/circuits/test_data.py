@@ -11,24 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-import ngspice  # noqa: E402
+import ngspice
 
-from nexuslab.core import ConfigError, DataError  # noqa: E402
-from nexuslab.data import Store  # noqa: E402
-from nexuslab.systems.circuits import analysis, data  # noqa: E402
+from nexuslab.core import ConfigError, DataError
+from nexuslab.data import Store
+from nexuslab.systems.circuits import analysis, data, population
 
 needs_ngspice = pytest.mark.skipif(ngspice.MISSING is not None, reason=str(ngspice.MISSING))
-LADDERS = data.complete({"population": "ladders"})
+LADDERS = population.complete({"population": "ladders"})
 
 
 @pytest.fixture(scope="module")
 def ladders():
-    return data.examples_at(range(400), 11, LADDERS)[0]
+    return population.examples_at(range(400), 11, LADDERS)[0]
 
 
 @pytest.fixture(scope="module")
 def families():
-    return data.examples_at(range(300), 7, data.complete({"population": "families"}))[0]
+    return population.examples_at(range(300), 7, population.complete({"population": "families"}))[0]
 
 
 def worst_error(examples, folder, form):
@@ -50,20 +50,20 @@ def zero_pole(example, frequency):
 
 @needs_ngspice
 def test_zero_pole_form_agrees_with_ngspice_on_all_families(families, tmp_path):
-    assert {e.family for e in families} == set(data.NETWORKS)
+    assert {e.family for e in families} == set(population.NETWORKS)
     assert worst_error(families, tmp_path, zero_pole) <= 1e-6
 
 
 @needs_ngspice
 def test_zero_pole_form_agrees_with_ngspice_on_the_second_networks(tmp_path):
-    examples = data.examples_at(range(120), 3, data.complete({"population": "families", "variants": 2}))[0]
+    examples = population.examples_at(range(120), 3, population.complete({"population": "families", "variants": 2}))[0]
     assert len({analysis.topology_hash(e.circuit) for e in examples}) == 12
     assert worst_error(examples, tmp_path, zero_pole) <= 1e-6
 
 
 @needs_ngspice
 def test_zero_pole_form_agrees_with_ngspice_on_ladders(ladders, tmp_path):
-    assert {e.family for e in ladders} == set(data.FORMS)
+    assert {e.family for e in ladders} == set(population.FORMS)
     assert worst_error(ladders, tmp_path, zero_pole) <= 1e-6
 
 
@@ -129,7 +129,7 @@ def test_kind_and_family_agree_on_a_simulated_curve(families):
         inside = inside >= inside.max() / np.sqrt(2)
         flips = int((inside[1:] != inside[:-1]).sum())
         name = {(True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass", (True, True, 2): "band_stop"}[inside[0], inside[-1], flips]
-        assert name == example.kind.name and name in data.FAMILY_KINDS[example.family]
+        assert name == example.kind.name and name in population.FAMILY_KINDS[example.family]
 
 
 def test_cutoff_and_quality_match_the_formulas(families):
@@ -150,7 +150,7 @@ def test_cutoff_and_quality_match_the_formulas(families):
 
 def same_by_networkx(a, b):
     return nx.is_isomorphic(
-        analysis.to_networkx(a), analysis.to_networkx(b),
+        data.to_networkx(a), data.to_networkx(b),
         node_match=lambda x, y: x["terminal"] == y["terminal"], edge_match=lambda x, y: x["kind"] == y["kind"],
     )
 
@@ -207,8 +207,8 @@ def test_decay_by_graph_and_by_arithmetic_agree():
     checked = 0
     for index in range(300):
         rng = np.random.default_rng(index)
-        _, parts = data.draw_ladder(rng, index, LADDERS)
-        circuit = data.with_values(parts, rng)
+        _, parts = population.draw_ladder(rng, index, LADDERS)
+        circuit = population.with_values(parts, rng)
         counts = analysis.count_roots(circuit.n_nodes, circuit.typed)
         assert analysis.decays(circuit.n_nodes, circuit.typed) == (counts.still == 0)
         checked += counts.still > 0
@@ -241,12 +241,12 @@ def test_bad_circuits_are_refused_by_name(bad, word):
 ])
 def test_bad_parameters_are_refused_by_name(parameters, word):
     with pytest.raises(ConfigError, match=word):
-        data.complete(parameters)
+        population.complete(parameters)
 
 
 def test_impossible_parameters_end_with_the_reasons():
     with pytest.raises(DataError, match="too many nodes"):
-        data.examples_at([0], 0, data.complete({"population": "ladders", "max_nodes": 3, "train_nodes": 3, "forms": (0, 1, 0, 0)}))
+        population.examples_at([0], 0, population.complete({"population": "ladders", "max_nodes": 3, "train_nodes": 3, "forms": (0, 1, 0, 0)}))
 
 
 def test_any_number_of_workers_gives_the_same_file(tmp_path):
@@ -264,6 +264,12 @@ def test_a_smaller_data_set_is_the_head_of_a_larger():
     assert np.array_equal(few["content"], many["content"][:60])
 
 
+def test_an_example_does_not_depend_on_its_block(ladders):
+    alone = [population.examples_at([index], 11, LADDERS)[0][0] for index in range(0, 400, 8)]
+    one, other = population.to_arrays(alone), population.to_arrays(ladders[::8])
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+
+
 def test_base_sizes_and_strata():
     arrays = data.generate({"population": "families"}, seed=0)
     assert np.bincount(arrays["split"]).tolist() == [2700, 300, 600]
@@ -277,7 +283,7 @@ def test_base_sizes_and_strata():
 
 
 def test_unseen_topologies_are_unseen():
-    arrays = data.to_arrays(data.examples_at(range(1000), 4, LADDERS)[0])
+    arrays = population.to_arrays(population.examples_at(range(1000), 4, LADDERS)[0])
     arrays |= data.assign_splits(arrays, 4, LADDERS)
     shown = set(arrays["topology"][arrays["split"] == 0].tolist())
     assert not shown & set(arrays["topology"][arrays["split"] == 3].tolist())
@@ -288,7 +294,7 @@ def test_unseen_topologies_are_unseen():
 
 
 def test_a_file_gives_back_its_circuits(tmp_path, ladders):
-    arrays = data.to_arrays(ladders)
+    arrays = population.to_arrays(ladders)
     for index, example in enumerate(ladders):
         circuit = data.circuit_at(arrays, index)
         assert analysis.content_hash(circuit) == int(arrays["content"][index]) == analysis.content_hash(example.circuit)

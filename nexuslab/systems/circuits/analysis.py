@@ -244,9 +244,9 @@ def content_hash(circuit: Circuit) -> int:
 def scales(circuit: Circuit) -> tuple[float, float]:
     "Reference impedance [ohm] and angular frequency [rad/s] that bring the values to order one."
     held, logs = circuit.present.sum(0), np.log(circuit.value, where=circuit.present, out=np.zeros(circuit.value.shape)).sum(0)
-    r, c, l = (float(np.exp(x / k)) if k else np.nan for x, k in zip(logs, held.tolist(), strict=True))
-    r0 = r if r == r else np.sqrt(l / c) if l == l and c == c else 1.0
-    w0 = 1 / np.sqrt(l * c) if l == l and c == c else 1 / (r0 * c) if c == c else r0 / l if l == l else 1.0
+    r, c, l = (float(np.exp(x / k)) if k else None for x, k in zip(logs, held.tolist(), strict=True))
+    r0 = r or (np.sqrt(l / c) if l and c else 1.0)
+    w0 = 1 / np.sqrt(l * c) if l and c else 1 / (r0 * c) if c else r0 / l if l else 1.0
     return float(r0), float(w0)
 
 def pencil(
@@ -528,8 +528,7 @@ class Curves:
             self.roots[row, :z], self.roots[row, z:n] = a.zeros, a.poles
             self.weight[row, :z], self.weight[row, z:n] = 0.5, -0.5
         self.log_gain = np.log([a.gain for a in analyses])
-        with np.errstate(divide="ignore"):
-            self.still = self.log_gain + 2 * (self.weight * np.log(np.maximum(np.abs(self.roots), 1e-300))).sum(1)  # ln |H(0)|
+        self.still = self.at(np.zeros((len(analyses), 1)))[:, 0]  # ln |H| at frequency 0
         self.last = np.where(self.weight.sum(1) == 0, self.log_gain, -np.inf)  # ln |H| at infinity
 
     def at(
@@ -538,10 +537,11 @@ class Curves:
         rows: np.ndarray | slice = slice(None),  # (K,) which curve each row of w belongs to
     ) -> np.ndarray:
         "ln |H(jw)|, shape (K, W); -inf on a zero."
-        roots = self.roots[rows][:, None]
+        total = np.repeat(self.log_gain[rows][:, None], w.shape[1], 1)
         with np.errstate(divide="ignore"):
-            terms = np.log(roots.real**2 + (w[:, :, None] - roots.imag) ** 2)
-        return self.log_gain[rows][:, None] + (terms * self.weight[rows][:, None]).sum(-1)
+            for root, weight in zip(self.roots[rows].T, self.weight[rows].T, strict=True):  # in turn: a pad adds exactly 0
+                total += weight[:, None] * np.log(root.real[:, None] ** 2 + (w - root.imag[:, None]) ** 2)
+        return total
 
     def grid(self) -> np.ndarray:
         "Frequencies [rad/s], shape (B, W), that miss no feature: logarithmic over all roots, dense about every resonance."

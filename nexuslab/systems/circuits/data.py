@@ -16,7 +16,12 @@ import numpy as np
 from ...core import DataError, mix
 from ...data import Standardiser, ensure_store, map_parallel, split_by_hash
 from .analysis import KINDS, OUTPUT, Circuit
-from .population import FAMILIES, complete, generate_block, join
+from nexuslab.systems.circuits.population import (
+    FAMILIES,
+    complete,
+    generate_block,
+    join,
+)
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ed1428c0
 def to_networkx(circuit: Circuit) -> nx.Graph:

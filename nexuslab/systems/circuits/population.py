@@ -18,7 +18,19 @@ import numpy as np
 
 from ...core import ConfigError, DataError, did_you_mean, mix
 from nexuslab.systems.circuits.analysis import (
-    KINDS, PARTS, Analysis, Circuit, Kind, analyse, canonical, classify_all, content_hash, count_roots, decays, merge, topology_hash,
+    KINDS,
+    PARTS,
+    Analysis,
+    Circuit,
+    Kind,
+    analyse,
+    canonical,
+    classify_all,
+    content_hash,
+    count_roots,
+    decays,
+    merge,
+    topology_hash,
 )
 
 # %% ../../../nbs/systems/circuits/06_population.ipynb #3a930681
