@@ -800,6 +800,9 @@ class OwnTask(Task):
         train, val = self.sources
         return Splits(train, val, val, meta={}, fingerprint=digest([train.size, val.size]))
 
+    def meta(self, train, cfg):
+        return {}
+
     def weigh(self, batch):
         return self._weigh(batch)
 
@@ -811,6 +814,9 @@ class OwnTask(Task):
 
     def metrics(self, cfg):
         return {}
+
+    def ideal(self, batch, cfg):
+        return {}, {}
 
     def examine(self, model, splits, split, cfg, at):
         return {}

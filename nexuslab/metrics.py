@@ -21,7 +21,8 @@ class Part:
     "A named term of a loss: its mean over n items."
 
     value: torch.Tensor  # scalar
-    n: float  # weight: items the mean was taken over
+    n: float  # items the mean was taken over
+    weight: float = 1.0  # with which it enters the loss; 0 for what is only watched
     additive: bool = True  # False for a statistic of the batch, such as a variance hinge
 
 class Averages:

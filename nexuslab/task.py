@@ -25,7 +25,7 @@ from torchmetrics import Metric
 
 from .config import Config
 from .core import ConfigError, NexusError, did_you_mean, mix
-from .data import Splits
+from .data import Source, Splits
 from .metrics import Part
 
 # %% ../nbs/engine/04_task.ipynb #556ae065
@@ -35,7 +35,7 @@ class StepOut:
 
     loss: torch.Tensor  # scalar: a mean over n items
     n: float  # items: tokens, graphs, events
-    parts: dict[str, Part] = field(default_factory=dict)  # the terms; weighted by the configuration they sum to the loss
+    parts: dict[str, Part] = field(default_factory=dict)  # the terms: the loss is the sum of weight times value
     out: dict[str, tuple] = field(default_factory=dict)  # metric name -> arguments of its update
 
 # %% ../nbs/engine/04_task.ipynb #6c4ba347
@@ -245,6 +245,10 @@ class Task(ABC):
         "The three splits of the prepared dataset."
 
     @abstractmethod
+    def meta(self, train: Source, cfg: Config) -> dict[str, Any]:
+        "What the model may know about the data, such as a normaliser's statistics: from the training split alone."
+
+    @abstractmethod
     def weigh(self, batch: Any) -> float:
         "n of a batch, before its forward pass."
 
@@ -259,6 +263,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, cfg: Config) -> dict[str, Metric]:
         "Metrics that are fed with `StepOut.out`, batch by batch."
+
+    @abstractmethod
+    def ideal(self, batch: Any, cfg: Config) -> tuple[dict[str, tuple], dict[str, float]]:
+        "What a perfect prediction of a batch would feed the metrics, and the values they must then have."
 
     @abstractmethod
     def examine(self, model: nn.Module, splits: Splits, split: str, cfg: Config, at: At) -> dict[str, float]:
