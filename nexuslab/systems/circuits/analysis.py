@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'SCALES', 'NUMBER', 'Typed', 'PRIME', 'COINCIDE', 'KINDS', 'SPREAD', 'FINE',
            'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'canonical_form', 'canonical',
            'same_graph', 'topology_hash', 'content_hash', 'scales', 'pencil', 'responses', 'response', 'Counts',
-           'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'classify_all', 'classify',
-           'response_kind']
+           'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'frequency_grid', 'classify_all',
+           'classify', 'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
@@ -249,6 +249,7 @@ def scales(circuit: Circuit) -> tuple[float, float]:
     w0 = 1 / np.sqrt(l * c) if l and c else 1 / (r0 * c) if c else r0 / l if l else 1.0
     return float(r0), float(w0)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #ac9fd3fe
 def pencil(
     circuit: Circuit,
     r0: float = 1.0,  # ohm
@@ -308,6 +309,7 @@ def _determinants(M: np.ndarray) -> np.ndarray:
         M[:, k + 1 :] = (M[:, k + 1 :] - factor[:, :, None] * row[:, None] % PRIME) % PRIME
     return det
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #a72be99c
 @lru_cache(maxsize=64)
 def _interpolation(points: int) -> np.ndarray:
     "The inverse Vandermonde matrix modulo PRIME for the points 1 .. points: residues to coefficients, lowest first."
@@ -332,17 +334,7 @@ class Counts:
     blocked: int  # of these at s = 0
     hidden: int  # roots common to D and N
 
-def _gcd_degree(a: list[int], b: list[int]) -> int:
-    "Degree of the greatest common divisor of two polynomials modulo PRIME, coefficients highest first."
-    while b:
-        inverse = pow(b[0], -1, PRIME)
-        while len(a) >= len(b):
-            factor = a[0] * inverse % PRIME
-            a = [(x - factor * y) % PRIME for x, y in zip(a[1:], b[1:] + [0] * (len(a) - len(b)), strict=True)]
-        leading = next((i for i, x in enumerate(a) if x), len(a))
-        a, b = b, a[leading:]
-    return len(a) - 1
-
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #b61d41ca
 def _polynomials(n: int, typed: Typed) -> tuple[list[int], list[int]]:
     "D(s) and N(s) modulo PRIME for one random draw of values, coefficients lowest first."
     kinds = np.array([[t >> k & 1 for k in range(3)] for _, _, t in typed])
@@ -359,7 +351,7 @@ def _polynomials(n: int, typed: Typed) -> tuple[list[int], list[int]]:
     D, N = ((_interpolation(len(s)) * v % PRIME).sum(1) % PRIME for v in values)
     return D.tolist(), N.tolist()
 
-# %% ../../../nbs/systems/circuits/00_analysis.ipynb #b61d41ca
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #2c3ae5ec
 def _trim(P: list[int]) -> list[int]:
     "Coefficients without the highest ones that vanish."
     return P[: max((i + 1 for i, x in enumerate(P) if x), default=0)]
@@ -368,6 +360,7 @@ def _valuation(P: list[int]) -> int:
     "The number of roots at zero."
     return next((i for i, x in enumerate(P) if x), 0)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #97ce8697
 def _gcd_degree(a: list[int], b: list[int]) -> int:
     "Degree of the greatest common divisor of two polynomials modulo PRIME, coefficients lowest first."
     a, b = _trim(a), _trim(b)
@@ -419,6 +412,7 @@ def _weights(circuit: Circuit, r0: float, w0: float) -> np.ndarray:
     diagonal = np.r_[np.where(total > 0, total, 1.0), coils]  # an input or node that nothing touches keeps its scale
     return 2.0 ** np.round(-0.5 * np.log2(diagonal))
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #1221e846
 def _finite_roots(
     G: np.ndarray,  # (m, m)
     C: np.ndarray,  # (m, m)
@@ -543,19 +537,20 @@ class Curves:
                 total += weight[:, None] * np.log(root.real[:, None] ** 2 + (w - root.imag[:, None]) ** 2)
         return total
 
-    def grid(self) -> np.ndarray:
-        "Frequencies [rad/s], shape (B, W), that miss no feature: logarithmic over all roots, dense about every resonance."
-        size = np.abs(self.roots)
-        used = (self.weight != 0) & (size > 0)
-        low = np.where(used, size, np.inf).min(1, keepdims=True) / 100
-        high = np.where(used, size, 0).max(1, keepdims=True) * 100
-        low, high = np.where(high > 0, low, 1.0), np.where(high > 0, high, 10.0)
-        near = self.roots.imag[:, :, None] + SPREAD * np.abs(self.roots.real)[:, :, None]
-        near = np.where(used[:, :, None] & (self.roots.imag[:, :, None] > 0), near, 0).reshape(len(low), -1)
-        near = np.where((near > low) & (near < high), near, low)
-        return np.sort(np.concatenate([np.exp(np.log(low) + np.log(high / low) * np.linspace(0, 1, 240)), near], 1), axis=1)
-
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #5e599cbc
 SPREAD = np.array([-8, -4, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 4, 8])  # grid points about a resonance, in its half-widths
+
+def frequency_grid(curves: Curves) -> np.ndarray:
+    "Frequencies [rad/s], shape (B, W), that miss no feature: logarithmic over all roots, dense about every resonance."
+    size = np.abs(curves.roots)
+    used = (curves.weight != 0) & (size > 0)
+    low = np.where(used, size, np.inf).min(1, keepdims=True) / 100
+    high = np.where(used, size, 0).max(1, keepdims=True) * 100
+    low, high = np.where(high > 0, low, 1.0), np.where(high > 0, high, 10.0)
+    near = curves.roots.imag[:, :, None] + SPREAD * np.abs(curves.roots.real)[:, :, None]
+    near = np.where(used[:, :, None] & (curves.roots.imag[:, :, None] > 0), near, 0).reshape(len(low), -1)
+    near = np.where((near > low) & (near < high), near, low)
+    return np.sort(np.concatenate([np.exp(np.log(low) + np.log(high / low) * np.linspace(0, 1, 240)), near], 1), axis=1)
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #d6d40e8d
 FINE = np.linspace(0, 1, 17)  # a bracket is divided by 16
@@ -599,6 +594,7 @@ def _corner(a: Analysis, name: str, peak_hz: float, notch_hz: float, edges: list
     middle = float(np.exp(np.log(size).mean())) / (2 * np.pi) if len(size) else 0.0
     return edges[0] if name in ("low_pass", "high_pass") else middle, quality
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #8db4b68b
 def classify_all(
     analyses: Sequence[Analysis],
 ) -> list[Kind]:
@@ -606,7 +602,7 @@ def classify_all(
     if not all(a.gain > 0 and len(a.poles) + len(a.zeros) for a in analyses):
         raise DataError("response", found="one that is zero or does not depend on frequency", expected="a path from input to output, and a root", remedy="leave this circuit out")
     curves, rows, tau = Curves(analyses), np.arange(len(analyses)), 2 * np.pi
-    grid = curves.grid()
+    grid = frequency_grid(curves)
     y = curves.at(grid)
     w_peak, top = _refined(curves, grid, y.argmax(1), 1.0, rows)
     w_notch, _ = _refined(curves, grid, y.argmin(1), -1.0, rows)
@@ -624,6 +620,7 @@ def classify_all(
         kinds.append(Kind(name, float(np.exp(top[k])), float(w_peak[k] / tau), *_corner(a, name, float(w_peak[k] / tau), float(w_notch[k] / tau), edges), tuple(edges)))
     return kinds
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #38905cfe
 def classify(a: Analysis) -> Kind:
     "Kind, peak, corner frequency and quality of one response."
     return classify_all([a])[0]

@@ -84,6 +84,7 @@ def _arms() -> tuple[list[Arm], list[Arm], list[Arm]]:
 
 ARMS = _arms()
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #9b0ffb86
 def place(
     arm: Arm,
     a: int,  # node
@@ -106,6 +107,7 @@ PAIRS = {
     "twin_t": ((1, 3), (3, 2), (3, 0), (1, 4), (4, 2), (4, 0)),
 }
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #0bd4c922
 def pick(
     shares: Sequence[float],  # probabilities, summing to 1
     u: float,  # uniform in [0, 1)
@@ -143,6 +145,7 @@ class Example:
     analysis: Analysis
     kind: Kind
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #485db6af
 def sound(
     circuit: Circuit,
 ) -> Analysis | str:
@@ -160,6 +163,7 @@ def sound(
         return "roots too far apart"
     return "rings too long" if (np.abs(a.modes) > -2 * RINGING * a.modes.real).any() else a
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #ed1015fc
 def label_all(
     circuits: list[Circuit],
     families: list[str],
@@ -196,6 +200,20 @@ POPULATIONS: dict[str, tuple[Callable, dict]] = {  # name -> how to draw, and th
     }),
 }
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #885d6ca1
+def _limits(whole: dict) -> dict[str, tuple[bool, str]]:
+    "For each parameter: is it possible, and what would be."
+    sizes = {"forms": len(FORMS), "fractions": 3, "sections": None, "arm_sizes": 3}
+    shares = {k: whole[k] for k in sizes if k in whole}
+    limits = {k: (abs(sum(v) - 1) < 1e-9 and min(v) >= 0 and sizes[k] in (None, len(v)), f"{sizes[k] or 'some'} shares with the sum 1") for k, v in shares.items()}
+    limits["circuits"] = (whole["circuits"] >= 1, "at least 1")
+    limits["variants"] = (whole.get("variants", 1) in (1, 2), "1 or 2")
+    limits["unseen"] = (0 <= whole.get("unseen", 0) < 1, "a share from 0 to below 1")
+    limits["max_nodes"] = (whole["max_nodes"] >= 3, "at least 3")
+    limits["train_nodes"] = (3 <= whole.get("train_nodes", 3) <= whole["max_nodes"], "from 3 to max_nodes")
+    return limits
+
+# %% ../../../nbs/systems/circuits/06_population.ipynb #f008b7a7
 def complete(
     parameters: dict,  # at least `population`
 ) -> dict:
@@ -212,18 +230,6 @@ def complete(
         if not fits:
             raise ConfigError(f"parameter {name!r} of population {population}", found=whole[name], expected=expected, remedy=f"correct {name}; its default is {defaults[name]}")
     return whole
-
-def _limits(whole: dict) -> dict[str, tuple[bool, str]]:
-    "For each parameter: is it possible, and what would be."
-    sizes = {"forms": len(FORMS), "fractions": 3, "sections": None, "arm_sizes": 3}
-    shares = {k: whole[k] for k in sizes if k in whole}
-    limits = {k: (abs(sum(v) - 1) < 1e-9 and min(v) >= 0 and sizes[k] in (None, len(v)), f"{sizes[k] or 'some'} shares with the sum 1") for k, v in shares.items()}
-    limits["circuits"] = (whole["circuits"] >= 1, "at least 1")
-    limits["variants"] = (whole.get("variants", 1) in (1, 2), "1 or 2")
-    limits["unseen"] = (0 <= whole.get("unseen", 0) < 1, "a share from 0 to below 1")
-    limits["max_nodes"] = (whole["max_nodes"] >= 3, "at least 3")
-    limits["train_nodes"] = (3 <= whole.get("train_nodes", 3) <= whole["max_nodes"], "from 3 to max_nodes")
-    return limits
 
 # %% ../../../nbs/systems/circuits/06_population.ipynb #54ad951e
 ATTEMPTS = 1000  # about 2 of 3 draws are kept; a thousand failures in a row mean impossible parameters
@@ -245,6 +251,7 @@ def draw_at(
         return "mode without decay"
     return family, with_values(parts, rng)
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #63fb67e1
 def examples_at(
     indices: Iterable[int],
     seed: int,
@@ -294,6 +301,7 @@ def to_arrays(
         "content": np.array([content_hash(c) for c in circuits], np.uint64),
     }
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #70cf76da
 def join(
     pieces: list[dict[str, np.ndarray]],  # of consecutive examples
 ) -> dict[str, np.ndarray]:
@@ -307,6 +315,7 @@ def join(
             whole[name] = np.concatenate([p[name] for p in pieces])
     return whole
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #7ca0f3ee
 def generate_block(
     span: tuple[int, int],  # first index, one past the last
     seed: int,
