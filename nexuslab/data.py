@@ -419,14 +419,16 @@ def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, worl
 # %% ../nbs/engine/02_data.ipynb #7ad1c623
 @runtime_checkable
 class Movable(Protocol):
-    "Anything with PyTorch's `to`, such as a tensor or a PyG batch."
+    "Anything with a `to`, such as a PyG batch or a system's own."
 
-    def to(self, device, non_blocking: bool = False): ...
+    def to(self, device): ...
 
 def to_device(batch: Any, device: torch.device) -> Any:
     "The batch on a device, whatever its structure; what cannot move is passed on as it is."
-    if isinstance(batch, Movable):
+    if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if isinstance(batch, Movable):
+        return batch.to(device)
     if isinstance(batch, dict):
         return {k: to_device(v, device) for k, v in batch.items()}
     if isinstance(batch, (list, tuple)):

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'git', 'versions', 'hardware', 'environment', 'Record', 'read_rows', 'latest', 'slug', 'new_folder', 'Run',
            'find_runs', 'config', 'tree', 'root', 'set_status', 'status', 'alive', 'history', 'events', 'evaluation',
            'exclusive', 'request_stop', 'stop_requested', 'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker',
-           'WandbTracker', 'ExperimentTracker', 'runs_table']
+           'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -30,7 +30,7 @@ import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from .config import Config, Track, resolve
+from .config import Config, Track, flatten, resolve
 from .core import RunError, atomic_path, did_you_mean, digest, plain, project_root, read_json, write_json
 from .task import get_task
 
@@ -426,3 +426,15 @@ def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.
             "total": status.get("total_steps"), "best": status.get("best"), "monitor": tree["stop"]["monitor"], "age_minutes": round((time.time() - status.get("updated", 0)) / 60, 1),
         })
     return pd.DataFrame(rows, columns=["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes"])
+
+# %% ../nbs/engine/06_run.ipynb #fb1f05fc
+def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
+    "One column a run: the configuration's keys that differ, then state, best and the split's figures."
+    trees = {r.path.name: flatten(r.tree) for r in runs}
+    keys = [k for k in dict.fromkeys(k for t in trees.values() for k in t) if len({repr(t.get(k)) for t in trees.values()}) > 1]
+    columns = {}
+    for run in runs:
+        status, found = run.status, read_json(run.path / "evaluation.json") if (run.path / "evaluation.json").exists() else {}
+        asked = {k: trees[run.path.name].get(k) for k in keys}
+        columns[run.path.name] = asked | {"state": status.get("state"), "steps": status.get("step"), "best": status.get("best")} | found.get(split, {}).get("figures", {})
+    return pd.DataFrame(columns, dtype=object)

@@ -319,8 +319,8 @@ class HasLatent(ABC):
         "The latent means of a batch, shape (B, D)."
 
     @abstractmethod
-    def labels(self, batch: Any) -> dict[str, np.ndarray]:
-        "What to colour the latent space by: name -> (B,)."
+    def labels(self, source: Source, ids: np.ndarray) -> dict[str, np.ndarray]:
+        "What to colour the latent space by: name -> (B,) for the examples `ids` of a source."
 
 # %% ../nbs/engine/04_task.ipynb #9daef246
 def system_modules() -> dict[str, str]:

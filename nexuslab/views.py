@@ -201,7 +201,7 @@ def encode_split(task: Task, model: nn.Module, cfg: Config, splits: Splits, spli
         for key in eval_keys(source, cfg.loader, {}):
             batch = fetch[key]
             codes.append(task.encode(model, batch, cfg).cpu().numpy())
-            labels.append(task.labels(batch))
+            labels.append(task.labels(source, key.ids))
             if sum(map(len, codes)) >= most:
                 break
     return np.concatenate(codes)[:most], {k: np.concatenate([part[k] for part in labels])[:most] for k in labels[0]}
