@@ -79,8 +79,9 @@ def save_checkpoint(
 ) -> Path:
     "Write `step_<N>/` whole or not at all, and point `last` to it."
     final = folder / f"step_{step:08d}"
-    temporary = folder / f".step_{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = folder / f".step_{step:08d}.tmp", folder / f".step_{step:08d}.old"
+    for rest in (temporary, old):
+        shutil.rmtree(rest, ignore_errors=True)
     tensors, skeleton = pack(state)
     files = {"model.safetensors": tensors_to_bytes(detached(model.state_dict())), "state.safetensors": tensors_to_bytes(tensors), "state.json": json.dumps(skeleton).encode()}
     if eval_weights is not None:
@@ -91,13 +92,15 @@ def save_checkpoint(
         digests = {name: write_synced(temporary / name, data) for name, data in files.items()}
         manifest = {"format": FORMAT, "step": step, **about, "files": digests}
         write_synced(temporary / "manifest.json", json.dumps(plain(manifest), indent=2).encode())
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # saved before at this step: moved aside first, since removing a folder takes a while
+            os.replace(final, old)
         os.replace(temporary, final)
         sync_folder(folder)
+        point(folder, "last", step)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"could not write {final}", found=str(error), expected="a writable disk with enough room", remedy="free some space and resume the run: the checkpoints before this one are whole") from error
-    point(folder, "last", step)
+    shutil.rmtree(old, ignore_errors=True)
     return final
 
 def detached(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -206,6 +209,8 @@ def prune_checkpoints(
     for step in steps_kept(folder):
         if step not in pointed and step not in kept:
             shutil.rmtree(folder / f"step_{step:08d}")
+    for rest in folder.glob(".step_*"):  # of a process that was killed while it wrote
+        shutil.rmtree(rest)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #ef45ced4
 def load(

@@ -242,6 +242,8 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
     cls = type(base)
     dotted: dict[str, Any] = {}
     for name, value in changes.items():
+        if value == {}:  # a section without keys, in a run's own config.yaml
+            continue
         key = full_name(name, cls)
         if key in dotted and dotted[key] != value:
             raise ConfigError(f"{key} is given twice", found=f"{dotted[key]!r} and {value!r}", expected="one value", remedy=f"give either {key} or its short name")

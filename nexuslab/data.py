@@ -398,14 +398,17 @@ def load(
         for step in range(start, stop):
             yield [(key, fetch[key]) for key in plan.micro(step)]
         return
-    loader = DataLoader(
-        fetch, sampler=KeyStream(plan, start, stop), batch_size=None, num_workers=options.num_workers,
-        prefetch_factor=options.prefetch, pin_memory=options.pin_memory,
-        generator=torch.Generator().manual_seed(plan.seed),
-    )
-    batches = iter(loader)
-    for step in range(start, stop):
-        yield [(key, next(batches)) for key in plan.micro(step)]
+    while start < stop:  # once for all epochs, or once an epoch
+        end = stop if options.persistent_workers or not plan.steps_per_epoch else min(stop, (plan.epoch_of(start) + 1) * plan.steps_per_epoch)
+        loader = DataLoader(
+            fetch, sampler=KeyStream(plan, start, end), batch_size=None, num_workers=options.num_workers,
+            prefetch_factor=options.prefetch, pin_memory=options.pin_memory,
+            generator=torch.Generator().manual_seed(plan.seed),
+        )
+        batches = iter(loader)
+        for step in range(start, end):
+            yield [(key, next(batches)) for key in plan.micro(step)]
+        start = end
 
 # %% ../nbs/engine/02_data.ipynb #7b1a33c9
 def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, world: int = 1) -> list[Key]:

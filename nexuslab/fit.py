@@ -8,8 +8,9 @@ __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'pick_devic
            'count', 'cut', 'np_split', 'gradient', 'clip', 'refuse_nonfinite', 'set_rate', 'optimise', 'emit',
            'reduced', 'log_row', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'evaluate_loop', 'judge',
            'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'resumable', 'signals', 'finished',
-           'state_name', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'plan_steps', 'recording', 'Result',
-           'fit', 'start_clock', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude', 'OwnTask']
+           'state_name', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'plan_steps', 'recording', 'close',
+           'append', 'Result', 'fit', 'start_clock', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude',
+           'OwnTask']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -20,6 +21,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +38,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .checkpoint import find_checkpoint, load_weights, newest_sound, point, prune_checkpoints, read_state, read_weights, save_checkpoint, verify_checkpoint
 from .config import Compute, Config, difference, validated
-from .core import CheckpointError, ConfigError, TrainingError, digest, mix
+from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
 from .data import Fetch, Key, Plan, Source, Splits, Tensors, eval_keys, load, to_device
 from .metrics import Averages, Part
 from .optim import Plateau, learning_rate, make_optimizer
-from .run import ExperimentTracker, Record, Run, Tracker
+from .run import ExperimentTracker, NoTracker, Record, Run, Tracker
 from .task import At, StepOut, Task, Updater
 
 # %% ../nbs/engine/08_fit.ipynb #91e15933
@@ -108,7 +110,11 @@ class Mirror(Listener):
         tracker.log_params(cfg.flat())
 
     def on_row(self, snapshot):
-        self.tracker.log_metrics(snapshot.scalars, step=snapshot.step)
+        try:
+            self.tracker.log_metrics(snapshot.scalars, step=snapshot.step)
+        except Exception as error:  # whatever a tracker's library raises: a mirror never ends a run
+            warnings.warn(f"a tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on without it", stacklevel=2)
+            self.tracker = NoTracker()
 
     def close(self):
         self.tracker.finish()
@@ -124,7 +130,8 @@ class Console(Listener):
         if not snapshot.evaluated:
             return
         s = snapshot.scalars
-        parts = " ".join(f"{k.removeprefix('val/')} {v:.4g}" for k, v in s.items() if k.startswith("val/") and k != "val/loss")
+        named = [(k.removeprefix("val/"), v) for k, v in s.items() if k.startswith("val/") and k != "val/loss"]
+        parts = " ".join(f"{k} {v:.4g}" for k, v in (named if len(named) <= 6 else named[:3] + named[-3:]))
         self.write(
             f"epoch {snapshot.epoch:g} step {snapshot.step}/{snapshot.total_steps} ({snapshot.step / snapshot.total_steps:.0%}) | "
             f"train {s.get('train/loss', math.nan):.4g} val {s['val/loss']:.4g} | {parts + ' | ' if parts else ''}"
@@ -254,13 +261,14 @@ def np_split(ids, parts: int) -> list:
 
 def gradient(loop: Loop, micro: list[tuple[Key, Any]]) -> StepOut:
     "The gradient of a step; on exhausted memory it is tried in smaller pieces, or refused with numbers."
+    counted = len(loop.window._pending)
     while True:
         try:
             return forward_backward(loop, cut(loop, micro), where(loop))
         except torch.OutOfMemoryError as error:
             largest = max(len(k.ids) for k, _ in micro)
             loop.optimizer.zero_grad(set_to_none=True)
-            loop.window._pending.clear()
+            del loop.window._pending[counted:]
             if not loop.cfg.guard.halve_on_oom or loop.progress.split >= largest:
                 held = f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB held" if loop.device.type == "cuda" else str(error)[:80]
                 advice = f"batch_size {max(1, largest // 2)} with optim.accumulate {loop.cfg.optim.accumulate * 2} gives the same gradient; or guard.halve_on_oom=true, precision bf16, compute.gradient_checkpointing=true"
@@ -302,7 +310,7 @@ def refuse_nonfinite(loop: Loop, micro: list[tuple[Key, Any]]) -> None:
 # %% ../nbs/engine/08_fit.ipynb #a3b7ac28
 def set_rate(loop: Loop) -> float:
     "Set and return the learning rate of the step at hand."
-    rate = learning_rate(loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.plan.steps_per_epoch, loop.plateau.factor)
+    rate = learning_rate(loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor)
     for group in loop.optimizer.param_groups:
         group["lr"] = rate
     return rate
@@ -656,16 +664,16 @@ def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Itera
     attempt = run.status.get("attempt", -1) + 1
     backends = [b for b, on in (("wandb", track.wandb), ("tensorboard", track.tensorboard)) if on]
     if loop.rank == 0:
-        loop.record = Record(run.path / "metrics.jsonl", attempt)
-        (run.path / "stop").unlink(missing_ok=True)
         run.set_status(
             state="running", attempt=attempt, pid=os.getpid(), process_started=psutil.Process().create_time(), host=socket.gethostname(), started=time.time(),
             total_steps=loop.total_steps, step=loop.progress.step, best=loop.progress.best, parameters=sum(p.numel() for p in loop.model.parameters()),
         )
+        loop.record = Record(run.path / "metrics.jsonl", attempt)
+        (run.path / "stop").unlink(missing_ok=True)
         run.write_text("config.yaml", loop.cfg.yaml())
         emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint)
         mirrors = [Mirror(ExperimentTracker(b, track.project, loop.cfg.name or run.path.name, run.path, track), loop.cfg) for b in backends]
-        loop.listeners = [*listeners, *mirrors]
+        loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line)), *mirrors]
     try:
         yield
         state, reason = state_name(loop.reason), loop.reason
@@ -674,11 +682,28 @@ def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Itera
         raise
     finally:
         if loop.rank == 0:
+            close(loop, state, reason)
+
+# %% ../nbs/engine/08_fit.ipynb #5a9e3822
+def close(loop: Loop, state: str, reason: str) -> None:
+    "Leave the last words and close everything; after a failure, as far as the disk takes them."
+    lenient = contextlib.suppress(OSError, NexusError) if state == "failed" else contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        stack.callback(loop.record.close)
+        for listener in loop.listeners:
+            stack.callback(listener.close)
+        with lenient:
             emit(loop, "end", reason=reason)
-            run.set_status(state=state, reason=reason, step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, best_step=loop.progress.best_step)
-            for listener in loop.listeners:
-                listener.close()
-            loop.record.close()
+        with lenient:
+            loop.run.set_status(state=state, reason=reason, step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, best_step=loop.progress.best_step)
+
+def append(path: Path, line: str) -> None:
+    "Add a line to a text file."
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write {path}", found=str(error), expected="a writable disk with enough room", remedy="free some space and resume the run") from error
 
 # %% ../nbs/engine/08_fit.ipynb #85444c61
 @dataclass(frozen=True)
@@ -747,7 +772,7 @@ def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]]:
 
 def log_evaluate_save(loop: Loop, scalars: dict[str, float]) -> None:
     "What is due after a step."
-    step, every = loop.progress.step, loop.cfg.checkpoint
+    step, every, best = loop.progress.step, loop.cfg.checkpoint, False
     final = step == loop.total_steps
     if step % (every.eval_every * loop.unit) == 0 or final:
         loop.metrics, loop.evaluated_at = evaluate_loop(loop), step
@@ -756,13 +781,12 @@ def log_evaluate_save(loop: Loop, scalars: dict[str, float]) -> None:
         watch_overfit(loop, loop.metrics)
         if best:
             emit(loop, "best", value=loop.progress.best)
-            save(loop, best=True)
     elif step % (1 if loop.cfg.debug else loop.cfg.track.log_every) == 0:
         log_row(loop, scalars)
     periodic = every.save_every and not every.best_only and step % (every.save_every * loop.unit) == 0
     overdue = every.save_minutes and time.perf_counter() - loop.clock["save"] > 60 * every.save_minutes
-    if periodic or overdue or (final and loop.saved_at != step):
-        save(loop, periodic=bool(periodic), best=loop.saved_at == step == loop.progress.best_step)
+    if best or periodic or overdue or final:
+        save(loop, periodic=bool(periodic), best=best)
 
 def conclude(loop: Loop) -> Result:
     "The result, with the best weights if so configured."

@@ -83,17 +83,21 @@ class Record:
         self.path, self.attempt = path, attempt
         try:
             torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-            self.file = open(path, "a", encoding="utf-8")
+            self.file = open(path, "ab", buffering=0)
         except OSError as error:
             raise RunError(f"cannot write {path}", found=str(error), expected="a run directory that can be written", remedy="check permissions and free space, or start a new run") from None
-        if torn:
-            self.file.write("\n")
+        self.torn = torn  # whether the last line has no end
 
     def write(self, step: int, epoch: float, row: dict[str, Any]) -> None:
-        "Append a row and flush it."
+        "Append a row, at once."
         line = {"step": step, "epoch": round(epoch, 6), "time": round(time.time(), 3), "attempt": self.attempt} | row
-        self.file.write(json.dumps(plain(line)) + "\n")
-        self.file.flush()
+        data = b"\n" * self.torn + json.dumps(plain(line)).encode() + b"\n"
+        try:
+            self.torn = self.file.write(data) != len(data)
+            if self.torn:
+                raise OSError("the disk took only a part of the row")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}", found=str(error), expected="a writable disk with enough room", remedy="free some space and resume the run") from error
 
     def close(self) -> None:
         "Close the file."

@@ -1,0 +1,218 @@
+"""The jobs as people start them: papermill on a terminal, redirected, piped; the command; every job on every system."""
+import hashlib
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nexuslab.config import Config, SHORT
+from nexuslab.core import NexusError
+from nexuslab.jobs import INJECTED, begin, job_notebooks, main, parameters_of, run_job
+from nexuslab.run import Run, find_runs
+from nexuslab.task import list_tasks
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+SMOKE = ["-p", "preset", "smoke", "-p", "system", "toy_graphs", "-p", "epochs", "1"]
+
+
+def fingerprint() -> str:
+    return hashlib.sha256((ROOT / "nbs" / "03_train.ipynb").read_bytes()).hexdigest()
+
+
+def whole(home: Path) -> Run:
+    """The one run under `home`, with every part of its record."""
+    [run] = find_runs(home)
+    assert run.status["state"] == "finished"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "report.ipynb", "log.txt"):
+        assert (run.path / name).stat().st_size > 0, name
+    report = json.loads((run.path / "report.ipynb").read_text())
+    assert str(run.path) in json.dumps(report["cells"][-1]["outputs"])
+    assert {"loss", "auroc"} <= run.evaluation["test"]["figures"].keys()
+    return run
+
+
+def on_a_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
+    """Run a command with a pseudo-terminal as its standard input, output and error."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        os.execv(command[0], command)
+    text, deadline = b"", time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                data = os.read(terminal, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            text += data
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text.decode(errors="replace")
+
+
+@pytest.mark.parametrize("place", ["root", "nbs"])
+def test_papermill_on_a_terminal(home, place):
+    before = fingerprint()
+    cwd, notebook = (ROOT, "nbs/03_train.ipynb") if place == "root" else (ROOT / "nbs", "03_train.ipynb")
+    code, text = on_a_terminal([str(BIN / "papermill"), notebook, *SMOKE], cwd)
+    assert code == 0, text[-3000:]
+    assert whole(home).tree["budget"]["epochs"] == 1 and fingerprint() == before
+
+
+@pytest.mark.parametrize("how", ["redirected", "piped"])
+def test_papermill_off_a_terminal(home, how, tmp_path):
+    before = fingerprint()
+    stdin = subprocess.PIPE if how == "piped" else subprocess.DEVNULL
+    with open(tmp_path / "out.txt", "w") as out:
+        done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", *SMOKE], cwd=ROOT, stdin=stdin, stdout=out, stderr=subprocess.STDOUT, timeout=180)
+    assert done.returncode == 0, (tmp_path / "out.txt").read_text()[-3000:]
+    whole(home)
+    assert fingerprint() == before and "cells" not in (tmp_path / "out.txt").read_text()
+
+
+def test_explicit_output_is_respected(home, tmp_path):
+    out = tmp_path / "mine.ipynb"
+    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", str(out), *SMOKE], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and out.exists(), done.stderr[-3000:]
+    assert len(find_runs(home)) == 1
+
+
+def test_unknown_parameter_stops_before_any_work(home):
+    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", "-p", "epohcs", "200"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0 and "did you mean epochs?" in done.stderr
+    assert not find_runs(home) and not (home / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epohcs", "3"], "did you mean epochs"),
+        (["trian"], "did you mean train?"),
+        (["train", "-o", "model.hidden"], "key=value"),
+        (["train", "--system", "circuit"], "did you mean circuits?"),  # found inside the job
+    ],
+)
+def test_the_command_refuses_bad_input(home, arguments, words, capfd):
+    try:
+        code = main(arguments)
+    except SystemExit as refused:
+        code = refused.code
+    captured = capfd.readouterr()
+    assert code != 0 and words in captured.err + captured.out
+    assert not find_runs(home)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"system": "circuit"}, "did you mean circuits?"),
+        ({"preset": "bsae"}, "did you mean base?"),
+        ({"epochs": -3}, "budget.epochs"),
+        ({"epochs": "many"}, "budget.epochs"),
+        ({"epochs": 3, "steps": 10}, "one of them"),
+        ({"overrides": {"model.hiden": 3}}, "did you mean model.hidden?"),
+        ({"overrides": {"grad_clip_norm": 3}}, "it is called optim.clip here"),
+        ({"overrides": "seed"}, "key=value"),
+        ({"resume": "nothing"}, "run 'nothing'"),
+        ({"config": "nothing.yaml"}, "configuration file"),
+    ],
+)
+def test_a_job_refuses_bad_input_before_any_work(home, given, words):
+    defaults = {name: default for name, (default, _) in parameters_of(job_notebooks()["train"]).items()}
+    with pytest.raises(NexusError, match=re.escape(words)):
+        begin(defaults | given)
+    assert not find_runs(home) and not (home / "data").exists()
+
+
+def test_every_job_declares_its_parameters():
+    jobs = job_notebooks()
+    assert list(jobs) == ["prepare", "inspect", "train", "evaluate", "tune", "sample", "analyse", "compare"]
+    for verb, path in jobs.items():
+        assert len(parameters_of(path)) >= 2, verb
+    train = set(parameters_of(jobs["train"]))
+    known = "system preset config name epochs steps batch_size lr scheduler seed device precision data_path resume init_from early_stopping patience restore_best debug wandb tensorboard processes overrides"
+    assert set(known.split()) <= train
+    assert not INJECTED & train and all(name in SHORT or name in Config.model_fields for name in train - {"config", "resume", "overrides"})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """For each system a smoke run made by the command, once."""
+    made = {}
+
+    def make(system: str) -> Path:
+        if system not in made:
+            home = tmp_path_factory.mktemp(system)
+            environment = os.environ | {"NEXUSLAB_HOME": str(home)}
+            done = subprocess.run([BIN / "nexuslab", "train", "--system", system, "--preset", "smoke"], env=environment, capture_output=True, text=True, timeout=300, cwd=home)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert Path(done.stdout.strip().splitlines()[-1]) == find_runs(home)[0].path  # the last line is the run directory
+            assert "val " in done.stdout and "new best" in done.stdout
+            made[system] = home
+        return made[system]
+
+    return make
+
+
+@pytest.mark.parametrize("system", list_tasks())
+@pytest.mark.xdist_group("jobs")
+def test_every_job_on_every_system(system, trained, monkeypatch):
+    home = trained(system)
+    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+    monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
+    [run] = find_runs(home)
+    best = run.history()["val/loss"].min()
+    assert run.status["best"] == best
+    run_job("prepare", {"system": system, "preset": "smoke"}, quiet=True)
+    assert list((home / "data" / system).glob("*.report.ipynb"))
+    run_job("inspect", {"system": system, "preset": "smoke", "steps": 40, "largest": 8}, quiet=True)
+    figures = run.evaluation["test"]["figures"]
+    run_job("evaluate", {"run": "last", "split": "val"}, quiet=True)
+    assert abs(run.evaluation["val"]["figures"]["loss"] - best) < 1e-5 * abs(best) and run.evaluation["test"]["figures"] == figures
+    assert run.evaluation["test"]["baselines"]
+    inputs = [[1, 2, 3], [5, 7, 9]] if system == "toy_tokens" else None
+    if system in ("toy_tokens", "toy_graphs", "circuits"):
+        run_job("sample", {"run": run.path.name, "n": 5, "inputs": inputs}, quiet=True)
+        assert inputs or list((run.path / "samples").glob("5-*.h5"))
+    run_job("analyse", {"run": "last"}, quiet=True)
+    assert list((run.path / "figures").iterdir())
+    run_job("compare", {"runs": [run.path.name]}, quiet=True)
+    assert (home / "runs" / ".compare" / "comparison.csv").exists()
+
+
+@pytest.mark.xdist_group("jobs")
+def test_tuning_job_and_its_best_configuration(trained, monkeypatch):
+    home = trained("toy_graphs")
+    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+    monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
+    run_job("tune", {"system": "toy_graphs", "preset": "smoke", "trials": 3, "study_name": "three"}, quiet=True)
+    best = home / "runs" / ".studies" / "three" / "best_config.yaml"
+    found = yaml.safe_load(best.read_text())
+    assert 1e-3 <= found["optim"]["lr"] <= 3e-2
+    run_job("train", {"system": "toy_graphs", "config": str(best), "name": "chosen"}, quiet=True)
+    assert Run.open("chosen", home).tree["optim"]["lr"] == found["optim"]["lr"]
+
+
+def test_a_finished_run_is_extended_by_the_command(trained, monkeypatch):
+    home = trained("toy_graphs")
+    environment = os.environ | {"NEXUSLAB_HOME": str(home)}
+    run = find_runs(home)[0]
+    done = subprocess.run([BIN / "nexuslab", "train", "--resume", run.path.name, "--epochs", "4"], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run.status["epoch"] == 4 and run.status["attempt"] == 1
+
+
+def test_dry_run_builds_no_run(home, capfd):
+    assert main(["train", "--system", "toy_graphs", "--preset", "smoke", "--dry-run"]) == 0
+    text = capfd.readouterr().out
+    assert "parameters:" in text and "time: about" in text and yaml.safe_load(text.split("parameters: ")[0])["system"] == "toy_graphs"
+    assert not find_runs(home)
