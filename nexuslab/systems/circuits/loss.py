@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .model import CircuitVAE, Batch, Output, RootGuess, Roots, slot_of
+from nexuslab.systems.circuits.model import (
+    Batch,
+    CircuitVAE,
+    Output,
+    RootGuess,
+    Roots,
+    slot_of,
+)
 
 # %% ../../../nbs/systems/circuits/03_loss.ipynb #2de8f472
 def slot_targets(

@@ -18,7 +18,19 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from ...core import DataError
-from .analysis import GROUND, INPUT, OUTPUT, Circuit, analyse, canonical, count_roots, decays, merge, same_graph, topology_hash
+from nexuslab.systems.circuits.analysis import (
+    GROUND,
+    INPUT,
+    OUTPUT,
+    Circuit,
+    analyse,
+    canonical,
+    count_roots,
+    decays,
+    merge,
+    same_graph,
+    topology_hash,
+)
 from .data import circuit_at
 from .model import Batch, CircuitVAE, Flat, collate
 
