@@ -45,7 +45,7 @@ lab: install         ## JupyterLab on the tour, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/00_tour.ipynb
 
 docs: install        ## the documentation site, in _docs/
-	$(BIN)/python tests/build_docs.py
+	$(BIN)/python docs/build.py
 
 bench: install       ## figures of speed and memory
 	$(BIN)/python -m pytest tests/benchmarks -q -s --benchmark-enable

@@ -1,0 +1,141 @@
+"""From an executed notebook to a page: nbdev's directives obeyed, names linked to the reference, machine paths made relative."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+from execnb.nbio import dict2nb
+from nbdev.process import NBProcessor
+from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
+from nbformat import NotebookNode
+
+from api import Entry, Module
+from execution import HOME, ROOT, TREE
+
+PROCESSORS = [strip_ansi, hide_line, filter_stream_, clean_magics, rm_header_dash, hide_]
+SPAN = re.compile(r"(?<![`\[])`([A-Za-z_][\w./]*)(\(\))?`(?!`|\])")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+\.ipynb)(#[^)]*)?\)")
+
+
+class Names:
+    """What a code span may mean: a public name of the package, or a notebook."""
+
+    def __init__(self, modules: list[Module], chapters: list[str]):
+        every = [e for m in modules for e in [*m.entries, *(x for e in m.entries for x in e.members)]]
+        self.by_name: dict[str, list[Entry]] = {}
+        for entry in every:
+            self.by_name.setdefault(entry.name, []).append(entry)
+        self.chapters = {c.rpartition("/")[2]: c for c in chapters if sum(o.rpartition("/")[2] == c.rpartition("/")[2] for o in chapters) == 1} | {c: c for c in chapters}
+        self.modules = {m.name for m in modules}
+
+    def meaning(self, word: str, chapter: str) -> Entry | None:
+        """The entry that a word in a chapter means, when there is no doubt."""
+        found = self.by_name.get(word, [])
+        own = [e for e in found if e.place and e.place[0] == chapter]
+        telling = len(word) > 3 and ("_" in word or "." in word or word != word.lower()) or word in ("fit", "evaluate", "resolve", "predict")
+        if own:
+            return own[0]
+        return found[0] if len(found) == 1 and telling else None
+
+    def link(self, match: re.Match, chapter: str) -> str:
+        """A code span, as a link when it names something."""
+        word = match[1].removesuffix(".ipynb").removeprefix("nbs/")
+        if word in self.chapters and word[:2].isdigit() | ("/" in word):
+            return f"[`{match[1]}`](/{page_of(self.chapters[word])}.ipynb)"
+        entry = self.meaning(match[1], chapter)
+        return f"{{py:obj}}`{match[1]}{match[2] or ''} <{entry.full}>`" if entry else match[0]
+
+
+def page_of(chapter: str) -> str:
+    """The page of a notebook: the map has another name than the site's first page."""
+    return "map" if chapter == "index" else chapter
+
+
+def outside_code(text: str, change) -> str:
+    """Apply a change to Markdown, but not inside fences and equations."""
+    parts = re.split(r"(```.*?```|\$\$.*?\$\$|^(?: {4}|\t).*?$)", text, flags=re.S | re.M)
+    return "".join(p if i % 2 else change(p) for i, p in enumerate(parts))
+
+
+def local_link(match: re.Match, chapter: str, chapters: set[str]) -> str:
+    """A link between notebooks, as a link between pages."""
+    target = Path(chapter).parent.joinpath(match[2])
+    parts: list[str] = []
+    for part in target.parts:
+        parts = parts[:-1] if part == ".." else [*parts, part]
+    name = "/".join(parts).removesuffix(".ipynb").removeprefix("nbs/")
+    if name not in chapters:
+        raise ValueError(f"{chapter} links to {match[2]}, which is no notebook here")
+    return f"[{match[1]}](/{page_of(name)}.ipynb)"
+
+
+def markdown(text: str, chapter: str, names: Names, chapters: set[str], doc_host: str) -> str:
+    """A Markdown cell with its links."""
+    text = re.sub(re.escape(doc_host) + r"/([\w/.-]+?)\.html", lambda m: f"/{m[1]}.ipynb", text)
+    text = outside_code(text, lambda t: LINK.sub(lambda m: local_link(m, chapter, chapters), t))
+    return outside_code(text, lambda t: "\n".join(line if line.startswith("#") else SPAN.sub(lambda m: names.link(m, chapter), line) for line in t.split("\n")))
+
+
+def relative(value):
+    """Outputs without the folders of the machine that made them."""
+    if isinstance(value, str):
+        for folder in (HOME, TREE):
+            value = value.replace(f"{folder}/", "").replace(str(folder), ".")
+        return value.replace(str(ROOT), "nexuslab")
+    if isinstance(value, list):
+        return [relative(v) for v in value]
+    return {k: relative(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def only_imports(source: str) -> bool:
+    """Whether a cell holds imports and nothing else."""
+    text = re.sub(r"\([^)]*\)", "()", source)
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return bool(lines) and all(re.match(r"(from\s+\S+\s+)?import\b", line) for line in lines)
+
+
+def anchors(cell: NotebookNode, names: Names, chapter: str) -> NotebookNode:
+    """What stands before an exported cell: the place the reference points to, and the way there."""
+    defined = re.findall(r"^(?:class|def)\s+([A-Za-z]\w*)", cell.source, re.M)
+    entries = [e for d in defined for e in names.by_name.get(d, []) + [x for k, v in names.by_name.items() if k.endswith(f".{d}") for x in v] if e.place == (chapter, cell.id)]
+    links = " ".join(f"{{py:obj}}`{e.name} <{e.full}>`" for e in dict.fromkeys(e.full for e in entries) and {e.full: e for e in entries}.values())
+    text = f'<span id="cell-{cell.id}" class="cell-anchor"></span>\n'
+    return nbformat.v4.new_markdown_cell(text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60])
+
+
+def code_cell(cell: NotebookNode, directives: dict) -> NotebookNode | None:
+    """A code cell as it is shown; None for one that is not."""
+    if not cell.source.strip() or "default_exp" in directives and not cell.source.strip():
+        return None
+    metadata = {}
+    if only_imports(cell.source):
+        metadata = {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}}
+    shown = nbformat.v4.new_code_cell(cell.source, id=cell.id, metadata=metadata, execution_count=None)
+    shown.outputs = [nbformat.from_dict(relative(o)) for o in cell.get("outputs", []) if o.output_type != "error"]
+    return shown
+
+
+def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[str], doc_host: str) -> NotebookNode:
+    """The page of a notebook."""
+    processed = NBProcessor(nb=dict2nb(json.loads(nbformat.writes(notebook))), procs=PROCESSORS, rm_directives=True)
+    processed.process()
+    cells: list[NotebookNode] = []
+    for cell in processed.nb.cells:
+        directives = cell.get("directives_", {})
+        if cell.cell_type == "markdown":
+            cells.append(nbformat.v4.new_markdown_cell(markdown(cell.source, chapter, names, chapters, doc_host), id=cell.id))
+        elif cell.cell_type == "code" and (shown := code_cell(cell, directives)) is not None:
+            exported = any(str(d).startswith("export") for d in directives)
+            cells += [anchors(shown, names, chapter)] if exported else []
+            cells.append(shown)
+    heading = cells[0].source.lstrip() if cells else ""
+    if not heading.startswith("# "):
+        raise ValueError(f"{chapter}: the first cell must be `# Title` and a line that begins with `>`")
+    page = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}})
+    return page
+
+
+def title_of(notebook: NotebookNode) -> tuple[str, str]:
+    """Title and summary from the first cell."""
+    lines = notebook.cells[0].source.splitlines()
+    return lines[0].lstrip("# ").strip(), next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), "")

@@ -1,0 +1,275 @@
+"""The documentation site: built without a warning, whole, self-contained, and read in a real browser."""
+import functools
+import http.server
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARTEFACTS = Path(__file__).parent / "artefacts"
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+STILL_TO_COME = {"collatz", "lattice", "icecube", "language"}  # may only shrink
+
+sys.path.insert(0, str(ROOT / "docs"))
+docs = pytest.importorskip("build", reason="the documentation tools are not installed")
+import api  # noqa: E402  the path is set above
+import coming_from  # noqa: E402
+import execution  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("docs")
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The site, with the outputs that the cache or the notebooks hold: executing them is the job of `make docs`."""
+    folder = execution.WORK / "test_site"
+    shutil.rmtree(folder, ignore_errors=True)
+    docs.build(folder, stored=True)
+    return folder
+
+
+def pages(site: Path) -> dict[str, str]:
+    """Page -> its HTML."""
+    found = {p.relative_to(site).as_posix(): p.read_text(encoding="utf-8") for p in site.rglob("*.html")}
+    assert len(found) > 30
+    return found
+
+
+def test_every_chapter_is_a_page_and_listed(site):
+    chapters = [c.name for c in execution.find_chapters()]
+    assert len(chapters) >= 20
+    listed = (site / "index.html").read_text(encoding="utf-8")
+    below = {f: (site / f / "index.html").read_text(encoding="utf-8") for f in {c.rpartition("/")[0] for c in chapters} - {""}}
+    for chapter in chapters:
+        name = docs.page_of(chapter)
+        assert (site / f"{name}.html").is_file(), chapter
+        folder, _, last = name.rpartition("/")
+        assert last == "index" or f'href="{last}.html"' in (below[folder] if folder else listed), f"{chapter} is not listed"
+    for page in ("coming_from", "troubleshooting", "sixth_system", "api/index", "api/configuration", "search"):
+        assert (site / f"{page}.html").is_file(), page
+
+
+def test_first_page_says_what_it_is(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert 'class="flow"' in text and text.count("figure-card") >= 4 and "papermill nbs/03_train.ipynb" in text
+    assert text.index("systems/circuits/index.html") < text.index("engine/index.html", text.index("toctree-l1"))
+
+
+def test_pages_fetch_nothing(site):
+    loaded = re.compile(r"<(?:script|img|iframe|source|video|audio|embed|object|link)\b[^>]*?\b(?:src|href|data|srcset)=[\"']([^\"']+)[\"'][^>]*>", re.I)
+    for name, text in pages(site).items():
+        outside = [u for u in loaded.findall(text) if re.match(r"(?:https?:)?//", u)]
+        assert not outside, f"{name} loads {outside}"
+        assert "require.js" not in text and "mathjax" not in text.lower(), name
+    sheets = [p for p in site.rglob("*.css")]
+    assert sheets
+    for sheet in sheets:
+        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
+
+
+def test_links_lead_somewhere(site):
+    texts = pages(site)
+    ids = {name: set(re.findall(r"\bid=[\"']([^\"']+)[\"']", text)) for name, text in texts.items()}
+    checked = 0
+    for name, text in texts.items():
+        for link in map(unescape, re.findall(r"<a\b[^>]*?\bhref=[\"']([^\"']+)[\"']", text)):
+            url = urlparse(link)
+            if url.scheme or url.netloc:
+                continue
+            target = os.path.normpath(os.path.join(os.path.dirname(name), unquote(url.path))) if url.path else name
+            assert (site / target).exists(), f"{name}: {link}"
+            if url.fragment and target in ids:
+                assert unquote(url.fragment) in ids[target], f"{name}: {link}"
+            checked += 1
+    assert checked > 1000
+
+
+def test_reference_holds_every_public_name(site):
+    modules = api.read_package(execution.find_modules())
+    texts = pages(site)
+    entries = [e for m in modules for e in m.entries]
+    assert len(entries) > 150
+    for entry in entries:
+        assert f'id="{entry.full}"' in texts[f"api/{entry.module}.html"], entry.full
+    data = texts["api/nexuslab.data.html"]
+    assert "(B,) int64: which examples" in data and "engine/02_data.html#cell-" in data
+
+
+def test_maths_is_written_out(site):
+    assert "<math" in (site / "systems/circuits/03_loss.html").read_text(encoding="utf-8")
+    assert all("$$" not in re.sub(r"<(pre|script|code)\b.*?</\1>", "", t, flags=re.S) for t in pages(site).values())
+
+
+def test_every_term_of_the_guides_has_a_place():
+    told = coming_from.read()
+    assert set(told["still_to_come"]) <= STILL_TO_COME
+    assert {g["system"] for g in told["guides"]} == {"circuits"} | STILL_TO_COME
+    assert sum(len(g["terms"]) for g in told["guides"]) > 300
+    assert coming_from.problems() == []
+
+
+def test_a_term_without_a_place_is_found(monkeypatch):
+    told = coming_from.read()
+    guides = [{"system": "circuits", "title": "", "terms": [["option", "--x", "option:train.x", ""], ["class", "X", "name:nexuslab.fit.X", ""], ["class", "Y", "in:circuits/Y", ""], ["key", "z", "key:optim.z", ""]]}]
+    monkeypatch.setattr(coming_from, "read", lambda: told | {"guides": guides, "still_to_come": ["circuits"]})
+    assert coming_from.problems()[0] == "circuits is here: take it off still_to_come"
+    monkeypatch.setattr(coming_from, "read", lambda: told | {"guides": guides})
+    assert len(coming_from.problems()) == 4
+
+
+def test_every_remedy_exists():
+    assert sum(len(s["rows"]) for s in coming_from.remedies()) > 20
+    assert coming_from.unknown_remedies() == []
+
+
+def test_the_sixth_system_trains_and_keeps_the_contract(tmp_path):
+    text = (ROOT / "docs" / "pages" / "sixth_system.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    assert len(blocks) >= 7
+    (tmp_path / "bumps.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    announced = tmp_path / "bumps-1.0.dist-info"
+    announced.mkdir()
+    (announced / "METADATA").write_text("Metadata-Version: 2.1\nName: bumps\nVersion: 1.0\n", encoding="utf-8")
+    (announced / "entry_points.txt").write_text("[nexuslab.systems]\nbumps = bumps\n", encoding="utf-8")
+    home = tmp_path / "home"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment.pop("NEXUSLAB_REPORT", None)
+    proof = subprocess.run([sys.executable, "bumps.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert proof.returncode == 0 and "resume_is_exact" in proof.stdout, proof.stderr[-2000:]
+    trained = subprocess.run([sys.executable, "-m", "nexuslab", "train", "--system", "bumps", "--preset", "smoke"] if importlib.util.find_spec("nexuslab.__main__") else [str(Path(sys.executable).parent / "nexuslab"), "train", "--system", "bumps", "--preset", "smoke"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    run = Path(trained.stdout.strip().splitlines()[-1])
+    assert run.parent == home / "runs" / "bumps" and (run / "evaluation.json").is_file()
+
+
+def test_a_change_makes_outputs_stale(tmp_path):
+    for part in ("nbs/engine", "nexuslab"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    before = execution.keys_of(tmp_path)
+    module = tmp_path / "nexuslab" / "metrics.py"
+    module.write_text(module.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    after = execution.keys_of(tmp_path)
+    assert before["engine/00_core"] == after["engine/00_core"] and before["engine/08_fit"] != after["engine/08_fit"]
+    with pytest.raises(execution.StaleError, match="make docs"):
+        execution.outputs_of({"engine/08_fit": "0" * 20})
+
+
+def test_a_site_that_shows_old_outputs_is_refused(tmp_path):
+    (tmp_path / "outputs.json").write_text('{"engine/00_core": "an older key"}', encoding="utf-8")
+    with pytest.raises(execution.StaleError, match="engine/00_core"):
+        execution.check_fresh(tmp_path)
+
+
+def test_a_warning_fails_the_build(tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "index.md").write_text("# Title\n\n[nowhere](nothing.md) and $\\nosuchcommand{x}$\n", encoding="utf-8")
+    monkeypatch.setattr(docs, "SOURCE", tmp_path / "source")
+    monkeypatch.setattr(docs, "WORK", tmp_path)
+    with pytest.raises(execution.StaleError, match="nothing.md"):
+        docs.sphinx(tmp_path / "site")
+
+
+# --- in a browser
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The site, served on loopback."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no Chromium at {CHROMIUM}")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def watched(browser, address):
+    """A function that opens a window; afterwards no window may have left the machine or complained."""
+    windows, requests, complaints = [], [], []
+
+    def opened(width: int = 1400, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        page.on("request", lambda r: requests.append(r.url))
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        windows.append(context)
+        return page
+
+    yield opened
+    for context in windows:
+        context.close()
+    assert requests and all(u.startswith((address, "data:", "blob:")) for u in requests), [u for u in requests if not u.startswith(address)]
+    assert not complaints, complaints
+
+
+SEEN = ["index", "engine/08_fit", "systems/circuits/03_loss", "api/nexuslab.data", "coming_from", "03_train", "troubleshooting"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pages_are_readable(watched, address, width, scheme):
+    ARTEFACTS.mkdir(exist_ok=True)
+    (ARTEFACTS / ".gitignore").write_text("*\n", encoding="utf-8")
+    page = watched(width, scheme)
+    for name in SEEN:
+        page.goto(f"{address}/{name}.html", wait_until="load")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width + 1, f"{name} is {wide} wide in a window of {width}"
+        size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('article p, article')).fontSize)")
+        assert size >= 12, f"{name}: letters of {size} px"
+        light = page.evaluate("(() => { const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number); return (r + g + b) / 3 })()")
+        assert (light > 128) == (scheme == "light"), f"{name}: background {light} in {scheme}"
+        page.screenshot(path=ARTEFACTS / f"docs-{name.replace('/', '-')}-{width}-{scheme}.png", full_page=False)
+
+
+def test_search_finds_a_name(watched, address):
+    page = watched()
+    page.goto(f"{address}/index.html")
+    page.fill("input[name=q]", "early stopping")
+    page.press("input[name=q]", "Enter")
+    page.wait_for_selector("#search-results ul.search li a")
+    page.screenshot(path=ARTEFACTS / "docs-search.png")
+    page.goto(f"{address}/search.html?q=evaluation_table")
+    page.wait_for_selector("#search-results ul.search li a")
+    assert "evaluation_table" in page.inner_text("#search-results")
+
+
+def test_cross_links_lead_there_and_back(watched, address):
+    page = watched()
+    page.goto(f"{address}/engine/08_fit.html")
+    link = page.locator(".api-links a", has_text="Snapshot").first
+    link.click()
+    page.wait_for_url("**/api/nexuslab.fit.html#nexuslab.fit.Snapshot")
+    page.locator("dt[id='nexuslab.fit.Snapshot'] + dd .explained a").click()
+    page.wait_for_url("**/engine/08_fit.html#cell-*")
+    page.goto(f"{address}/index.html")
+    page.locator("a", has_text="Start here").click()
+    page.wait_for_load_state()
+    assert page.locator("article h1").count() == 1
