@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SHELL_NAMES', 'INJECTED', 'COMMANDS', 'job_notebooks', 'parameters_of', 'given_parameters', 'parse_changes',
            'as_overrides', 'positions_of_paths', 'completed', 'new_report', 'report_files', 'announce', 'RunStore',
-           'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run', 'runs_command', 'main']
+           'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run', 'runs_command',
+           'reproduce_command', 'main']
 
 # %% ../nbs/engine/14_jobs.ipynb #978e8d44
 import argparse
@@ -272,8 +273,22 @@ def runs_command(arguments: list[str]) -> None:
     print(f"run: {run.path}\nstate: {run.status['state']} ({run.status.get('reason')})")
     print(evaluation_table(run).to_string(float_format=lambda v: f"{v:.4g}", na_rep="") if (run.path / "evaluation.json").exists() else "not evaluated yet")
 
+# %% ../nbs/engine/14_jobs.ipynb #4c63f281
+def reproduce_command(arguments: list[str]) -> None:
+    "`nexuslab reproduce --run RUN`: build the data and train again, and name what differs."
+    parser = Parser(prog="nexuslab reproduce", description="train again from a run directory and compare every figure")
+    parser.add_argument("run", nargs="?", default=None, help="a run: its name, a part of it, its path, or last")
+    parser.add_argument("--run", dest="named", default="last", help="the same, as an option")
+    said = parser.parse_args(arguments)
+    from nexuslab.evaluate import reproduce  # late: imports torch
+    from nexuslab.run import Run
+
+    found = reproduce(Run.open(said.run or said.named))
+    if found:
+        raise NexusError("the run did not come out again", found=f"{len(found)} differences, listed above", expected="none", remedy="restore what is named first")
+
 # %% ../nbs/engine/14_jobs.ipynb #d79c1b17
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"runs": runs_command}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"runs": runs_command, "reproduce": reproduce_command}
 
 def main(arguments: list[str] | None = None) -> int:
     "The command `nexuslab`."

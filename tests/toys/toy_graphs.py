@@ -134,7 +134,7 @@ class GraphTask(Task, CanSample, HasLatent):
 
     def examine(self, model, splits, split, cfg, at):
         codes = self.encode(model, splits.named(split).batch(np.arange(splits.named(split).size), {}, None), cfg)
-        return {"latent_std": float(codes.std(0).mean())}
+        return {"latent_std": codes.detach().std(0).mean().item()}
 
     def baselines(self, splits, split, cfg):
         return {"mean": {"auroc": 0.5}}

@@ -1,0 +1,67 @@
+"""A run comes out again from its directory alone, and what changed is named."""
+import json
+
+import pytest
+
+from nexuslab.core import RunError
+from nexuslab.data import Store
+from nexuslab.evaluate import evaluate, reproduce
+from nexuslab.fit import fit
+from nexuslab.run import Run
+from nexuslab.task import get_task
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    task, home = get_task("toy_graphs"), tmp_path_factory.mktemp("home")
+    cfg = task.presets["smoke"]()
+    run = fit(task, cfg, Run.create(cfg, home)).run
+    evaluate(task, run)
+    return run
+
+
+def test_nothing_differs(finished, capsys):
+    assert reproduce(finished) == []
+    assert "nothing differs" in capsys.readouterr().out
+
+
+def data_file(run):
+    """The dataset that the run was trained on, whatever stands beside it."""
+    return get_task("toy_graphs").prepare(get_task("toy_graphs").presets["smoke"](), run.root)
+
+
+@pytest.mark.parametrize("what", ["seed", "package", "figure", "row", "data", "code"])
+def test_what_changed_is_named(finished, what):
+    path = {"seed": "config.yaml", "package": "environment.json", "code": "environment.json", "figure": "evaluation.json", "row": "metrics.jsonl"}.get(what)
+    target = finished.path / path if path else data_file(finished)
+    before = target.read_bytes()
+    try:
+        if what == "seed":
+            target.write_text(before.decode().replace("seed: 0", "seed: 1"))
+        elif what == "data":
+            target.unlink()  # a new file: HDF5 shares what this process has open of the old one
+            target.write_bytes(before[:-3000])
+        elif what == "row":
+            lines = before.decode().splitlines()
+            row = json.loads(lines[2])
+            target.write_text("\n".join([*lines[:2], json.dumps(row | {"train/loss": row["train/loss"] + 1e-6}), *lines[3:]]) + "\n")
+        else:
+            record = json.loads(before)
+            if what == "figure":
+                record["test"]["figures"]["auroc"] += 0.01
+            else:
+                record |= {"code": "0" * 16} if what == "code" else {"packages": record["packages"] | {"torch": "1.0"}}
+            target.write_text(json.dumps(record))
+        found = reproduce(finished, write=lambda text: None)
+        expected = {"seed": "seed was 0", "package": "package torch: was 1.0", "figure": "auroc was", "row": "train/loss at step", "data": "data file in place", "code": "code of nexuslab"}[what]
+        assert any(expected in line for line in found), found
+    finally:
+        target.unlink()
+        target.write_bytes(before)
+    Store(data_file(finished)).verify()
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    run = Run.create(get_task("toy_graphs").presets["smoke"](), tmp_path)
+    with pytest.raises(RunError, match="finished"):
+        reproduce(run)
