@@ -40,7 +40,7 @@ from .checkpoint import find_checkpoint, load_weights, newest_sound, point, prun
 from .config import Compute, Config, difference, validated
 from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
 from .data import Fetch, Key, Plan, Source, Splits, Tensors, eval_keys, load, to_device
-from .metrics import Averages, Part
+from .metrics import Averages
 from .optim import Plateau, learning_rate, make_optimizer
 from .run import ExperimentTracker, NoTracker, Record, Run, Tracker
 from .task import At, StepOut, Task, Updater
@@ -109,15 +109,19 @@ class Mirror(Listener):
         self.tracker = tracker
         tracker.log_params(cfg.flat())
 
-    def on_row(self, snapshot):
+    def safely(self, act: Callable[[], None]) -> None:
+        "A mirror never ends a run: whatever a tracker's library raises is told once, and the mirror goes blind."
         try:
-            self.tracker.log_metrics(snapshot.scalars, step=snapshot.step)
-        except Exception as error:  # whatever a tracker's library raises: a mirror never ends a run
+            act()
+        except Exception as error:  # a library's own kinds
             warnings.warn(f"a tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on without it", stacklevel=2)
             self.tracker = NoTracker()
 
+    def on_row(self, snapshot):
+        self.safely(lambda: self.tracker.log_metrics(snapshot.scalars, step=snapshot.step))
+
     def close(self):
-        self.tracker.finish()
+        self.safely(lambda: self.tracker.finish())
 
 # %% ../nbs/engine/08_fit.ipynb #e6971e85
 class Console(Listener):

@@ -10,7 +10,7 @@ __all__ = ['describe', 'parameter_table', 'probe', 'step_once', 'overfit_one_bat
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from torch import nn
 
 from .config import Config, overlay, resolve
 from .core import ConfigError, RunError, did_you_mean, project_root
-from .data import Fetch, Key, Splits, eval_keys, load, to_device
-from .fit import Loop, StepModule, clip, forward_backward, pick_device, plan_steps, seed_step, set_up, start_clock, where
-from .optim import make_optimizer
+from .data import Fetch, Splits, eval_keys, load
+from .fit import Loop, clip, forward_backward, plan_steps, seed_step, set_up, start_clock, where
 from .run import Run
-from .task import At, HasLatent, Task, get_task
+from .task import HasLatent, Task, get_task
 
 # %% ../nbs/engine/12_views.ipynb #9497cec0
 def describe(batch: Any, name: str = "batch") -> pd.DataFrame:
@@ -173,7 +172,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 def plot_curves(
     runs: list[Run],
-    scalars: list[str] = ["train/loss", "val/loss"],
+    scalars: Sequence[str] = ("train/loss", "val/loss"),
     weight: float = 0.0,  # of smoothing, in [0, 1)
     log: bool = True,  # logarithmic axis
 ):
@@ -185,7 +184,7 @@ def plot_curves(
             if scalar in history:
                 known = history[["step", scalar]].dropna()
                 ax.plot(known["step"], smooth(known[scalar].to_numpy(), weight), label=run.path.name)
-        ax.set(xlabel="step", title=scalar, yscale="log" if log and all((l.get_ydata() > 0).all() for l in ax.lines) else "linear")
+        ax.set(xlabel="step", title=scalar, yscale="log" if log and all((line.get_ydata() > 0).all() for line in ax.lines) else "linear")
     axes[0][0].legend(fontsize="small")
     fig.tight_layout()
     return fig

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nexuslab.config import Config, SHORT
+from nexuslab.config import SHORT, Config
 from nexuslab.core import NexusError
 from nexuslab.jobs import INJECTED, begin, job_notebooks, main, parameters_of, run_job
 from nexuslab.run import Run, find_runs

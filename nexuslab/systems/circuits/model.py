@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS_OF_PART', 'TERMINALS', 'PERIODS', 'BRANCHES', 'DOUBTS', 'slot_of', 'slot_ends', 'Roots', 'Batch', 'Flat',
-           'flatten', 'collate', 'mlp', 'TypedConv', 'Place', 'GraphNet', 'GraphCode', 'solve_values', 'ValueCode',
-           'RootGuess', 'RootHead', 'Output', 'branches', 'CircuitVAE', 'GraphVAE', 'from_slots', 'decode_graph',
-           'search_graph', 'SlotVAE']
+           'flatten', 'collate', 'mlp', 'TypedConv', 'Place', 'GraphNet', 'NodeWords', 'GraphCode', 'solve_values',
+           'ValueCode', 'RootGuess', 'RootHead', 'Output', 'branches', 'CircuitVAE', 'GraphVAE', 'from_slots',
+           'decode_graph', 'search_graph', 'read_graph', 'SlotVAE']
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #2ebea1f3
 from abc import ABC, abstractmethod
@@ -155,6 +155,7 @@ def mlp(
         layers += [nn.Linear(a, b, bias=bias), nn.SiLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers[: -2 if dropout else -1])
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #593ad4be
 class TypedConv(MessagePassing):
     "One round of messages, a matrix for each kind of component."
 
@@ -206,6 +207,7 @@ class Place(nn.Module):
         "A row for each number, (N, width)."
         return self.project(self.features)
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #cd872e1b
 class GraphNet(nn.Module):
     "Rounds of typed messages over all circuits of a batch."
 
@@ -233,8 +235,36 @@ class GraphNet(nn.Module):
         return h.view(batch.size, self.nodes, -1)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #a88276af
-class GraphCode(nn.Module):
-    "Words of nodes, and slot logits given the rest of a latent vector."
+class NodeWords(nn.Module):
+    "The word of each node, from its prefix; their sum is the posterior mean of the graph branch."
+
+    def __init__(
+        self,
+        nodes: int,  # N
+        latent: int,  # width of the graph branch
+        hidden: int,  # H
+        rounds: int,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.prefix = GraphNet(nodes, hidden, rounds, both=False, dropout=dropout)
+        self.word = mlp(hidden, hidden, latent, bias=False)  # without bias: a node that is not tied says nothing
+        self.spread = nn.Parameter(torch.full((latent,), -2.0))  # log variance of the posterior: narrow at the start
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        "Prefix states (B, N, H), and the same with zeros at nodes that no earlier node is tied to."
+        h = self.prefix(batch)
+        tied = h.new_zeros(h.shape[0] * h.shape[1]).index_fill(0, batch.graph * h.shape[1] + batch.j, 1.0)
+        return h, h * tied.view(*h.shape[:2], 1)
+
+    def posterior(self, tied: Tensor) -> tuple[Tensor, Tensor]:
+        "Mean and log variance, each (B, latent): the sum of all words, and one number for each dimension."
+        mean = self.word(tied).float().sum(1)
+        return mean, self.spread.expand_as(mean)
+
+# %% ../../../nbs/systems/circuits/02_model.ipynb #4190bd20
+class GraphCode(NodeWords):
+    "Words, and slot logits given what is left of a latent vector."
 
     def __init__(
         self,
@@ -245,21 +275,12 @@ class GraphCode(nn.Module):
         rounds: int,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.prefix = GraphNet(nodes, hidden, rounds, both=False, dropout=dropout)
-        self.word, self.memory = mlp(hidden, hidden, latent, bias=False), nn.Linear(hidden, read, bias=False)
-        self.place, self.key, self.question = Place(nodes, read), nn.Linear(hidden, read), mlp(latent + 2 * read, read, read, dropout=dropout)
-        self.answer = nn.Linear(read, KINDS_OF_PART)
+        super().__init__(nodes, latent, hidden, rounds, dropout)
+        self.memory, self.place, self.key = nn.Linear(hidden, read, bias=False), Place(nodes, read), nn.Linear(hidden, read)
+        self.question, self.answer = mlp(latent + 2 * read, read, read, dropout=dropout), nn.Linear(read, KINDS_OF_PART)
         nn.init.constant_(self.answer.bias, -2.0)  # most slots are empty
-        j, i = torch.tril_indices(nodes, nodes, -1)
-        self.register_buffer("i", i, persistent=False)
-        self.register_buffer("j", j, persistent=False)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        "Prefix states (B, N, H), and the same with zeros at nodes that no earlier node is tied to."
-        h = self.prefix(batch)
-        tied = h.new_zeros(h.shape[0] * h.shape[1]).index_fill(0, batch.graph * h.shape[1] + batch.j, 1.0)
-        return h, h * tied.view(*h.shape[:2], 1)
+        for name, ends in zip("ij", slot_ends(nodes), strict=False):
+            self.register_buffer(name, ends[::KINDS_OF_PART], persistent=False)
 
     def logits(
         self,
@@ -298,13 +319,16 @@ class ValueCode(nn.Module):
         self,
         nodes: int,  # N
         latent: int,  # width of the value and root branches together
+        graph: int,  # width of the graph branch
         hidden: int,  # H
         rounds: int,
+        ridge: float,  # lambda
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.context = GraphNet(nodes, hidden, rounds, both=True, dropout=dropout)
-        self.vector = mlp(2 * hidden + KINDS_OF_PART, hidden, latent)
+        self.context, self.ridge = GraphNet(nodes, hidden, rounds, both=True, dropout=dropout), ridge
+        self.vector, self.spread = mlp(2 * hidden + KINDS_OF_PART, hidden, latent), nn.Linear(graph, latent)
+        nn.init.constant_(self.spread.bias, -3.0)  # log variance of the posterior: narrow at the start
 
     def forward(self, batch: Batch) -> Tensor:
         "The vectors, (M, latent)."
@@ -312,6 +336,15 @@ class ValueCode(nn.Module):
         start = batch.graph * self.context.nodes
         ends = [h.index_select(0, start + batch.i), h.index_select(0, start + batch.j), F.one_hot(batch.kind, KINDS_OF_PART).to(h.dtype)]
         return F.normalize(self.vector(torch.cat(ends, 1)).float(), dim=1)
+
+    def posterior(self, batch: Batch, code: Tensor, graph_mean: Tensor) -> tuple[Tensor, Tensor]:
+        "Mean and log variance, each (B, latent): the code of the values, and a function of the graph."
+        mean = code.new_zeros(batch.size, code.shape[1]).index_add(0, batch.graph, code * batch.value[:, None])
+        return mean, self.spread(graph_mean.detach())
+
+    def solve(self, batch: Batch, code: Tensor, z: Tensor) -> Tensor:
+        "Standardised values of the components, (M,), from latent numbers (B, latent)."
+        return solve_values(code, batch.graph, z, self.ridge)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #710239bf
 @dataclass(frozen=True)
@@ -424,41 +457,27 @@ class GraphVAE(CircuitVAE):
         dropout: float = 0.0,
     ):
         super().__init__(nodes, latent)
-        self.ridge, self.beam, width = ridge, beam, latent[1] + latent[2]
+        self.beam, self.carried = beam, slice(latent[0], sum(latent))  # values are carried by the last two branches
         self.graph_code = GraphCode(nodes, latent[0], hidden, read, rounds, dropout)
-        self.value_code = ValueCode(nodes, width, hidden, rounds, dropout)
-        self.graph_spread = nn.Parameter(torch.full((latent[0],), -2.0))  # log variance: narrow at the start
-        self.value_spread = nn.Linear(latent[0], width)
-        nn.init.constant_(self.value_spread.bias, -3.0)
+        self.value_code = ValueCode(nodes, latent[1] + latent[2], latent[0], hidden, rounds, ridge, dropout)
         self.roots = RootHead(latent[0] + latent[2], read, poles, zeros, dropout)
 
     def study(self, batch):
         return *self.graph_code(batch), self.value_code(batch)
 
     def posterior(self, batch, studied):
-        _, tied, code = studied
-        graph = self.graph_code.word(tied).float().sum(1)
-        value = code.new_zeros(batch.size, code.shape[1]).index_add(0, batch.graph, code * batch.value[:, None])
-        return torch.cat([graph, value], 1), torch.cat([self.graph_spread.expand_as(graph), self.value_spread(graph.detach())], 1)
+        graph = self.graph_code.posterior(studied[1])
+        value = self.value_code.posterior(batch, studied[2], graph[0])
+        return torch.cat([graph[0], value[0]], 1), torch.cat([graph[1], value[1]], 1)
 
     def score(self, batch, studied, z):
-        h, tied, code = studied
-        slots = self.graph_code.logits(h, tied, z[:, self.branch["topology"]])
-        return slots, self.values(batch, code, z), self.guess(z)
-
-    def values(self, batch: Batch, code: Tensor, z: Tensor) -> Tensor:
-        "Standardised values of the components, (M,), from their vectors and the latent numbers."
-        return solve_values(code, batch.graph, z[:, self.branch["values"].start :], self.ridge)
-
-    def guess(self, z: Tensor) -> RootGuess:
-        "What the head says about poles and zeros."
-        return self.roots(torch.cat([z[:, self.branch["topology"]], z[:, self.branch["roots"]]], 1))
+        graph, root = z[:, self.branch["topology"]], z[:, self.branch["roots"]]
+        value = self.value_code.solve(batch, studied[2], z[:, self.carried])
+        return self.graph_code.logits(*studied[:2], graph), value, self.roots(torch.cat([graph, root], 1))
 
     def decode(self, z):
-        z_graph = z[:, self.branch["topology"]]
-        present = decode_graph(self.graph_code, z_graph) if self.beam == 1 else search_graph(self.graph_code, z_graph, self.beam)
-        graphs = from_slots(present, self.nodes)
-        return replace(graphs, value=self.values(graphs, self.value_code(graphs), z))
+        graphs = from_slots(read_graph(self.graph_code, z[:, self.branch["topology"]], self.beam), self.nodes)
+        return replace(graphs, value=self.value_code.solve(graphs, self.value_code(graphs), z[:, self.carried]))
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #d449682f
 def from_slots(
@@ -514,6 +533,14 @@ def search_graph(
     _, tied = code(from_slots(present.flatten(0, 1), nodes))
     left = (z[:, None] - code.word(tied).sum(1).unflatten(0, (len(z), -1))).square().sum(2)
     return present[torch.arange(len(z), device=z.device), left.argmin(1)]
+
+def read_graph(
+    code: GraphCode,
+    z: Tensor,  # (B, latent) graph branch
+    width: int,  # prefixes kept; 1 reads greedily
+) -> Tensor:
+    "The typed slots that are filled, (B, S) bool."
+    return decode_graph(code, z) if width == 1 else search_graph(code, z, width)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #7d774c5e
 class SlotVAE(CircuitVAE):

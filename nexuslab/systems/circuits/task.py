@@ -25,8 +25,8 @@ from .analysis import KINDS, Circuit, response, response_kind
 from .data import build, draw_circuit, manifest, standardiser
 from .loss import SimplifiedCompositeLoss, graph_accuracy
 from .model import CircuitVAE, GraphVAE, SlotVAE, collate, flatten
-from .reconstruct import draw_prior, judge, mean_circuit, nearest_circuits, prior_figures, reconstruct, separation, to_circuits, verdict
 from .population import FAMILIES
+from .reconstruct import draw_prior, judge, mean_circuit, nearest_circuits, prior_figures, reconstruct, separation, to_circuits, verdict
 from ...task import CanSample, HasLatent, Ramp, StepOut, Task
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fc383ed9
@@ -155,7 +155,8 @@ def as_arrays(circuits: list[Circuit | None]) -> dict[str, np.ndarray]:
     return {
         "valid": np.array([verdict(c) == "valid" for c in circuits]), "n_nodes": np.array([0 if c is None else c.n_nodes for c in circuits]),
         "edge_offset": np.cumsum([0, *(0 if c is None else len(c.edges) for c in circuits)]),
-        "edge_index": np.concatenate([c.edges for c in real]), "edge_present": np.concatenate([c.present for c in real]), "edge_value": np.concatenate([c.value for c in real]),
+        "edge_index": np.concatenate([np.zeros((0, 2), np.int64), *(c.edges for c in real)]), "edge_present": np.concatenate([np.zeros((0, 3), bool), *(c.present for c in real)]),
+        "edge_value": np.concatenate([np.zeros((0, 3)), *(c.value for c in real)]),
     }
 
 def as_circuits(arrays: dict[str, np.ndarray]) -> list[Circuit | None]:

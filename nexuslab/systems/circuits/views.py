@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -117,6 +117,7 @@ def show_decibel(ax) -> None:
     ax.set(xlabel="frequency [Hz]", ylabel="|H| [dB]")
     ax.set_ylim(bottom=max(-100, ax.get_ylim()[0]))
     ax.grid(alpha=0.3)
+    ax.minorticks_off()
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #e5c1f664
 MISSING = "nothing valid was decoded"
@@ -171,7 +172,7 @@ def pairs(scene: Scene) -> list[tuple[int, int]]:
     same = np.flatnonzero(topology == names[count.argmax()])
     found = [(int(same[cutoff[same].argmin()]), int(same[cutoff[same].argmax()]))]
     middle = [_middle(cutoff, np.flatnonzero(scene.labels["kind"] == kind)) for kind, _ in Counter(scene.labels["kind"].tolist()).most_common(4)]
-    return found + list(zip(middle, middle[1:], strict=False))
+    return found + list(pairwise(middle))
 
 def _middle(values: np.ndarray, among: np.ndarray) -> int:
     "The place among some with the median value."
@@ -248,6 +249,7 @@ def scale_plane(ax, analyses: Sequence[Analysis]) -> None:
     ax.set(xlim=(-high, max(low, *(3 * a.zeros.real.max(initial=0) for a in analyses))), ylim=(-high, high), xticks=[*-ticks[::-1], 0], yticks=[*-ticks[::-1], 0, *ticks])
     ax.set(xlabel="Re s [rad/s]", ylabel="Im s [rad/s]")
     ax.grid(alpha=0.3)
+    ax.minorticks_off()
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #02971cb9
 def draw_overlay(
@@ -271,11 +273,12 @@ def draw_overlay(
     axes[0].set_title(title if decoded is not None else f"{title}\n(decoded: {verdict(found)})", fontsize=8)
     axes[1].set(xlabel="frequency [Hz]", ylabel="phase [degrees]")
     axes[1].grid(alpha=0.3)
+    axes[1].minorticks_off()
     show_decibel(axes[0])
 
 def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
     "Overlays of some circuits of a scene, one a column."
-    fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False, layout="tight")
     for column, k in zip(axes.T, places, strict=True):
         draw_overlay(column, scene.true[k], scene.found[k], f"{scene.labels['family'][k]}: pole error {100 * scene.errors[k]:.2g} %")
     axes[0, 0].legend(fontsize="small")
