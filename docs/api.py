@@ -73,16 +73,17 @@ def parameters(node: ast.FunctionDef, comments: dict[int, str]) -> list[Row]:
     return [Row(name, brief(a.annotation), brief(d), comments.get(a.lineno, "") if alone.count(a.lineno) == 1 and a.lineno != node.lineno else "") for a, d, name in rows if name not in ("self", "cls")]
 
 
-def signature(node: ast.FunctionDef, bound: bool) -> str:
-    """Names, defaults and the result."""
+def signature(node: ast.FunctionDef, bound: bool, typed: bool = False) -> str:
+    """Names, defaults and the result; types where no table tells them."""
     copy = ast.parse(f"def f({ast.unparse(node.args)}): ...").body[0].args
     every = [*copy.posonlyargs, *copy.args, *copy.kwonlyargs, *filter(None, [copy.vararg, copy.kwarg])]
     for argument in every:
-        argument.annotation = None
+        argument.annotation = argument.annotation if typed else None
     if bound and copy.args:
         copy.args = copy.args[1:]
         copy.defaults = copy.defaults[-len(copy.args):] if copy.args else []
-    result = f" -> {ast.unparse(node.returns)}" if node.returns is not None else ""
+    named = node.returns.value if isinstance(node.returns, ast.Constant) and isinstance(node.returns.value, str) else node.returns and ast.unparse(node.returns)
+    result = f" -> {named}" if node.returns is not None else ""
     return f"({ast.unparse(copy)}){result}"
 
 
@@ -110,15 +111,19 @@ def of_function(node: ast.FunctionDef, module: str, comments: dict[int, str], pl
     """A function, or a method of `owner`."""
     static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
     name = f"{owner}.{node.name}" if owner else node.name
-    return Entry(name, module, "method" if owner else "function", signature(node, bool(owner) and not static), ast.get_docstring(node) or "", parameters(node, comments), place)
+    rows = parameters(node, comments)
+    told = any(r.meaning for r in rows)
+    return Entry(name, module, "method" if owner else "function", signature(node, bool(owner) and not static, not told), ast.get_docstring(node) or "", rows if told else [], place)
 
 
 def of_class(node: ast.ClassDef, module: str, comments: dict[int, str], place) -> Entry:
     """A class with its documented methods."""
     methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
     start, rows = methods.get("__init__"), fields(node, comments)
-    shown = signature(start, True) if start else ""
     rows = parameters(start, comments) if start else rows
+    told = any(r.meaning for r in rows)
+    shown = signature(start, True, not told) if start else ""
+    rows = rows if told or not start else []
     members = [of_function(n, module, comments, place, node.name) for k, n in methods.items() if not k.startswith("_") and ast.get_docstring(n)]
     return Entry(node.name, module, "class", shown, ast.get_docstring(node) or "", rows, place, [ast.unparse(b) for b in node.bases], members)
 

@@ -12,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
-
 import api
 import coming_from
+import nbformat
 from convert import Names, convert, page_of, title_of
 from execution import ROOT, TREE, WORK, StaleError, check_fresh, execute, find_modules, keys_of, outputs_of
 
@@ -165,18 +164,18 @@ def first_page(outputs: dict, titles: dict, systems: dict[str, tuple[str, str]])
     jobs = [c for c in top if c not in start and c[0] == "0"]
     guides = [c for c in top if c not in start + jobs] + ["sixth_system", "troubleshooting", "coming_from"]
     kinds = {s: "ipynb" if f"systems/{s}/index" in outputs else "md" for s in systems}
-    cards = "\n".join(f":::{{container}} card\n[{title}](/systems/{name}/index.{kinds[name]})\n\n{line}\n:::\n" for name, (title, line) in systems.items())
+    cards = "\n".join(f":::{{container}} system-card\n[{title}](/systems/{name}/index.{kinds[name]})\n\n{line}\n:::\n" for name, (title, line) in systems.items())
     steps = "\n".join(f"| [{titles[c][0]}](/{c}.ipynb) | {titles[c][1]} |" for c in jobs)
-    trees = [toctree(start, "Start")] if start else []
+    trees = [toctree([c.replace("map", "The map <map>") for c in start], "Start")] if start else []
     trees += [toctree(jobs, "The journey"), toctree([f"systems/{s}/index" for s in systems], "Research systems"), toctree(guides, "Guides"), toctree(["engine/index", "api/configuration", "api/index"], "Engine and reference")]
     first = "00_tour.html" if "00_tour" in top else "01_prepare.html"
     put("index.md", template("index.md", systems=cards, gallery=gallery(outputs, titles), jobs=steps, toctrees="\n".join(trees), first=first))
 
 
 def sphinx(site: Path) -> None:
-    """Run Sphinx; a warning is an error, and after one nothing is taken from the last build."""
+    """Run Sphinx: a warning is an error, and after one nothing is taken from the last build; every page is written, for each has the contents of all beside it."""
     doctrees = WORK / "doctrees"
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", str(DOCS), "-d", str(doctrees), "-W", "--keep-going", "-q", "-j", "2", str(SOURCE), str(site)]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", str(DOCS), "-d", str(doctrees), "-a", "-W", "--keep-going", "-q", "-j", "2", str(SOURCE), str(site)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(DOCS)}, capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(doctrees, ignore_errors=True)

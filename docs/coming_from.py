@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-
 from execution import ROOT, find_modules
 
 LIST = ROOT / "docs" / "pages" / "coming_from.yaml"
@@ -41,7 +40,7 @@ def public_names(system: str) -> dict[str, str]:
     for module, path in find_modules().items():
         if module.startswith(f"nexuslab.systems.{system}"):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else []
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
                 names = [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else [t.id for t in targets if isinstance(t, ast.Name)]
                 found |= {n: module for n in names}
     return found
@@ -145,9 +144,9 @@ def shown(place: str, chapters: list[str], waiting: list[str]) -> str:
         verb, name = what.split(".")
         return f"[`nexuslab {verb} --{name.replace('_', '-')}`](/{notebooks[verb]}.ipynb)" if verb in notebooks else f"`nexuslab {verb} --{name.replace('_', '-')}`"
     if kind == "key":
-        return f"`{word}`" if coming else f'<a href="api/configuration.html#key-{word}"><code>{word}</code></a>'
+        return f"`{word}`" if coming else f'<a href="api/configuration.html#key-{word}"><code class="docutils literal">{word}</code></a>'
     if kind == "preset":
-        return f"`nexuslab train --system {system} --preset {word}`"
+        return f"`--preset {word}`"
     if kind == "name":
         return f"{{py:obj}}`~{what}`" if what.startswith("nexuslab.") else f"`{what}`"
     if kind == "in":

@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import nbformat
+from api import Entry, Module
 from execnb.nbio import dict2nb
+from execution import HOME, ROOT, TREE
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 from nbformat import NotebookNode
-
-from api import Entry, Module
-from execution import HOME, ROOT, TREE
 
 PROCESSORS = [strip_ansi, hide_line, filter_stream_, clean_magics, rm_header_dash, hide_]
 SPAN = re.compile(r"(?<![`\[])`([A-Za-z_][\w./]*)(\(\))?`(?!`|\])")
@@ -103,14 +102,15 @@ def anchors(cell: NotebookNode, names: Names, chapter: str) -> NotebookNode:
     return nbformat.v4.new_markdown_cell(text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60])
 
 
-def code_cell(cell: NotebookNode, directives: dict) -> NotebookNode | None:
+def code_cell(cell: NotebookNode) -> NotebookNode | None:
     """A code cell as it is shown; None for one that is not."""
-    if not cell.source.strip() or "default_exp" in directives and not cell.source.strip():
+    source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip("\n")
+    if not source:
         return None
     metadata = {}
-    if only_imports(cell.source):
+    if only_imports(source):
         metadata = {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}}
-    shown = nbformat.v4.new_code_cell(cell.source, id=cell.id, metadata=metadata, execution_count=None)
+    shown = nbformat.v4.new_code_cell(source, id=cell.id, metadata=metadata, execution_count=None)
     shown.outputs = [nbformat.from_dict(relative(o)) for o in cell.get("outputs", []) if o.output_type != "error"]
     return shown
 
@@ -124,7 +124,7 @@ def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[st
         directives = cell.get("directives_", {})
         if cell.cell_type == "markdown":
             cells.append(nbformat.v4.new_markdown_cell(markdown(cell.source, chapter, names, chapters, doc_host), id=cell.id))
-        elif cell.cell_type == "code" and (shown := code_cell(cell, directives)) is not None:
+        elif cell.cell_type == "code" and (shown := code_cell(cell)) is not None:
             exported = any(str(d).startswith("export") for d in directives)
             cells += [anchors(shown, names, chapter)] if exported else []
             cells.append(shown)

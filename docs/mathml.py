@@ -1,5 +1,6 @@
 """Maths as MathML, written when the site is built: a page needs no script and no network to show an equation."""
 import re
+import unicodedata
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -9,6 +10,23 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 
 
+STYLES = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "bold-italic": "BOLD ITALIC", "fraktur": "FRAKTUR", "sans-serif": "SANS-SERIF"}
+CASES = {True: "CAPITAL", False: "SMALL"}
+
+
+def styled(match: re.Match) -> str:
+    """A letter in a style: browsers know no styles but the upright one, Unicode has a character for each."""
+    style, letter = STYLES.get(match[1]), match[2]
+    if style is None or not (letter.isascii() and letter.isalpha()):
+        return match[0]
+    for name in (f"MATHEMATICAL {style} {CASES[letter.isupper()]} {letter.upper()}", f"{style} {CASES[letter.isupper()]} {letter.upper()}"):
+        try:
+            return f"<mi>{unicodedata.lookup(name)}</mi>"
+        except KeyError:  # some letters had a place in Unicode before the others
+            continue
+    return match[0]
+
+
 def mathml(latex: str, display: str) -> str:
     """An equation; what the converter does not know is a warning, and so fails the build."""
     try:
@@ -16,6 +34,7 @@ def mathml(latex: str, display: str) -> str:
     except Exception as error:  # the converter raises many kinds, none with a common base
         log.warning("equation %r cannot be written as MathML: %s %s", latex, type(error).__name__, error)
         return f"<code>{latex}</code>"
+    written = re.sub(r'<mi mathvariant="([a-z-]+)">(.)</mi>', styled, written)
     unknown = re.findall(r"\\[A-Za-z]+", written)
     if unknown:
         log.warning("equation %r holds unknown commands: %s", latex, ", ".join(unknown))
