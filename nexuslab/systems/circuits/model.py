@@ -516,6 +516,7 @@ def _branch_out(logits: Tensor, score: Tensor, width: int) -> tuple[Tensor, Tens
     chosen = rows.flatten(1, 2).gather(1, best.indices[..., None].expand(-1, -1, rows.shape[3]))
     return chosen, best.indices // tries, best.values
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #106b00df
 def search_graph(
     code: GraphCode,
     z: Tensor,  # (B, latent) graph branch
@@ -530,6 +531,7 @@ def search_graph(
         chosen, parent, score = _branch_out(logits[:, row == node].unflatten(0, (-1, kept)), score, width)
         present = present.gather(1, parent[..., None].expand(-1, -1, len(row)))
         present[:, :, row == node] = chosen
+    present = torch.cat([present, decode_graph(code, z)[:, None]], 1)
     _, tied = code(from_slots(present.flatten(0, 1), nodes))
     left = (z[:, None] - code.word(tied).sum(1).unflatten(0, (len(z), -1))).square().sum(2)
     return present[torch.arange(len(z), device=z.device), left.argmin(1)]
