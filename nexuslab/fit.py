@@ -240,14 +240,16 @@ def forward_backward(loop: Loop, micro: list[tuple[Key, Any]], at: At) -> StepOu
                 out = loop.module(to_device(batch, loop.device), dataclasses.replace(at, ids=key.ids))
             loss = out.loss if share == 1.0 else out.loss * share
             (loop.scaler.scale(loss) if loop.scaler.is_enabled() else loss).backward()
-        count(loop.window, out)
+        count(loop.window, out, weighted=True)
     return out
 
-def count(averages: Averages, out: StepOut) -> None:
-    "Count a step's loss and parts."
+def count(averages: Averages, out: StepOut, weighted: bool = False) -> None:
+    "Count a step's loss and parts, and what each part adds to the loss."
     averages.add("loss", out.loss, out.n)
     for name, part in out.parts.items():
         averages.add(name, part.value, part.n)
+        if weighted and part.weight:
+            averages.add(f"weighted_{name}", part.value, part.n, part.weight)
 
 # %% ../nbs/engine/08_fit.ipynb #3f321a66
 def cut(loop: Loop, micro: list[tuple[Key, Any]]) -> list[tuple[Key, Any]]:
