@@ -3,6 +3,7 @@ import argparse
 import base64
 import configparser
 import hashlib
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import coming_from
 import nbformat
 from convert import Names, convert, page_of, title_of
 from execution import ROOT, TREE, WORK, StaleError, check_fresh, execute, find_modules, keys_of, outputs_of
+from matplotlib.image import imread
 
 DOCS = ROOT / "docs"
 SOURCE = WORK / "source"
@@ -60,14 +62,19 @@ def figures_of(notebook: nbformat.NotebookNode) -> list[bytes]:
     return [base64.b64decode(d) for d in data]
 
 
+def drawn(picture: bytes) -> bool:
+    """Whether there is anything on a picture: more than one pixel in a thousand is not white."""
+    return float((imread(io.BytesIO(picture))[..., :3].min(-1) < 0.9).mean()) > 1e-3
+
+
 def gallery(outputs: dict, titles: dict[str, tuple[str, str]]) -> str:
     """The last figure of each chapter of a system, and of the jobs that show results."""
-    wanted = [n for n in outputs if n.startswith("systems/") and figures_of(outputs[n][0])]
+    wanted = [n for n in outputs if n.startswith("systems/") and any(map(drawn, figures_of(outputs[n][0])))]
     wanted.sort(key=lambda n: (not n.endswith("views"), order(n.split("/")[1]), n))
-    wanted += [n for n in outputs if re.match(r"(00|03|06|07|09)_", n) and figures_of(outputs[n][0])]
+    wanted += [n for n in outputs if re.match(r"(00|03|06|07|09)_", n) and any(map(drawn, figures_of(outputs[n][0])))]
     cards = []
     for name in wanted[:GALLERY]:
-        picture = max(figures_of(outputs[name][0])[-3:], key=len)
+        picture = max([f for f in figures_of(outputs[name][0]) if drawn(f)][-3:], key=len)
         file = f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
         (SOURCE / "_gallery").mkdir(parents=True, exist_ok=True)
         (SOURCE / "_gallery" / file).write_bytes(picture)

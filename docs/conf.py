@@ -19,7 +19,6 @@ exclude_patterns = []
 templates_path = ["templates"]
 
 nb_execution_mode = "off"
-nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_ipywidgets_js = {}
 nb_code_prompt_show = "Show {type}"

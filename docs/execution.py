@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,9 @@ def run_notebook(chapter: Chapter, output: Path, home: Path | None, parameters: 
 
 def keep(chapter: Chapter, key: str, home: Path | None, parameters: dict | None = None) -> None:
     """Execute into the cache, and drop what it replaces."""
-    print(f"  executing {chapter.name}", flush=True)
+    start = time.monotonic()
     run_notebook(chapter, cached(chapter.name, key), home, parameters)
+    print(f"  executed {chapter.name} in {time.monotonic() - start:.0f} s", flush=True)
     for old in EXECUTED.glob(f"{chapter.name.replace('/', '__')}.*.ipynb"):
         if old != cached(chapter.name, key):
             old.unlink()
