@@ -102,6 +102,19 @@ def anchors(cell: NotebookNode, names: Names, chapter: str) -> NotebookNode:
     return nbformat.v4.new_markdown_cell(text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60])
 
 
+def joined(outputs: list[dict]) -> list[NotebookNode]:
+    """Outputs, with what was printed in one go in one piece."""
+    kept: list[NotebookNode] = []
+    for output in map(nbformat.from_dict, outputs):
+        text = output.get("text", "")
+        output = output | {"text": "".join(text)} if output["output_type"] == "stream" else output
+        if kept and output["output_type"] == "stream" == kept[-1]["output_type"] and kept[-1]["name"] == output["name"]:
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(nbformat.from_dict(output))
+    return kept
+
+
 def code_cell(cell: NotebookNode) -> NotebookNode | None:
     """A code cell as it is shown; None for one that is not."""
     source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip("\n")
@@ -111,7 +124,7 @@ def code_cell(cell: NotebookNode) -> NotebookNode | None:
     if only_imports(source):
         metadata = {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}}
     shown = nbformat.v4.new_code_cell(source, id=cell.id, metadata=metadata, execution_count=None)
-    shown.outputs = [nbformat.from_dict(relative(o)) for o in cell.get("outputs", []) if o.output_type != "error"]
+    shown.outputs = joined([relative(o) for o in cell.get("outputs", []) if o["output_type"] != "error"])
     return shown
 
 
