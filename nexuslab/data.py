@@ -152,11 +152,19 @@ def ensure_store(
     make: Callable[[], dict[str, np.ndarray]],  # builds the arrays; called only if needed
 ) -> Path:
     "Build a store unless it is there; concurrent callers build it once. Returns the path."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            write_store(path, manifest, make())
-        Store(path).close()
+    if not path.exists():  # a file that is there is whole, and may stand on a disk that cannot be written
+        lock = FileLock(f"{path}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise DataError(f"could not write {path}", found=str(error), expected="a folder that can be written", remedy="mend its permissions, or set NEXUSLAB_HOME to another place") from error
+        try:
+            if not path.exists():
+                write_store(path, manifest, make())
+        finally:
+            lock.release()
+    Store(path).close()
     return path
 
 # %% ../nbs/engine/02_data.ipynb #d7dbcdc0

@@ -551,7 +551,12 @@ def signals(loop: Loop) -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def heard(number, frame):
+        if os.getpid() != owner:  # a fork inherits the handler, but has nothing to save
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if loop.signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         loop.signalled = signal.Signals(number).name

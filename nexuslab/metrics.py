@@ -30,18 +30,18 @@ class Averages:
 
     def __init__(self):
         self.sums: dict[str, list[float]] = {}
-        self._pending: list[tuple[str, torch.Tensor, float]] = []
+        self._pending: list[tuple[str, torch.Tensor | float, float, float]] = []
 
-    def add(self, name: str, value: torch.Tensor | float, n: float) -> None:
-        "Count a mean over n items."
-        self._pending.append((name, value.detach() if isinstance(value, torch.Tensor) else value, n))
+    def add(self, name: str, value: torch.Tensor | float, n: float, factor: float = 1.0) -> None:
+        "Count `factor` times a mean over n items."
+        self._pending.append((name, value.detach() if isinstance(value, torch.Tensor) else value, n, factor))
 
     def _settle(self) -> None:
         "Add what is pending, in order, in double precision."
-        for name, value, n in self._pending:
+        for name, value, n, factor in self._pending:
             if n:
                 entry = self.sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(value) * n
+                entry[0] += factor * float(value) * n
                 entry[1] += n
         self._pending.clear()
 

@@ -145,10 +145,10 @@ def slug(cfg: Config) -> str:
 
 def new_folder(parent: Path, name: str) -> Path:
     "Create a folder that did not exist; a number is added when the name is taken."
-    parent.mkdir(parents=True, exist_ok=True)
     for count in range(1, 10_000):
         path = parent / (name if count == 1 else f"{name}-{count}")
         try:
+            parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
             return path
         except FileExistsError:

@@ -127,7 +127,7 @@ def test_the_command_refuses_bad_input(home, arguments, words, capfd):
     ],
 )
 def test_a_job_refuses_bad_input_before_any_work(home, given, words):
-    defaults = {name: default for name, (default, _) in parameters_of(job_notebooks()["train"]).items()}
+    defaults = {name: p.default for name, p in parameters_of(job_notebooks()["train"]).items()}
     with pytest.raises(NexusError, match=re.escape(words)):
         begin(defaults | given)
     assert not find_runs(home) and not (home / "data").exists()

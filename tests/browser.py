@@ -1,0 +1,75 @@
+"""The system's Chromium under Playwright, and JupyterLab on loopback."""
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ARTEFACTS = Path(__file__).parent / "artefacts"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+
+
+@contextlib.contextmanager
+def browser_page(width: int = 1400, height: int = 1000):
+    """A page that collects console errors and the requests that leave the machine."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.errors, page.outside = [], []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: page.outside.append(request.url) if not request.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+        try:
+            yield page
+        except Exception:
+            page.screenshot(path=ARTEFACTS / "failed.png")
+            raise
+        finally:
+            browser.close()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def jupyter_lab(folder: Path, home: Path):
+    """JupyterLab on loopback with a token; yields the address of a file name."""
+    port, token = free_port(), "t" * 24
+    log = open(home / "lab.log", "w")
+    environment = os.environ | {"NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "JUPYTERLAB_SETTINGS_DIR": str(home / ".jupyter" / "lab")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, (home / "lab.log").read_text()[-3000:]
+                time.sleep(0.5)
+        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}"
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+def run_all(page) -> None:
+    """Run all cells by the menu, as a person does."""
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.wait_for_function("() => document.querySelector('.jp-StatusBar-Left')?.innerText.includes('| Idle')", timeout=90_000)  # a kernel is there
+    page.click("li.lm-MenuBar-item:has-text('Run') >> nth=0")
+    page.click("li.lm-Menu-item:has-text('Run All Cells') >> nth=0")
