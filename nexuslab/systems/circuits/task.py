@@ -104,7 +104,7 @@ def ladders() -> CircuitConfig:
     "Random networks: topologies by the thousand, and test circuits whose topology was never seen."
     return base().model_copy(update={
         "preset": "ladders", "data": CircuitData(population="ladders"), "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96),
-        "loss": CircuitLoss(transfer=0.1, kl=0.002), "budget": Budget(epochs=60), "track": Track(log_every=100), "checkpoint": Checkpoint(eval_every=2),
+        "loss": CircuitLoss(transfer=0.05, kl=0.001), "budget": Budget(epochs=36), "track": Track(log_every=100), "checkpoint": Checkpoint(eval_every=2),
     })
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #356c7372
