@@ -60,12 +60,17 @@ def write_store(
     require_space(path.parent, sum(a.nbytes for a in arrays.values()) + (1 << 20))
     record = manifest | {"format": FORMAT, "counts": {k: list(a.shape) for k, a in arrays.items()}, "digest": arrays_digest(arrays)}
     try:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
-            file.attrs["manifest"] = json.dumps(plain(record), sort_keys=True)
-            for name, array in sorted(arrays.items()):
-                rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
-                chunks = (min(rows, len(array)), *array.shape[1:]) if array.size else None
-                file.create_dataset(name, data=array, chunks=chunks, fletcher32=bool(array.size))
+        with atomic_path(path) as temporary:
+            with h5py.File(temporary, "w", libver="v110") as file:
+                file.attrs["manifest"] = json.dumps(plain(record), sort_keys=True)
+                for name, array in sorted(arrays.items()):
+                    rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
+                    chunks = (min(rows, len(array)), *array.shape[1:]) if array.size else None
+                    file.create_dataset(name, data=array, chunks=chunks, fletcher32=bool(array.size)).flush()
+                file.flush()
+            with h5py.File(temporary, "r") as file:  # HDF5 drops errors of late writes: read back before the file gets its name
+                if arrays_digest({name: file[name][()] for name in file}) != record["digest"]:
+                    raise OSError("the file does not read back as it was written")
     except OSError as error:
         raise DataError(f"could not write {path}", found=str(error), expected="a writable disk with enough room", remedy="free some space or mend the folder's permissions; nothing was left behind") from error
 

@@ -1,0 +1,184 @@
+"""Studies: bad trials are cut short, every storage goes on where it stood, and the best configuration trains."""
+import os
+import shutil
+import socket
+import subprocess
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from tiny import Scripted, train
+
+from nexuslab.config import overlay, resolve
+from nexuslab.core import ConfigError
+from nexuslab.fit import fit
+from nexuslab.run import Run
+from nexuslab.task import get_task
+from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, tune
+
+
+@pytest.fixture(autouse=True)
+def silent():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def configuration(**changes):
+    return resolve(get_task("toy_tokens"), "smoke", {"steps": 12, "eval_every": 3, **changes})
+
+
+def states(study) -> list[TrialState]:
+    return [t.state for t in study.get_trials(deepcopy=False)]
+
+
+class Graded(Scripted):
+    """A trial's loss is its number, so that the median is known: trials from the sixth on are worse than it."""
+
+    def space(self, trial):
+        self.number = trial.number
+        return {"optim.lr": 0.01}
+
+    def step(self, model, batch, cfg, at):
+        self.script = lambda step: float(self.number)
+        return super().step(model, batch, cfg, at)
+
+
+def test_pruning_prunes(tmp_path):
+    """A trial that is worse than the median is stopped at its first evaluation, and its run says why."""
+    task = Graded(steps=12, eval_every=3)
+    told = []
+    done = tune(task, task.config, trials=7, root=tmp_path, write=told.append)
+    assert states(done.study) == [TrialState.COMPLETE] * 4 + [TrialState.PRUNED] * 3
+    assert done.study.best_trial.number == 0 and done.study.best_value == 0
+    for trial in done.study.get_trials():
+        status = Run(tmp_path / "runs" / "tiny" / trial.user_attrs["run"]).status
+        assert status["step"] == (12 if trial.number < 4 else 3)
+        assert (status["state"] == "stopped" and status["reason"].startswith("pruned")) == (trial.number >= 4)
+    assert [t for t in told if t.startswith("best trial: 0\nvalue: 0\nparameters:")]
+
+
+def test_pruner_reports_evaluations_only(tmp_path):
+    study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+    trial = study.ask()
+    train(Scripted(script=lambda step: 1 / step, eval_every=4), tmp_path, [Pruner(trial, "val/loss")])
+    assert study.trials[0].intermediate_values == pytest.approx({4: 0.25, 8: 0.125, 12: 1 / 12})
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite", "default"])
+def test_storage(kind, tmp_path):
+    """A study goes on in a second call, from the storage alone."""
+    address = {"journal": str(tmp_path / "study.log"), "sqlite": f"sqlite:///{tmp_path / 'study.db'}", "default": None}[kind]
+    task, cfg = get_task("toy_tokens"), configuration(steps=4)
+    tune(task, cfg, trials=2, storage=address, root=tmp_path, write=lambda text: None)
+    again = tune(task, cfg, trials=5, storage=address, root=tmp_path, write=lambda text: None)
+    assert len(again.trials) == 5 and len(list((tmp_path / "runs" / "toy_tokens").iterdir())) == 5
+    place = {"journal": "study.log", "sqlite": "study.db", "default": "runs/.studies/toy_tokens-smoke/journal.log"}[kind]
+    assert (tmp_path / place).stat().st_size > 0
+    if kind == "default":
+        found = importances(again.study)
+        assert set(found.index) == {"optim.lr", "model.hidden"} and found.sum() == pytest.approx(1)
+
+
+def test_best_configuration_trains(tmp_path):
+    task = get_task("toy_tokens")
+    done = tune(task, configuration(steps=6), trials=2, study_name="mine", root=tmp_path, output=tmp_path / "out" / "best_config.yaml", write=lambda text: None)
+    cfg = resolve(task, file=tmp_path / "out" / "best_config.yaml")
+    assert done.file == tmp_path / "out" / "best_config.yaml" and cfg == done.config
+    chosen = done.study.best_trial.user_attrs["overrides"]
+    assert cfg.optim.lr == chosen["optim.lr"] and cfg.model.hidden == chosen["model.hidden"]
+    result = fit(task, cfg, Run.create(cfg, tmp_path))
+    assert result.best == done.study.best_value  # the same seed and configuration: the same figure
+
+
+def test_another_question_is_refused(tmp_path):
+    """A stored study is gone on with for the same system, scalar and configuration only."""
+    task, cfg = get_task("toy_tokens"), configuration(steps=3)
+    address = str(tmp_path / "study.log")
+    tune(task, cfg, trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
+    for changes in ({"monitor": "val/token_accuracy", "stop.mode": "max"}, {"batch_size": 2}, {"seed": 3}):
+        with pytest.raises(StudyError, match="another study's question"):
+            tune(task, overlay(cfg, changes), trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
+    graphs = get_task("toy_graphs")
+    with pytest.raises(StudyError, match="toy_tokens -> toy_graphs"):
+        tune(graphs, resolve(graphs, "smoke"), trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
+
+
+def test_unusable_storage(tmp_path):
+    foreign = tmp_path / "notes.log"
+    foreign.write_text("not a journal\n", encoding="utf-8")
+    with pytest.raises(StudyError, match="no journal"):
+        open_storage(str(foreign), tmp_path)
+    (tmp_path / "other.db").write_bytes(b"not a database" * 100)
+    for address in (f"sqlite:///{tmp_path / 'other.db'}", "postgresql://nobody@127.0.0.1:9/none"):
+        with pytest.raises(StudyError, match="study storage"):
+            open_storage(address, tmp_path)
+    with pytest.raises(StudyError, match="study name"):
+        tune(get_task("toy_tokens"), configuration(), trials=1, study_name="a/b", root=tmp_path)
+
+
+def test_failing_trials_are_recorded(tmp_path):
+    """A trial that cannot train fails alone; a study in which none completes says so."""
+    task = Scripted(factor=lambda step: float("nan"), script=lambda step: 1.0, steps=3)
+    with pytest.raises(StudyError, match="2 trials, none complete"):
+        tune(task, task.config, trials=2, root=tmp_path, write=lambda text: None)
+    blind = Scripted(script=lambda step: float("nan"), steps=3)
+    with pytest.raises(StudyError, match="none complete"):
+        tune(blind, blind.config, trials=1, root=tmp_path, write=lambda text: None)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        resolve(get_task("toy_tokens"), "nothing")
+
+
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + ([Path(shutil.which("initdb"))] if shutil.which("initdb") else [])
+
+
+@pytest.fixture
+def postgres(tmp_path_factory):
+    """A private PostgreSQL cluster on a free port, as a user who may run one."""
+    if not PROGRAMS:
+        pytest.skip("PostgreSQL's initdb is not installed (make tools)")
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
+    import pwd
+
+    programs = PROGRAMS[0].resolve().parent
+    options = {}
+    folder = Path("/tmp") / f"nexuslab-pg-{os.getpid()}"  # a short path: sockets' names are limited to 107 characters
+    folder.mkdir(mode=0o755)
+    if os.getuid() == 0:
+        try:
+            owner = pwd.getpwnam("postgres")
+        except KeyError:
+            shutil.rmtree(folder)
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        options = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(program, *arguments):
+        done = subprocess.run([programs / program, "-D", folder / "data", *arguments], cwd="/", capture_output=True, text=True, timeout=120, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    try:
+        call("initdb", "-U", "optuna", "-A", "trust", "--no-sync")
+        call("pg_ctl", "-w", "-l", folder / "log", "-o", f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1", "start")
+        try:
+            yield f"postgresql://optuna@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_postgresql(postgres, tmp_path):
+    """A study in a database that several machines could share."""
+    task, cfg = get_task("toy_tokens"), configuration(steps=4)
+    for trials in (1, 3):
+        done = tune(task, cfg, trials=trials, storage=postgres, root=tmp_path, write=lambda text: None)
+    assert states(done.study) == [TrialState.COMPLETE] * 3
+    fresh = open_study("toy_tokens-smoke", open_storage(postgres, tmp_path), cfg, cfg.seed)
+    assert [t.value for t in fresh.trials] == [t.value for t in done.study.trials]
