@@ -109,7 +109,6 @@ def test_read_only_run_directory(small_disk):
     assert done.run.status["state"] == "finished" and verify_checkpoint(find_checkpoint(done.run.path / "checkpoints", "last"))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # HDF5 closes its objects late
 def test_full_disk_while_building_data(small_disk):
     """Nothing half-written is left; with room again the same call builds the file."""
     root = small_disk("2m")
