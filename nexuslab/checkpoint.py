@@ -103,6 +103,7 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
     return final
 
+# %% ../nbs/engine/07_checkpoint.ipynb #26001067
 def detached(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "Weights as safetensors wants them: on the CPU, contiguous, sharing nothing."
     return {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
@@ -146,6 +147,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}", found=f"{', '.join(wrong)} truncated or changed", expected="the content its manifest names", remedy=offer(path))
     return manifest
 
+# %% ../nbs/engine/07_checkpoint.ipynb #713543dc
 def offer(path: Path) -> str:
     "The advice that goes with a damaged checkpoint: the newest sound one beside it."
     sound = newest_sound(path.parent, besides=path)

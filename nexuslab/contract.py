@@ -103,6 +103,7 @@ def splits_are_disjoint(case: Case, most: int = 300) -> str:
         require(not seen[a] & seen[b] or case.splits.named(a) is case.splits.named(b), f"data: {a} and {b} are disjoint", f"{len(seen[a] & seen[b])} common examples", 0)
     return ", ".join(f"{len(v)} {k}" for k, v in seen.items())
 
+# %% ../nbs/engine/10_contract.ipynb #8e2b3fe6
 def meta_is_from_train(case: Case) -> str:
     "The normaliser's statistics are those of the training split."
     found = case.task.meta(case.splits.train, case.cfg)

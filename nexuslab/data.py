@@ -78,6 +78,7 @@ class Reserved:
         self.file.truncate(self.end)
         self.file.close()
 
+# %% ../nbs/engine/02_data.ipynb #5fd5a8ec
 def write_zeros(handle: int, start: int, size: int) -> None:
     "Reserve room where the system has no call for it."
     with open(handle, "wb", buffering=0, closefd=False) as file:
@@ -386,6 +387,7 @@ class Key:
     ids: np.ndarray  # (b,) examples
     setting: dict[str, Any]  # of the curriculum at this step
 
+# %% ../nbs/engine/02_data.ipynb #afb34bc2
 class Plan:
     "Which examples each step and process sees."
 
@@ -454,6 +456,7 @@ class KeyStream:
         for step in range(self.start, self.stop):
             yield from self.plan.micro(step)
 
+# %% ../nbs/engine/02_data.ipynb #56460d87
 def load(
     source: Source,  # the split
     plan: Plan,  # the order

@@ -65,6 +65,7 @@ def evaluate(
     write_evaluation(run, split, entry)
     return figures
 
+# %% ../nbs/engine/09_evaluate.ipynb #d8389992
 def write_evaluation(run: Run, split: str, entry: dict[str, Any]) -> None:
     "Put one split's figures into evaluation.json; the other splits stay."
     path = run.path / "evaluation.json"
@@ -174,6 +175,7 @@ def reproduce(
     write("\n".join(found) if found else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again")
     return found
 
+# %% ../nbs/engine/09_evaluate.ipynb #e0a68bc5
 def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> list[str]:
     "Figures of evaluation.json that differ."
     if not (run.path / "evaluation.json").exists():

@@ -160,6 +160,7 @@ class Progress:
     running_loss: float | None = None  # of the spike detector
     periodic: list[int] = field(default_factory=list)  # steps saved for their date
 
+# %% ../nbs/engine/08_fit.ipynb #159f37a5
 @dataclass
 class Loop:
     "All that the loop works with."
@@ -355,6 +356,7 @@ def reduced(loop: Loop, averages: Averages) -> dict[str, float]:
         averages = total
     return averages.compute()
 
+# %% ../nbs/engine/08_fit.ipynb #0cf5ee40
 def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: str = "") -> None:
     "Write a row, tell the listeners, watch for spikes."
     now, before = time.perf_counter(), loop.clock["row"]
@@ -384,6 +386,7 @@ def speed(loop: Loop, steps: int, seconds: float, sums: dict) -> dict[str, float
         "system/data_wait": loop.clock["wait"] / seconds, "system/memory": memory / 2**20,
     }
 
+# %% ../nbs/engine/08_fit.ipynb #a561f3e7
 def watch_spike(loop: Loop, loss: float) -> None:
     "An event when the loss jumps above its running mean."
     mean, limit = loop.progress.running_loss, loop.cfg.guard.spike
@@ -533,6 +536,7 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
             point(folder, "best", best)
     return changed
 
+# %% ../nbs/engine/08_fit.ipynb #8c605bb0
 def resumable(folder: Path, which: str) -> Path:
     "The checkpoint to resume from; when nothing is called `last` (a crash before it was named) the newest sound one."
     try:
@@ -571,6 +575,7 @@ def signals(loop: Loop) -> Iterator[None]:
 CHECK_SECONDS = 0.2  # how often the stop file is looked for
 STATUS_SECONDS = 2.0  # how often status.json is refreshed
 
+# %% ../nbs/engine/08_fit.ipynb #bb01f3bf
 def finished(loop: Loop) -> str | None:
     "Why the loop ends now, or None."
     now = time.perf_counter()
@@ -729,6 +734,7 @@ class Result:
     reason: str  # why it ended
     metrics: dict[str, float]  # of the last evaluation
 
+# %% ../nbs/engine/08_fit.ipynb #5696fd15
 def fit(
     task: Task,  # the system
     cfg: Config,  # the resolved configuration
@@ -799,6 +805,7 @@ def log_evaluate_save(loop: Loop, scalars: dict[str, float]) -> None:
     if best or periodic or overdue or final:
         save(loop, periodic=bool(periodic), best=best)
 
+# %% ../nbs/engine/08_fit.ipynb #b9daa65d
 def conclude(loop: Loop) -> Result:
     "The result, with the best weights if so configured."
     p, folder = loop.progress, loop.run.path / "checkpoints"

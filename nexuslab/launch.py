@@ -80,6 +80,7 @@ def train(
         watcher.join()
     return result_of(run)
 
+# %% ../nbs/engine/15_launch.ipynb #68ba5b67
 def result_of(run: Run) -> Result:
     "The result of a training that other processes did."
     status, rows = run.status, latest(read_rows(run.path / "metrics.jsonl")[0])

@@ -113,6 +113,7 @@ class Record:
         "Close the file."
         self.file.close()
 
+# %% ../nbs/engine/06_run.ipynb #1d10ca4c
 def read_rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:
     "The complete rows after a byte offset, and the offset behind them: what a follower calls again and again."
     if not path.exists():

@@ -95,6 +95,7 @@ class Tuned:
     file: Path  # best_config.yaml: `-p config` trains it
     trials: pd.DataFrame  # one row a trial
 
+# %% ../nbs/engine/11_tune.ipynb #4c43a3a8
 def tune(
     task: Task,
     cfg: Config,  # what the trials change
