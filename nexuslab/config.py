@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORT', 'RENAMED', 'Section', 'accepts_boolean', 'Compute', 'Loader', 'Budget', 'Optim', 'Schedule', 'Stop',
            'Checkpoint', 'Guard', 'Track', 'Config', 'flatten', 'unflatten', 'fields_of', 'full_name', 'overlay',
-           'validated', 'read_yaml', 'resolve', 'difference', 'explain', 'config_digest']
+           'validated', 'read_yaml', 'resolve', 'difference', 'explain']
 
 # %% ../nbs/engine/01_config.ipynb #8e6faa31
 import typing
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import ConfigError, did_you_mean, digest, project_root
+from .core import ConfigError, did_you_mean, project_root
 
 # %% ../nbs/engine/01_config.ipynb #4afe3f8d
 class Section(BaseModel):
@@ -314,7 +314,3 @@ def explain(cls: type[Config]) -> list[dict]:
     short = {v: k for k, v in SHORT.items()}
     kinds = {k: str(f.annotation).replace("typing.", "") if typing.get_args(f.annotation) else f.annotation.__name__ for k, f in fields_of(cls).items()}
     return [{"key": k, "short": short.get(k, ""), "type": kinds[k], "meaning": f.description or ""} for k, f in fields_of(cls).items()]
-
-def config_digest(config: Config) -> str:
-    "A short name of the configuration's content."
-    return digest(config.tree(), 8)

@@ -166,6 +166,12 @@ function ticks(low, high, count) {
   for (let v = Math.ceil(low / step) * step; v <= high + 1e-9 * step; v += step) found.push(v);
   return found;
 }
+function decades(low, high) {
+  const found = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const f of [1, 2, 5]) found.push(f * Math.pow(10, p));
+  const inside = found.filter(v => v >= low && v <= high), whole = inside.filter(v => Math.abs(Math.log10(v) % 1) < 1e-9);
+  return whole.length >= 4 ? whole : inside;
+}
 function label(v) {
   const a = Math.abs(v);
   return a !== 0 && (a >= 1e5 || a < 1e-3) ? v.toExponential(1) : String(+v.toPrecision(4));
@@ -193,7 +199,7 @@ function axes(ctx, box, e, spec, ink) {
   ctx.clearRect(0, 0, box.width, box.height);
   ctx.font = "11px sans-serif"; ctx.fillStyle = ink; ctx.strokeStyle = ink; ctx.lineWidth = 1;
   ctx.globalAlpha = 0.15;
-  const xs = ticks(e.x0, e.x1, 6), ys = spec.log ? ticks(a, b, 5).map(v => Math.pow(10, v)) : ticks(e.y0, e.y1, 5);
+  const xs = ticks(e.x0, e.x1, 6), ys = spec.log ? decades(e.y0, e.y1) : ticks(e.y0, e.y1, 5);
   ctx.beginPath();
   for (const v of xs) { ctx.moveTo(X(v), t); ctx.lineTo(X(v), t + h); }
   for (const v of ys) { ctx.moveTo(l, Y(v)); ctx.lineTo(l + w, Y(v)); }
@@ -227,6 +233,7 @@ function draw(ctx, box, traces, spec, view, ink) {
     ctx.strokeStyle = COLOURS[t.colour % COLOURS.length]; ctx.setLineDash(t.dash ? [5, 3] : []); ctx.lineWidth = 1.4;
     path(ctx, t, X, Y, spec.log);
     ctx.stroke();
+    if (t.n === 1) { ctx.fillStyle = ctx.strokeStyle; ctx.beginPath(); ctx.arc(X(t.x[0]), Y(t.y[0]), 3, 0, 7); ctx.fill(); }
     if (spec.fill && t.n) {
       ctx.lineTo(X(t.x[t.n - 1]), Y(Math.max(e.y0, 0))); ctx.lineTo(X(t.x[0]), Y(Math.max(e.y0, 0)));
       ctx.fillStyle = ctx.strokeStyle; ctx.globalAlpha = 0.25; ctx.fill(); ctx.globalAlpha = 1;

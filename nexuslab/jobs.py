@@ -6,7 +6,7 @@
 __all__ = ['SHELL_NAMES', 'INJECTED', 'COMMANDS', 'job_notebooks', 'Parameter', 'parameters_of', 'given_parameters',
            'parse_changes', 'as_overrides', 'positions_of_paths', 'completed', 'new_report', 'report_files', 'announce',
            'RunStore', 'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run',
-           'runs_command', 'reproduce_command', 'main']
+           'runs_command', 'reproduce_command', 'report_command', 'main']
 
 # %% ../nbs/engine/14_jobs.ipynb #978e8d44
 import argparse
@@ -294,8 +294,20 @@ def reproduce_command(arguments: list[str]) -> None:
     if found:
         raise NexusError("the run did not come out again", found=f"{len(found)} differences, listed above", expected="none", remedy="restore what is named first")
 
+# %% ../nbs/engine/14_jobs.ipynb #38464cc8
+def report_command(arguments: list[str]) -> None:
+    "`nexuslab report RUN`: one self-contained HTML file."
+    parser = Parser(prog="nexuslab report", description="a run as one self-contained HTML file")
+    parser.add_argument("run", nargs="?", default="last", help="a run: its name, a part of it, its path, or last")
+    parser.add_argument("--output", type=Path, help="the file; report.html of the run by default")
+    said = parser.parse_args(arguments)
+    from nexuslab.run import Run  # late: imports torch
+    from nexuslab.views import report
+
+    print(report(Run.open(said.run), said.output))
+
 # %% ../nbs/engine/14_jobs.ipynb #d79c1b17
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"runs": runs_command, "reproduce": reproduce_command}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"runs": runs_command, "reproduce": reproduce_command, "report": report_command}
 
 def main(arguments: list[str] | None = None) -> int:
     "The command `nexuslab`."

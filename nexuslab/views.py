@@ -5,26 +5,30 @@
 # %% auto #0
 __all__ = ['describe', 'parameter_table', 'probe', 'step_once', 'overfit_one_batch', 'learning_rate_range', 'gradient_norms',
            'batch_costs', 'cost_of_steps', 'estimate', 'smooth', 'plot_curves', 'encode_split', 'project', 'scatter',
-           'render_views']
+           'render_views', 'embedded', 'summary_cells', 'report', 'write_html', 'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
+import base64
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import psutil
 import torch
+from nbconvert import HTMLExporter
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import nn
 
 from .config import Config, overlay, resolve
-from .core import ConfigError, RunError, did_you_mean, project_root
+from .core import ConfigError, RunError, atomic_path, did_you_mean, project_root, read_json
 from .data import Fetch, Splits, eval_keys, load
 from .fit import Loop, clip, forward_backward, plan_steps, seed_step, set_up, start_clock, where
 from .run import Run
@@ -247,3 +251,56 @@ def render_views(
             raise RunError(f"view {name} of {task.name}", found=type(made).__name__, expected="a matplotlib figure or a pandas table", remedy="return one of the two")
         write(f"{name}: {time.perf_counter() - started:.1f} s")
     return files
+
+# %% ../nbs/engine/12_views.ipynb #6e20ec3c
+def embedded(path: Path) -> str:
+    "A PNG as an HTML image that carries its own data."
+    return f'<figure><img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt="{path.stem}" style="max-width: 100%"><figcaption>{path.stem.replace("_", " ")}</figcaption></figure>'
+
+def summary_cells(run: Run) -> list:
+    "What a run was and gave, as markdown cells: figures, curves, views, configuration, environment."
+    status, record = run.status, read_json(run.path / "environment.json")
+    said = [f"# {run.tree['system']}: {run.path.name}\n\n{status['state']} at step {status.get('step')} ({status.get('reason', '')})"]
+    if (run.path / "evaluation.json").exists():
+        tables = [f"### {split}\n\n" + pd.DataFrame({"model": e["figures"], **e["baselines"]}).to_html(float_format=lambda v: f"{v:.4g}", na_rep="") for split, e in run.evaluation.items()]
+        said.append("## Figures, with baselines beside them\n\n" + "\n\n".join(tables))
+    pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
+    if pictures:
+        said.append("## Pictures\n\n" + "\n".join(map(embedded, pictures)))
+    said.append("## Configuration\n\n```yaml\n" + (run.path / "config.yaml").read_text(encoding="utf-8") + "```")
+    lines = {"commit": record["commit"], "changed files": bool(record["diff"]), "command": record["command"], **record["hardware"], **record["packages"]}
+    said.append("## Environment\n\n" + pd.Series(lines, name="").to_frame().to_html(header=False))
+    return [nbformat.v4.new_markdown_cell(text) for text in said]
+
+# %% ../nbs/engine/12_views.ipynb #603c7ea7
+def report(run: Run, output: Path | None = None) -> Path:
+    "One self-contained HTML file of a run; `report.html` in its directory by default."
+    if not (run.path / "figures" / "curves.png").exists() and (run.path / "metrics.jsonl").exists():
+        fig = plot_curves([run])
+        fig.savefig(run.path / "figures" / "curves.png", dpi=100, bbox_inches="tight")
+        plt.close(fig)
+    notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
+    for name in ("report", "analyse"):
+        if (run.path / f"{name}.ipynb").exists():
+            notebook.cells += nbformat.read(run.path / f"{name}.ipynb", 4).cells
+    return write_html(notebook, output or run.path / "report.html", run.path.name)
+
+def write_html(notebook, path: Path, title: str) -> Path:
+    "A notebook as one HTML file that asks no server for anything."
+    exporter = HTMLExporter(template_name="lab", embed_images=True, require_js_url="", mathjax_url="", jquery_url="", jupyter_widgets_base_url="", html_manager_semver_range="", mermaid_js_url="")
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    body = re.sub(r"<script[^>]*\bsrc=[^>]*></script>", "", body)
+    body = re.sub(r'<script type="module">.*?</script>', "", body, flags=re.S)
+    with atomic_path(path) as temporary:
+        temporary.write_text(body, encoding="utf-8")
+    return path
+
+# %% ../nbs/engine/12_views.ipynb #c469a024
+def comparison_report(table: pd.DataFrame, curves: Path, output: Path) -> Path:
+    "A table of runs and the picture of their curves as one self-contained HTML file."
+    cells = [nbformat.v4.new_markdown_cell(t) for t in ("# Comparison\n\n" + table.to_html(na_rep=""), embedded(curves))]
+    return write_html(nbformat.v4.new_notebook(cells=cells), output, "comparison")

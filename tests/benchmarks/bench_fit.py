@@ -1,0 +1,210 @@
+"""What the loop costs: `fit` a step against a hand-written loop and Lightning Fabric, and the start of the command `nexuslab train`."""
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nexuslab.config import Checkpoint, Config, Loader, Optim, Schedule, Track
+from nexuslab.core import mix
+from nexuslab.data import Tensors, epoch_order
+from nexuslab.fit import Listener, OwnTask, fit
+from nexuslab.run import Run
+
+STEPS, WARM, REPEATS, BATCH, EVERY = 2000, 200, 5, 8, 10
+X = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
+Y = X.square().sum(1, keepdim=True)
+TOYS = Path(__file__).parents[1] / "toys"
+
+
+def make():
+    return nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def loss_of(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+def batches(steps):
+    """The batches of `fit`: an epoch's permutation, cut into rows."""
+    per = len(X) // BATCH
+    for step in range(steps):
+        epoch, place = divmod(step, per)
+        if place == 0:
+            order = torch.from_numpy(epoch_order(len(X), 0, epoch))
+        rows = order[place * BATCH : (place + 1) * BATCH]
+        yield X[rows], Y[rows]
+
+
+def cosine(step, steps):
+    return 1e-3 * 0.5 * (1 + math.cos(math.pi * step / (steps - 1)))
+
+
+class Log:
+    """A mean of the loss and a line of JSON, every tenth step."""
+
+    def __init__(self, path):
+        self.file, self.losses = open(path, "w", encoding="utf-8"), []
+
+    def add(self, step, loss, rate, norm):
+        self.losses.append(loss.detach())
+        if step % EVERY == 0:
+            mean = sum(float(v) for v in self.losses) / len(self.losses)
+            self.losses.clear()
+            self.file.write(json.dumps({"step": step, "time": time.time(), "train/loss": mean, "train/learning_rate": rate, "train/grad_norm": norm}) + "\n")
+            self.file.flush()
+
+
+def hand_written(folder, steps=STEPS):
+    """The loop one would write: seeds, clipping, finiteness, schedule and log included."""
+    torch.manual_seed(0)
+    model = make()
+    optimizer, log = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), Log(folder / "hand.jsonl")
+    for step, batch in enumerate(batches(steps), 1):
+        if step == WARM + 1:
+            started = time.perf_counter()
+        torch.default_generator.manual_seed(mix(0, "step", step, 0))
+        loss = loss_of(model, batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        if not math.isfinite(norm):
+            raise RuntimeError("a non-finite gradient")
+        rate = cosine(step - 1, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        log.add(step, loss, rate, norm)
+    return (time.perf_counter() - started) / (steps - WARM)
+
+
+def fabric(folder, steps=STEPS):
+    """The same loop on Lightning Fabric."""
+    from lightning_fabric import Fabric
+
+    torch.manual_seed(0)
+    runner = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = runner.setup(module := make(), torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True))
+    log = Log(folder / "fabric.jsonl")
+    for step, batch in enumerate(batches(steps), 1):
+        if step == WARM + 1:
+            started = time.perf_counter()
+        torch.default_generator.manual_seed(mix(0, "step", step, 0))
+        loss = loss_of(model, batch)
+        runner.backward(loss)
+        norm = runner.clip_gradients(model, optimizer, max_norm=1.0, error_if_nonfinite=False).item()
+        if not math.isfinite(norm):
+            raise RuntimeError("a non-finite gradient")
+        rate = cosine(step - 1, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        log.add(step, loss, rate, norm)
+    return (time.perf_counter() - started) / (steps - WARM)
+
+
+class Clock(Listener):
+    """A listener that only looks at the clock."""
+
+    def __init__(self):
+        self.marks = {}
+
+    def on_row(self, snapshot):
+        self.marks[snapshot.step] = time.perf_counter()
+
+    def close(self):
+        return
+
+
+def engine(folder, steps=STEPS):
+    """`fit`, timed from its own clock between two logged rows."""
+    config = Config(
+        system="bench", budget={"steps": steps}, loader=Loader(batch_size=BATCH), optim=Optim(lr=1e-3, clip=1.0), schedule=Schedule(name="cosine"),
+        track=Track(log_every=EVERY), checkpoint=Checkpoint(eval_every=steps, save_minutes=None),
+    )
+    task = OwnTask("bench", make, loss_of, Tensors(X, Y), Tensors(X[:8], Y[:8]), config)
+    clock = Clock()
+    fit(task, config, Run.create(config, folder), [clock])
+    return (clock.marks[steps - EVERY] - clock.marks[WARM]) / (steps - EVERY - WARM)
+
+
+def test_step(tmp_path, capsys):
+    """Interleaved repeats, so that a busy machine is busy for all three."""
+    torch.set_num_threads(1)
+    found = {"hand-written": [], "nexuslab fit": [], "Lightning Fabric": []}
+    for repeat in range(REPEATS):
+        folder = tmp_path / str(repeat)
+        folder.mkdir()
+        for name, run in (("hand-written", hand_written), ("nexuslab fit", engine), ("Lightning Fabric", fabric)):
+            found[name].append(run(folder))
+    ratios = {name: statistics.median(t / h for t, h in zip(times, found["hand-written"])) for name, times in found.items()}
+    with capsys.disabled():
+        print(f"\n{'loop':<18}{'median us a step':>18}{'best us':>10}{'ratio':>8}   ({STEPS} steps, {REPEATS} interleaved repeats)")
+        for name, times in found.items():
+            print(f"{name:<18}{1e6 * statistics.median(times):>18.1f}{1e6 * min(times):>10.1f}{ratios[name]:>8.3f}")
+    assert all(np.isfinite(t) and t > 0 for times in found.values() for t in times)
+    last = [json.loads(line) for line in (tmp_path / "0" / "hand.jsonl").read_text().splitlines()][-1]
+    assert last["step"] == STEPS and last["train/loss"] > 0
+
+
+START = """
+import sys, time
+t = [time.time()]
+import torch
+t.append(time.time())
+import nexuslab.fit
+t.append(time.time())
+from nexuslab.task import get_task
+from nexuslab.config import resolve
+from nexuslab.run import Run
+task = get_task("toy_graphs")
+cfg = resolve(task, "smoke")
+t.append(time.time())
+run = Run.create(cfg)
+t.append(time.time())
+nexuslab.fit.fit(task, cfg, run)
+t.append(time.time())
+print("MARKS", *t)
+"""
+
+
+@pytest.mark.parametrize("cache", ["warm"])
+def test_start(cache, tmp_path, capsys):
+    """From the process's start to the first row of metrics, by the command and by plain Python, with its parts."""
+    environment = os.environ | {"NEXUSLAB_HOME": str(tmp_path), "PYTHONPATH": str(TOYS), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    command = [str(Path(sys.executable).parent / "nexuslab"), "train", "--system", "toy_graphs", "--preset", "smoke"]
+    rows = []
+    for _ in range(3):
+        before, started = set((tmp_path / "runs" / "toy_graphs").glob("*")), time.time()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        ended = time.time()
+        [run] = set((tmp_path / "runs" / "toy_graphs").glob("*")) - before
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        environment_at = (run / "config.yaml").stat().st_mtime, (run / "environment.json").stat().st_mtime
+        first, start = next(r["time"] for r in lines if "event" not in r), lines[0]["time"]
+        rows.append({"to the run directory": environment_at[1] - started, "to `fit` begun": start - started, "to the first row": first - started, "to the end": ended - started})
+    plain = []
+    for _ in range(3):
+        started = time.time()
+        done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        marks = [float(v) for v in done.stdout.split("MARKS")[1].split()]
+        plain.append(dict(zip(("interpreter", "torch", "nexuslab.fit", "system and configuration", "run directory", "fit, 2 epochs"), np.diff([started, *marks]))))
+    with capsys.disabled():
+        print("\nnexuslab train, smoke preset of toy_graphs, warm cache [s], best of 3:")
+        for key in rows[0]:
+            print(f"  {key:<26}{min(r[key] for r in rows):>7.2f}")
+        print("the parts in plain Python [s], best of 3:")
+        for key in plain[0]:
+            print(f"  {key:<26}{min(r[key] for r in plain):>7.2f}")
+    assert all(0 < r["to the run directory"] <= r["to the first row"] <= r["to the end"] for r in rows)
