@@ -3,9 +3,9 @@ import shutil
 import time
 
 import pytest
-
 from browser import ARTEFACTS, browser_page, jupyter_lab, needs_browser, run_all
 from conftest import ROOT
+
 from nexuslab.run import Run, find_runs
 
 
@@ -55,3 +55,21 @@ def test_a_job_is_started_watched_and_stopped(home):
         assert not page.outside, page.outside
         mistakes = [e for e in page.errors if "nexuslab" in e or "anywidget" in e or "TypeError" in e]
         assert not mistakes, mistakes
+
+
+@needs_browser
+@pytest.mark.xdist_group("browser")
+def test_the_tour_shows_its_curve_while_it_trains(home):
+    folder = home / "notebooks"
+    folder.mkdir()
+    shutil.copy(ROOT / "nbs" / "00_tour.ipynb", folder)
+    with jupyter_lab(folder, home) as address, browser_page() as page:
+        page.goto(address("00_tour.ipynb"))
+        run_all(page)
+        page.wait_for_function("() => [...document.querySelectorAll('.nexuslab-chart')].some(c => +c.dataset.points > 3)", timeout=120_000)
+        run = wait_for(lambda: find_runs(home) and find_runs(home)[0], "the run's directory")
+        assert Run(run.path).status["state"] == "running"  # the curve moves while the kernel is busy training
+        page.locator(".nexuslab-chart").first.scroll_into_view_if_needed()
+        page.screenshot(path=ARTEFACTS / "tour.png")
+        wait_for(lambda: Run(run.path).status["state"] == "finished", "the training to end", 180)
+        assert not page.outside, page.outside

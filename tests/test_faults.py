@@ -140,7 +140,7 @@ def test_full_disk_while_saving(small_disk):
         run = Run.create(task.config, root)
         filler = root / "filler"
 
-        def fill(snapshot):
+        def fill(snapshot, filler=filler):
             if snapshot.step == 8:
                 room = shutil.disk_usage(root).free - (300 << 10)
                 filler.write_bytes(b"0" * room)
@@ -327,7 +327,7 @@ def test_damaged_store(tmp_path):
     make = lambda: write_store(path, {"generator": "test"}, {"x": np.arange(100_000.0)})
     make()
     whole = path.read_bytes()
-    for data, how in ((whole[: len(whole) // 2], "truncated"), (b"no HDF5" * 99, "foreign"), (b"", "empty")):
+    for data, _ in ((whole[: len(whole) // 2], "truncated"), (b"no HDF5" * 99, "foreign"), (b"", "empty")):
         path.write_bytes(data)
         with pytest.raises(DataError, match="damaged or not ours"):
             Store(path).verify()

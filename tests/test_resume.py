@@ -104,7 +104,7 @@ def test_kill_nine(system, undisturbed, killable):
         child, mark = trainer.start(run, place, count)
         assert run.status["state"] == "running"
         os.kill(child, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(child), "the killed process to go", mark)
+        wait_until(lambda child=child: not psutil.pid_exists(child), "the killed process to go", mark)
         assert run.status["state"] == "died", moment
         begun = list((run.path / "checkpoints").glob("step_*"))
         again = fit(get_task(system), cfg, run, resume="last" if begun else None)
@@ -123,7 +123,7 @@ def test_killed_twice(undisturbed, killable):
     for place, count, resume in (("forward", 9, None), ("manifest", 3, "last"), ("evaluate", 2, "last")):
         child, mark = trainer.start(run, place, count, resume)
         os.kill(child, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(child), "the killed process to go", mark)
+        wait_until(lambda child=child: not psutil.pid_exists(child), "the killed process to go", mark)
     again = fit(get_task("toy_tokens"), cfg, run, resume="last")
     assert same_weights(whole.model, again.model) and comparable(run).equals(comparable(whole.run))
     assert run.status["attempt"] == 3
@@ -137,7 +137,7 @@ def test_sigterm_saves(undisturbed, killable):
     child, mark = killable("toy_graphs").start(run, "step", 4)
     os.kill(child, signal.SIGTERM)
     mark.with_suffix(".go").touch()
-    wait_until(lambda: not psutil.pid_exists(child), "the process to end", mark)
+    wait_until(lambda child=child: not psutil.pid_exists(child), "the process to end", mark)
     assert run.status["state"] == "interrupted" and "SIGTERM" in run.status["reason"] and run.status["step"] == 4
     assert [p.name for p in (run.path / "checkpoints").glob("step_*")] == ["step_00000004"]
     again = fit(get_task("toy_graphs"), cfg, run, resume="last")

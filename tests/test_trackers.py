@@ -12,7 +12,6 @@ import yaml
 from tiny import Scripted, train
 
 import nexuslab.run
-from nexuslab.config import Track
 from nexuslab.core import RunError
 from nexuslab.fit import Mirror
 from nexuslab.run import ExperimentTracker, Tracker, read_rows, silence

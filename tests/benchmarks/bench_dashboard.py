@@ -7,8 +7,8 @@ from pathlib import Path
 
 import nbformat
 import psutil
-
 from browser import browser_page, jupyter_lab, needs_browser, run_all
+
 from nexuslab.config import Config
 from nexuslab.dashboard import Dashboard, row_of
 from nexuslab.run import Run, find_runs
