@@ -114,8 +114,8 @@ def ladders() -> CircuitConfig:
 def ladder_slots() -> CircuitConfig:
     "The dense peer on random networks: as many latent numbers, and about as much time."
     return ladders().model_copy(update={
-        "preset": "ladder_slots", "model": CircuitModel(kind="slot", latent=(28, 10, 10), hidden=256), "loss": CircuitLoss(kl=2e-4),
-        "optim": ladders().optim.model_copy(update={"lr": 2e-3}), "budget": Budget(epochs=146),
+        "preset": "ladder_slots", "model": CircuitModel(kind="slot", latent=(28, 10, 10), hidden=256), "loss": CircuitLoss(kl=1e-4),
+        "loader": Loader(batch_size=64, eval_batch_size=512), "budget": Budget(epochs=100),
     })
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #356c7372
