@@ -359,7 +359,8 @@ class Tensors(Source):
         self.tensors, self.size = tensors, len(tensors[0])
 
     def batch(self, ids, setting, generator):
-        return tuple(t[torch.as_tensor(ids)] for t in self.tensors)
+        rows = torch.as_tensor(ids)
+        return tuple([t[rows] for t in self.tensors])
 
 # %% ../nbs/engine/02_data.ipynb #3b744a5b
 def epoch_order(
@@ -425,7 +426,8 @@ class Plan:
 
     def micro(self, step: int) -> list[Key]:
         "The micro-batches of this process at a step; a short global batch is shared out evenly."
-        shares = np.array_split(self.global_ids(step), self.world * self.accumulate)
+        ids, parts = self.global_ids(step), self.world * self.accumulate
+        shares = np.array_split(ids, parts) if parts > 1 else [ids]
         mine = shares[self.rank * self.accumulate : (self.rank + 1) * self.accumulate]
         setting = self.setting(step)
         return [Key(step, ids, setting) for ids in mine if len(ids)]
@@ -501,6 +503,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     "The batch on a device, whatever its structure; what cannot move is passed on as it is."
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if type(batch) is tuple or type(batch) is list:  # before the check of a protocol, which is slow
+        return type(batch)([to_device(v, device) for v in batch])
     if isinstance(batch, Movable):
         return batch.to(device)
     if isinstance(batch, dict):

@@ -6,8 +6,8 @@
 __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'pick_device', 'pick_precision', 'StepModule', 'Snapshot',
            'Listener', 'Mirror', 'Console', 'Progress', 'Loop', 'where', 'seed_step', 'shares', 'forward_backward',
            'count', 'cut', 'np_split', 'gradient', 'clip', 'refuse_nonfinite', 'set_rate', 'optimise', 'emit',
-           'reduced', 'log_row', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'evaluate_loop', 'judge',
-           'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'resumable', 'signals', 'finished',
+           'reduced', 'log_row', 'this_process', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'evaluate_loop',
+           'judge', 'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'resumable', 'signals', 'finished',
            'state_name', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'plan_steps', 'recording', 'close',
            'append', 'Result', 'fit', 'start_clock', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude',
            'OwnTask']
@@ -15,6 +15,7 @@ __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'pick_devic
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -378,9 +379,14 @@ def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: 
         loop.record.write(loop.progress.step, loop.epoch, scalars)
     tell(loop, scalars, evaluated, note)
 
+@functools.cache
+def this_process(pid: int) -> psutil.Process:
+    "What can be asked about this process: to make it costs more than to ask."
+    return psutil.Process(pid)
+
 def speed(loop: Loop, steps: int, seconds: float, sums: dict) -> dict[str, float]:
     "Throughput, waiting for data, and memory."
-    memory = torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else psutil.Process().memory_info().rss
+    memory = torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else this_process(os.getpid()).memory_info().rss
     return {
         "system/samples_per_second": steps * loop.plan.per_step / seconds, "system/tokens_per_second": sums.get("loss", [0, 0])[1] * loop.world / seconds,
         "system/data_wait": loop.clock["wait"] / seconds, "system/memory": memory / 2**20,

@@ -34,7 +34,7 @@ LONG_CELLS = {  # notebook: first definition, or the cell's id
     "systems/circuits/05_views.ipynb: draw_overlay",
 }
 IDLE = {"core.py: ModelError", "views.py: encode_split"}  # module: definition that nothing uses
-OPEN_ENDED: set[str] = set()  # notebooks that assert nothing after their last definition
+OPEN_ENDED = {"engine/07_checkpoint.ipynb", "engine/15_launch.ipynb", "systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
 UNPROVED = {  # notebook: section
     "engine/01_config.ipynb: The engine's sections",
     "engine/04_task.ipynb: What a step returns",
@@ -324,7 +324,7 @@ def test_every_definition_is_followed_by_a_proof():
 def test_every_public_definition_is_used_in_a_proof():
     """A name that a notebook exports is mentioned by a live cell of some notebook, by a test, or by another module."""
     live = "\n".join(source(c) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code" and not exported(c))
-    live += "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
+    live += "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__))
     words, examined, idle = set(re.findall(r"\w+", live)), 0, []
     code = {p: p.read_text(encoding="utf-8") for p in MODULES}
     counts: dict[str, int] = {}

@@ -17,6 +17,7 @@ from nexuslab.config import Checkpoint, Config, Loader, Optim, Schedule, Track
 from nexuslab.core import mix
 from nexuslab.data import Tensors, epoch_order
 from nexuslab.fit import Listener, OwnTask, fit
+from nexuslab.optim import make_optimizer
 from nexuslab.run import Run
 
 STEPS, WARM, REPEATS, BATCH, EVERY = 2000, 200, 5, 8, 10
@@ -64,10 +65,10 @@ class Log:
 
 
 def hand_written(folder, steps=STEPS):
-    """The loop one would write: seeds, clipping, finiteness, schedule and log included."""
+    """The loop one would write: seeds, clipping, finiteness, schedule and log included; the optimiser is the same in all three, no decay on biases."""
     torch.manual_seed(0)
     model = make()
-    optimizer, log = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), Log(folder / "hand.jsonl")
+    optimizer, log = make_optimizer(Optim(), model), Log(folder / "hand.jsonl")
     for step, batch in enumerate(batches(steps), 1):
         if step == WARM + 1:
             started = time.perf_counter()
@@ -92,7 +93,7 @@ def fabric(folder, steps=STEPS):
 
     torch.manual_seed(0)
     runner = Fabric(accelerator="cpu", devices=1)
-    model, optimizer = runner.setup(module := make(), torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True))
+    model, optimizer = runner.setup(module := make(), make_optimizer(Optim(), module))
     log = Log(folder / "fabric.jsonl")
     for step, batch in enumerate(batches(steps), 1):
         if step == WARM + 1:
@@ -165,6 +166,7 @@ import nexuslab.fit
 t.append(time.time())
 from nexuslab.task import get_task
 from nexuslab.config import resolve
+from nexuslab.optim import make_optimizer
 from nexuslab.run import Run
 task = get_task("toy_graphs")
 cfg = resolve(task, "smoke")
