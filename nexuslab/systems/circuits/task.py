@@ -99,7 +99,7 @@ def paper() -> CircuitConfig:
     })
 
 def slots() -> CircuitConfig:
-    "The dense peer on the six families, with the batch and the weight on the divergence that suit it best."
+    "The dense peer on the six families, with a batch and a weight on the divergence of its own."
     return base().model_copy(update={
         "preset": "slots", "model": CircuitModel(kind="slot", hidden=128), "loss": CircuitLoss(kl=5e-4), "loader": Loader(batch_size=64, eval_batch_size=512),
     })
@@ -112,7 +112,7 @@ def ladders() -> CircuitConfig:
     })
 
 def ladder_slots() -> CircuitConfig:
-    "The dense peer on random networks: as many latent numbers, and about as much time."
+    "The dense peer on random networks: as many latent numbers, settings of its own."
     return ladders().model_copy(update={
         "preset": "ladder_slots", "model": CircuitModel(kind="slot", latent=(28, 10, 10), hidden=256), "loss": CircuitLoss(kl=1e-4),
         "loader": Loader(batch_size=64, eval_batch_size=512), "budget": Budget(epochs=100),
