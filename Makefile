@@ -60,6 +60,7 @@ export: install      ## notebooks to modules, and README from the index
 
 readme: install      ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	sed -i.bak "s|](images/|](nbs/images/|" README.md && rm README.md.bak
 
 clean:               ## remove what was built (not data/ and runs/)
 	rm -rf build dist _docs _proc *.egg-info .pytest_cache .ruff_cache

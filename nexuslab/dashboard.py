@@ -425,7 +425,7 @@ def row_of(run: Run, now: float) -> dict[str, Any]:
     left = spent * (total - step) / step if spent and step and total and status["state"] == "running" else None
     return {
         "id": f"{tree['system']}/{run.path.name}", "system": tree["system"], "run": run.path.name, "preset": tree["preset"], "status": status["state"],
-        "age": (now - status.get("updated", now)) / 60, "step": step, "done": step / total if total else None, "best": status.get("best"), "speed": speed, "left": left,
+        "age": round((now - status.get("updated", now)) / 60, 1), "step": step, "done": step / total if total else None, "best": status.get("best"), "speed": speed, "left": left,
     }
 
 TABLE_JS = """
