@@ -27,6 +27,14 @@ SYSTEMS = ["circuits", "collatz", "lattice", "icecube", "language"]  # their ord
 GALLERY = 9  # figures on the first page
 
 
+def put_bytes(name: str, data: bytes) -> None:
+    """Write a picture of the source."""
+    path = SOURCE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    written.add(path)
+
+
 def put(name: str, text: str) -> None:
     """Write a source page, and leave it alone when it says the same: Sphinx then has nothing to do."""
     path = SOURCE / name
@@ -76,9 +84,7 @@ def gallery(outputs: dict, titles: dict[str, tuple[str, str]]) -> str:
     for name in wanted[:GALLERY]:
         picture = max([f for f in figures_of(outputs[name][0]) if drawn(f)][-3:], key=len)
         file = f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
-        (SOURCE / "_gallery").mkdir(parents=True, exist_ok=True)
-        (SOURCE / "_gallery" / file).write_bytes(picture)
-        written.add(SOURCE / "_gallery" / file)
+        put_bytes(f"_gallery/{file}", picture)
         title, summary = titles[name]
         where = name.split("/")[1] if name.startswith("systems/") else "a job"
         cards.append(f":::{{container}} figure-card\n![{title}: {summary}](_gallery/{file})\n\n[{title}](/{page_of(name)}.ipynb) <span class=\"where\">{where}</span>\n:::\n")
@@ -152,6 +158,8 @@ def write_source(outputs: dict, root: Path) -> None:
     put("api/index.md", api.overview(modules))
     systems = system_pages(chapters, titles)
     put("api/configuration.md", keys_page(list(systems)))
+    for picture in sorted((ROOT / "nbs" / "images").glob("*.png")):
+        put_bytes(f"images/{picture.name}", picture.read_bytes())
     for page in sorted((DOCS / "pages").glob("*.md")):
         put(page.name, page.read_text(encoding="utf-8"))
     put("coming_from.md", coming_from.page(chapters))
