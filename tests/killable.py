@@ -36,7 +36,7 @@ class Watch:
             while not self.mark.with_suffix(".go").exists() and time.time() < end:
                 time.sleep(0.01)
 
-    def spy(self, module, name: str, place: str, when=lambda *a, **k: True, after: bool = False) -> None:
+    def spy(self, module, name: str, place: str, when=lambda *_, **__: True, after: bool = False) -> None:
         """Let a function of the engine say when it is entered, or left."""
         real = vars(module)[name]
 
@@ -67,14 +67,14 @@ def train(run: str, moment: str, count: int, mark: str, resume: str | None) -> N
     watch.remember(fit, "set_up")
     watch.spy(fit, "seed_step", "step")
     watch.spy(fit, "to_device", "forward")
-    watch.spy(fit, "count", "micro", when=lambda *_: torch.is_grad_enabled(), after=True)
+    watch.spy(fit, "count", "micro", when=lambda *_, **__: torch.is_grad_enabled(), after=True)
     watch.spy(fit, "optimise", "optimise")
-    watch.spy(fit, "count", "evaluate", when=lambda *_: not torch.is_grad_enabled())
+    watch.spy(fit, "count", "evaluate", when=lambda *_, **__: not torch.is_grad_enabled())
     watch.spy(fit, "save", "row")
     watch.spy(checkpoint, "write_synced", "file", after=True)
-    watch.spy(checkpoint, "write_synced", "manifest", when=lambda path, data: path.name == "manifest.json")
+    watch.spy(checkpoint, "write_synced", "manifest", when=lambda path, *_, **__: path.name == "manifest.json")
     watch.spy(checkpoint, "point", "point")
-    watch.spy(checkpoint.shutil, "rmtree", "prune", when=lambda path, *a, **k: Path(path).name.startswith("step_"))
+    watch.spy(checkpoint.shutil, "rmtree", "prune", when=lambda path, *_, **__: Path(path).name.startswith("step_"))
     opened = Run(run)
     fit.fit(get_task(opened.config.system), opened.config, opened, resume=resume)
 

@@ -20,6 +20,8 @@ from nexuslab.fit import fit, forward_backward, set_up, start_clock, where
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
+pytestmark = pytest.mark.xdist_group("resume")  # one worker: the undisturbed runs and the trainers are made once
+
 CHILD = Path(__file__).parent / "killable.py"
 COMMON = {"threads": 1, "restore_best": False, "log_every": 2, "loader.eval_batch_size": 8, "checkpoint.save_minutes": 1e-9}
 SYSTEMS = {
@@ -82,16 +84,18 @@ def wait_until(condition, what: str, mark: Path, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def killable():
-    made = []
+    """System -> its trainer, started once."""
+    made = {}
 
-    def make(system: str) -> Killable:
-        made.append(Killable(system))
-        return made[-1]
+    def get(system: str) -> Killable:
+        if system not in made:
+            made[system] = Killable(system)
+        return made[system]
 
-    yield make
-    for one in made:
+    yield get
+    for one in made.values():
         one.close()
 
 
