@@ -48,7 +48,7 @@ docs: install        ## the documentation site, in _docs/
 	$(BIN)/python docs/build.py
 
 bench: install       ## figures of speed and memory
-	$(BIN)/python -m pytest tests/benchmarks -q -s --benchmark-enable
+	$(BIN)/python -m pytest tests/benchmarks -q -s -o python_files='bench_*.py'
 
 lint: install        ## ruff over notebooks and tests
 	$(BIN)/ruff check nbs tests setup.py
