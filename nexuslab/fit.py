@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import psutil
 import torch
 import torch.distributed as dist
@@ -876,6 +875,8 @@ class OwnTask(Task):
         return []
 
     def show(self, batch, cfg, meta):
+        import matplotlib.pyplot as plt  # late: training needs no plots
+
         fig, ax = plt.subplots(figsize=(5, 3))
         ax.imshow(torch.as_tensor(batch[0]).flatten(1).float(), aspect="auto")
         ax.set(xlabel="column", ylabel="example", title=self.name)

@@ -8,10 +8,10 @@ __all__ = ['Part', 'Averages', 'wilson', 'bootstrap']
 # %% ../nbs/engine/03_metrics.ipynb #7dadb79b
 import dataclasses
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import torch
-from scipy.stats import norm
 
 from .core import mix
 
@@ -72,7 +72,7 @@ def wilson(
     level: float = 0.95,  # coverage
 ) -> tuple[float, float]:
     "Wilson's confidence interval of a share."
-    z, p = norm.ppf(0.5 + level / 2), successes / n
+    z, p = NormalDist().inv_cdf(0.5 + level / 2), successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))

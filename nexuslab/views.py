@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
 import torch
-from nbconvert import HTMLExporter
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import nn
 
 from .config import Config, overlay, resolve
@@ -211,6 +207,9 @@ def encode_split(task: Task, model: nn.Module, cfg: Config, splits: Splits, spli
 
 def project(codes: np.ndarray, how: str = "pca", seed: int = 0) -> np.ndarray:
     "Two dimensions of codes (N, D): PCA, or t-SNE (van der Maaten and Hinton, 2008)."
+    from sklearn.decomposition import PCA  # late: they take a second, and a training job draws only curves
+    from sklearn.manifold import TSNE
+
     if how == "pca":
         return PCA(2, random_state=seed).fit_transform(codes)
     return TSNE(2, random_state=seed, init="pca", perplexity=min(30, (len(codes) - 1) / 3)).fit_transform(codes)
@@ -259,6 +258,8 @@ def embedded(path: Path) -> str:
 
 def summary_cells(run: Run) -> list:
     "What a run was and gave, as markdown cells: figures, curves, views, configuration, environment."
+    import nbformat  # late here and below: it takes three seconds, and only reports need it
+
     status, record = run.status, read_json(run.path / "environment.json")
     said = [f"# {run.tree['system']}: {run.path.name}\n\n{status['state']} at step {status.get('step')} ({status.get('reason', '')})"]
     if (run.path / "evaluation.json").exists():
@@ -275,6 +276,8 @@ def summary_cells(run: Run) -> list:
 # %% ../nbs/engine/12_views.ipynb #603c7ea7
 def report(run: Run, output: Path | None = None) -> Path:
     "One self-contained HTML file of a run; `report.html` in its directory by default."
+    import nbformat
+
     if not (run.path / "figures" / "curves.png").exists() and (run.path / "metrics.jsonl").exists():
         fig = plot_curves([run])
         fig.savefig(run.path / "figures" / "curves.png", dpi=100, bbox_inches="tight")
@@ -287,6 +290,8 @@ def report(run: Run, output: Path | None = None) -> Path:
 
 def write_html(notebook, path: Path, title: str) -> Path:
     "A notebook as one HTML file that asks no server for anything."
+    from nbconvert import HTMLExporter  # late: it takes a second
+
     exporter = HTMLExporter(template_name="lab", embed_images=True, require_js_url="", mathjax_url="", jquery_url="", jupyter_widgets_base_url="", html_manager_semver_range="", mermaid_js_url="")
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -302,5 +307,7 @@ def write_html(notebook, path: Path, title: str) -> Path:
 # %% ../nbs/engine/12_views.ipynb #c469a024
 def comparison_report(table: pd.DataFrame, curves: Path, output: Path) -> Path:
     "A table of runs and the picture of their curves as one self-contained HTML file."
+    import nbformat
+
     cells = [nbformat.v4.new_markdown_cell(t) for t in ("# Comparison\n\n" + table.to_html(na_rep=""), embedded(curves))]
     return write_html(nbformat.v4.new_notebook(cells=cells), output, "comparison")
