@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTEFACTS = Path(__file__).parent / "artefacts"
@@ -31,9 +32,14 @@ pytestmark = pytest.mark.xdist_group("docs")
 @pytest.fixture(scope="module")
 def site():
     """The site, with the outputs that the cache or the notebooks hold: executing them is the job of `make docs`."""
-    folder = execution.WORK / "test_site"
-    shutil.rmtree(folder, ignore_errors=True)
-    docs.build(folder, stored=True)
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder = execution.WORK / f"test_site-{session}"
+    execution.WORK.mkdir(parents=True, exist_ok=True)
+    with FileLock(execution.WORK / "test_site.lock"):  # one build a session, whichever worker comes first
+        if not (folder / "index.html").exists():
+            for old in execution.WORK.glob("test_site-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            docs.build(folder, stored=True)
     return folder
 
 
