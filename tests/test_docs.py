@@ -242,7 +242,6 @@ SEEN = ["index", "engine/08_fit", "systems/circuits/03_loss", "api/nexuslab.data
 @pytest.mark.parametrize("width", [400, 1400])
 def test_pages_are_readable(watched, address, width, scheme):
     ARTEFACTS.mkdir(exist_ok=True)
-    (ARTEFACTS / ".gitignore").write_text("*\n", encoding="utf-8")
     page = watched(width, scheme)
     for name in SEEN:
         page.goto(f"{address}/{name}.html", wait_until="load")
