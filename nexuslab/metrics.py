@@ -25,6 +25,7 @@ class Part:
     weight: float = 1.0  # with which it enters the loss; 0 for what is only watched
     additive: bool = True  # False for a statistic of the batch, such as a variance hinge
 
+# %% ../nbs/engine/03_metrics.ipynb #d8025dd6
 class Averages:
     "Running n-weighted means of named scalars; reading the values off the device waits until they are asked for."
 
@@ -36,13 +37,23 @@ class Averages:
         "Count `factor` times a mean over n items."
         self._pending.append((name, value.detach() if isinstance(value, torch.Tensor) else value, n, factor))
 
+    @property
+    def counted(self) -> int:
+        "How much was added since the values were last read: a place to go back to."
+        return len(self._pending)
+
+    def undo(self, counted: int) -> "Averages":
+        "Forget what was added after a place, and return it."
+        undone = Averages()
+        undone._pending, self._pending[counted:] = self._pending[counted:], []
+        return undone
+
     def _settle(self) -> None:
         "Add what is pending, in order, in double precision."
         for name, value, n, factor in self._pending:
             if n:
-                entry = self.sums.setdefault(name, [0.0, 0.0])
-                entry[0] += factor * float(value) * n
-                entry[1] += n
+                total, weight = self.sums.get(name, (0.0, 0.0))
+                self.sums[name] = [total + factor * float(value) * n, weight + n]
         self._pending.clear()
 
     def compute(self) -> dict[str, float]:

@@ -20,10 +20,7 @@ EARLY_IMPORTS = {("dashboard", "jobs")}  # (chapter, chapter of a larger number 
 LATE_IMPORTS = {("task", "systems"), ("contract", "views")}  # the same inside a function: the folder of systems is the registry; a contract looks at views
 LONG_FUNCTIONS: set[str] = set()  # module.function
 LONG_CELLS = {  # notebook: first definition, or the cell's id
-    "engine/02_data.ipynb: Store",
     "engine/04_task.ipynb: Task",
-    "engine/06_run.ipynb: Run",
-    "engine/08_fit.ipynb: OwnTask",
     "engine/13_dashboard.ipynb: Chart",
     "engine/13_dashboard.ipynb: d68254a0",
     "engine/13_dashboard.ipynb: e1922462",
@@ -40,12 +37,6 @@ UNPROVED = {  # notebook: section
     "engine/04_task.ipynb: What a step returns",
     "engine/07_checkpoint.ipynb: From a run to its model",
     "engine/07_checkpoint.ipynb: Writing",
-    "engine/08_fit.ipynb: Phases",
-    "engine/08_fit.ipynb: Setting up",
-    "engine/08_fit.ipynb: The loop",
-    "engine/08_fit.ipynb: The state",
-    "engine/08_fit.ipynb: The step as a module",
-    "engine/08_fit.ipynb: What can be watched",
     "engine/10_contract.ipynb: Why a contract",
     "engine/11_tune.ipynb: A trial is a run",
     "engine/11_tune.ipynb: Where a study lives",
