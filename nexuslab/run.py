@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'ANSWER_SECONDS', 'git', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_rows',
-           'latest', 'slug', 'new_folder', 'Run', 'find_runs', 'config', 'tree', 'root', 'set_status', 'status',
-           'alive', 'history', 'events', 'evaluation', 'exclusive', 'request_stop', 'stop_requested', 'Tracker',
-           'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'WandbTracker', 'ExperimentTracker',
-           'runs_table', 'comparison']
+           'latest', 'slug', 'new_folder', 'Run', 'find_runs', 'open_run', 'config', 'tree', 'root', 'set_status',
+           'status', 'alive', 'history', 'events', 'evaluation', 'keep', 'exclusive', 'request_stop', 'stop_requested',
+           'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id', 'WandbTracker',
+           'ExperimentTracker', 'runs_table', 'comparison']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -23,6 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def git(*arguments: str, folder: Path) -> str | None:
         return None
     return done.stdout if done.returncode == 0 else None
 
+# %% ../nbs/engine/06_run.ipynb #895d35e7
 PACKAGES = ("nexuslab", "torch", "torch-geometric", "numpy", "scipy", "pandas", "scikit-learn", "h5py", "pydantic", "safetensors", "torchmetrics", "optuna", "papermill", "wandb")
 
 def versions() -> dict[str, str]:
@@ -158,7 +160,7 @@ def new_folder(parent: Path, name: str) -> Path:
             raise RunError(f"cannot create {path}", found=str(error), expected="a folder that can be written", remedy="check permissions and free space, or set NEXUSLAB_HOME") from None
     raise RunError(f"runs named {name}", found="10,000 of them", expected="fewer", remedy="give the run another name")
 
-# %% ../nbs/engine/06_run.ipynb #b37e73b2
+# %% ../nbs/engine/06_run.ipynb #4e0b3414
 class Run:
     "A run directory: the configuration, the record, the checkpoints and the results of one training."
 
@@ -181,26 +183,6 @@ class Run:
         run.set_status(state="created", step=0)
         return run
 
-    @classmethod
-    def open(
-        cls,
-        run: "str | Path | Run",  # a path, a name or part of one, or "last"
-        root: Path | str | None = None,  # the project root
-    ) -> "Run":
-        "A run that exists."
-        if isinstance(run, Run):
-            return run
-        root = Path(root or project_root())
-        for place in (Path(run), root / run, root / "runs" / run):
-            if (place / "config.yaml").is_file():
-                return cls(place)
-        known = find_runs(root)
-        matching = known[-1:] if str(run) == "last" else [k for k in known if str(run) in f"{k.path.parent.name}/{k.path.name}"]
-        if len(matching) != 1:
-            names = [k.path.name for k in (matching or known)][-5:]
-            raise RunError(f"run {str(run)!r}", found=f"{len(matching)} runs of that name in {root / 'runs'}", expected="exactly one", remedy=f"choose one of {', '.join(names)}" if names else "train one: nexuslab train")
-        return matching[0]
-
     def write_text(self, name: str, text: str) -> Path:
         "Write a text file of the run atomically."
         with atomic_path(self.path / name) as temporary:
@@ -210,12 +192,32 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.path.parent.name}/{self.path.name}: {self.status.get('state')})"
 
-# %% ../nbs/engine/06_run.ipynb #4e0b3414
+# %% ../nbs/engine/06_run.ipynb #71512fef
 def find_runs(root: Path | str | None = None, system: str | None = None) -> list[Run]:
     "All runs under the project root, oldest first."
     folder = Path(root or project_root()) / "runs"
     found = [Run(p.parent) for p in folder.glob(f"{system or '*'}/*/config.yaml")]
     return sorted(found, key=lambda r: (r.path.name[:15], (r.path / "config.yaml").stat().st_mtime_ns))
+
+def open_run(
+    run: str | Path | Run,  # a path, a name or part of one, or "last"
+    root: Path | str | None = None,  # the project root
+) -> Run:
+    "A run that exists; also called `Run.open`."
+    if isinstance(run, Run):
+        return run
+    root = Path(root or project_root())
+    for place in (Path(run), root / run, root / "runs" / run):
+        if (place / "config.yaml").is_file():
+            return Run(place)
+    known = find_runs(root)
+    matching = known[-1:] if str(run) == "last" else [k for k in known if str(run) in f"{k.path.parent.name}/{k.path.name}"]
+    if len(matching) != 1:
+        names = [k.path.name for k in (matching or known)][-5:]
+        raise RunError(f"run {str(run)!r}", found=f"{len(matching)} runs of that name in {root / 'runs'}", expected="exactly one", remedy=f"choose one of {', '.join(names)}" if names else "train one: nexuslab train")
+    return matching[0]
+
+Run.open = staticmethod(open_run)
 
 # %% ../nbs/engine/06_run.ipynb #36ef2a63
 def config(self: Run) -> Config:
@@ -281,6 +283,27 @@ def evaluation(self: Run) -> dict:
     return read_json(path)
 
 Run.history, Run.events, Run.evaluation = history, events, property(evaluation)
+
+# %% ../nbs/engine/06_run.ipynb #4e4fcd1e
+def keep(
+    self: Run,
+    name: str,  # of the file, without its ending
+    made: Any,  # a matplotlib figure or a pandas table
+) -> Path:
+    "Write a figure (PNG) or a table (CSV) into `figures/`; anything else is refused."
+    folder = self.path / "figures"
+    if isinstance(made, pd.DataFrame):
+        made.to_csv(folder / f"{name}.csv")
+        return folder / f"{name}.csv"
+    import matplotlib.pyplot as plt  # late: listing runs draws nothing
+
+    if not isinstance(made, plt.Figure):
+        raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__, expected="a matplotlib figure or a pandas table", remedy="return one of the two")
+    made.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
+    plt.close(made)
+    return folder / f"{name}.png"
+
+Run.keep = keep
 
 # %% ../nbs/engine/06_run.ipynb #f43c3bee
 @contextlib.contextmanager
@@ -384,10 +407,25 @@ def silence(url: str, seconds: float = ANSWER_SECONDS) -> str | None:
         return f"{url}: {error}"
     return None
 
+# %% ../nbs/engine/06_run.ipynb #3ebca37f
+def kept_id(folder: Path) -> str:
+    "The identity of a directory's run at Weights & Biases: made once, then read."
+    path = folder / "wandb_id"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
 class WandbTracker(Tracker):
     "Weights & Biases; offline files are in `<folder>/wandb`, and `wandb sync` uploads them later."
 
-    def __init__(self, folder: Path, track: Track, name: str, run_id: str | None = None):
+    def __init__(
+        self,
+        folder: Path,  # where its files go
+        track: Track,  # project, entity, mode and tags
+        name: str,  # of the run, for people
+        run_id: str | None = None,  # of the run to go on with; None begins one
+    ):
         import wandb  # late: optional and slow to import
 
         options = dict(project=track.project, entity=track.entity, name=name, tags=list(track.tags) or None, dir=str(folder), id=run_id, resume="allow" if run_id else None)
@@ -413,7 +451,7 @@ class WandbTracker(Tracker):
         if closing.is_alive():
             warnings.warn("Weights & Biases did not finish its upload within 30 s; the local record is whole", stacklevel=2)
 
-# %% ../nbs/engine/06_run.ipynb #bd6bd131
+# %% ../nbs/engine/06_run.ipynb #ecc4d261
 class ExperimentTracker(Tracker):
     "A tracker by name: wandb, tensorboard, jsonl or none."
 
@@ -422,14 +460,14 @@ class ExperimentTracker(Tracker):
         backend: str = "jsonl",  # wandb | tensorboard | jsonl | none
         project_name: str = "nexuslab",  # project at wandb
         experiment_name: str = "run",  # run name, and folder when none is given
-        folder: Path | str | None = None,  # where files go; runs/<experiment_name> by default
+        folder: Path | str | None = None,  # a run directory, whose W&B run goes on; without it files go to runs/<experiment_name>, and each tracker is a run
         track: Track | None = None,  # wandb's mode, entity and tags
     ):
-        folder = Path(folder or project_root() / "runs" / experiment_name)
+        place = Path(folder or project_root() / "runs" / experiment_name)
         track = (track or Track()).model_copy(update={"project": project_name})
         makers: dict[str, Callable[[], Tracker]] = {
-            "wandb": lambda: WandbTracker(folder, track, experiment_name), "tensorboard": lambda: TensorBoardTracker(folder),
-            "jsonl": lambda: JsonlTracker(folder), "none": NoTracker,
+            "wandb": lambda: WandbTracker(place, track, experiment_name, kept_id(place) if folder else None), "tensorboard": lambda: TensorBoardTracker(place),
+            "jsonl": lambda: JsonlTracker(place), "none": NoTracker,
         }
         if backend not in makers:
             raise RunError(f"unknown tracker {backend!r}", found=backend, expected="a backend", remedy=did_you_mean(backend, makers))

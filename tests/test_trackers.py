@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import Scripted, train
+from tiny import Halt, Scripted, train
 
 import nexuslab.run
 from nexuslab.core import RunError
@@ -52,6 +52,11 @@ def wandb_records(path: Path):
 def wandb_content(folder: Path) -> dict:
     """Run, configuration and history of the only offline run in a folder."""
     [file] = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return wandb_file(file)
+
+
+def wandb_file(file: Path) -> dict:
+    """Run, configuration and history of an offline file."""
     found = {"run": None, "config": {}, "history": []}
     end = time.time() + 20  # wandb's own process closes the file
     while "exit" not in [r.WhichOneof("record_type") for r in wandb_records(file)]:
@@ -81,6 +86,32 @@ def test_wandb_offline(tmp_path):
     for name in ("train/loss", "train/learning_rate", "train/grad_norm"):
         assert [row[name] for row in found["history"]] == history[name].tolist()
     assert {row["_step"]: row["val/loss"] for row in found["history"] if "val/loss" in row} == history.dropna(subset=["val/loss"]).set_index("step")["val/loss"].to_dict()
+
+
+def test_wandb_goes_on(tmp_path):
+    """A run that was stopped and resumed twice is one run at W&B: three offline files of one identity, whose rows are the history."""
+    task = Scripted(name="mine", wandb=True, eval_every=4)
+    run = train(task, tmp_path, [Halt(5)]).run
+    train(task, tmp_path, [Halt(8)], run=run, resume="last")
+    train(task, tmp_path, run=run, resume="last", lr=0.01)
+    files = [wandb_file(f) for f in (run.path / "wandb").glob("offline-run-*/*.wandb")]
+    files.sort(key=lambda f: f["history"][0]["_step"])
+    assert [[row["_step"] for row in f["history"]] for f in files] == [list(range(1, 6)), list(range(6, 9)), list(range(9, 13))]
+    assert {f["run"].run_id for f in files} == {(run.path / "wandb_id").read_text()} and {f["run"].display_name for f in files} == {"mine"}
+    assert [row["train/loss"] for f in files for row in f["history"]] == run.history()["train/loss"].tolist()
+    assert [f["config"]["optim.lr"] for f in files] == [0.05, 0.05, 0.01]
+
+
+def test_wandb_knows_runs_apart(tmp_path, home):
+    """A run directory is asked to go on with its own run; another directory, and a tracker without one, are others."""
+    settings = []
+    for folder in (tmp_path / "a", tmp_path / "a", tmp_path / "b", None, None):
+        tracker = ExperimentTracker("wandb", "proj", "exp", folder)
+        settings.append(tracker.backend.run.settings)
+        tracker.finish()
+    ids = [s.run_id for s in settings]
+    assert ids[0] == ids[1] and len(set(ids)) == 4
+    assert [s.resume for s in settings] == ["allow"] * 3 + [None] * 2
 
 
 def test_tensorboard(tmp_path):
