@@ -13,6 +13,7 @@ __all__ = ['HALVES', 'QUARTERS', 'NIBBLES', 'BYTES', 'LIMIT', 'POWERS_OF_3', 'LA
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,7 @@ class Classes:
     count: np.ndarray  # numbers in the range
 
     @classmethod
+    @cache
     def within(
         cls,
         start: int,  # of the range
@@ -173,6 +175,7 @@ def largest_kappa(
     return max((3**k * (stop >> k) - 1) // 2 for k in range(1, stop.bit_length() + 1) if stop >> k)
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #ff9df82d
+@cache
 def digit_groups(
     base: int,
 ) -> tuple[int, np.ndarray]:
