@@ -140,7 +140,7 @@ def all_or_nothing(
     depths = exact_by(right, k + k_prime)
     learning = set((depths.exact_match - 0.5).abs().nsmallest(2).index)
     classes = exact_by(right, k, k_prime).query("n >= @ENOUGH")
-    judged = classes[[a + b not in learning for a, b in classes.index]]
+    judged = classes[np.array([a + b not in learning for a, b in classes.index], bool)]
     settled = (judged.exact_match > 1 - margin) | (judged.exact_match < margin)
     return (float(settled.mean()) if len(judged) else float("nan")), len(judged)
 
