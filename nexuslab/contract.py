@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROMISES', 'ContractError', 'Case', 'require', 'content', 'some_ids', 'data_is_deterministic', 'splits_are_disjoint',
-           'meta_is_from_train', 'yaml_round_trip', 'ready', 'loss_is_sum_of_parts', 'every_parameter_learns',
-           'one_batch_overfits', 'metrics_ignore_batch_size', 'perfect_is_ideal', 'StopAt', 'resume_is_exact',
-           'resume_with_workers', 'gradients', 'parallel_worker', 'quiet', 'two_processes_agree', 'deterministic_noise',
-           'parallel_noise_worker', 'views_render', 'check_task']
+           'meta_is_from_train', 'yaml_round_trip', 'probe', 'step_once', 'overfit_one_batch', 'loss_is_sum_of_parts',
+           'every_parameter_learns', 'one_batch_overfits', 'metrics_ignore_batch_size', 'perfect_is_ideal', 'StopAt',
+           'resume_is_exact', 'resume_with_workers', 'gradients', 'parallel_worker', 'quiet', 'two_processes_agree',
+           'deterministic_noise', 'parallel_noise_worker', 'views_render', 'check_task']
 
 # %% ../nbs/engine/10_contract.ipynb #f1f93d9c
 import dataclasses
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import yaml
 
 from .config import Config, overlay, validated
-from .core import NexusError, digest
-from .data import Fetch, Key, Source, Splits, Tensors, arrays_digest, load
-from .fit import Listener, Loop, OwnTask, StepModule, evaluate_source, fit, forward_backward, set_up, start_clock, where
+from .core import NexusError, digest, project_root
+from .data import Fetch, Key, Source, Splits, arrays_digest, load
+from .fit import Listener, Loop, StepModule, clip, evaluate_source, fit, forward_backward, seed_step, set_up, start_clock, where
 from .run import Run
-from .task import At, Task
+from .task import At, Task, leaves
 
 # %% ../nbs/engine/10_contract.ipynb #5da3b60b
 class ContractError(NexusError, AssertionError):
@@ -62,22 +63,9 @@ def require(kept: bool, promise: str, found: Any, expected: Any) -> None:
         raise ContractError(promise, found=found, expected=expected, remedy="see the chapter on the contract for what this promise protects")
 
 # %% ../nbs/engine/10_contract.ipynb #373bae7f
-def content(value: Any) -> str:
+def content(batch: Any) -> str:
     "A digest of a batch's tensors, whatever their structure."
-    found: dict[str, np.ndarray] = {}
-
-    def visit(node, path):
-        if isinstance(node, (torch.Tensor, np.ndarray)):
-            found[path] = np.asarray(node)
-        elif isinstance(node, dict):
-            [visit(v, f"{path}.{k}") for k, v in node.items()]
-        elif isinstance(node, (list, tuple)):
-            [visit(v, f"{path}.{i}") for i, v in enumerate(node)]
-        elif dataclasses.is_dataclass(node):
-            [visit(getattr(node, f.name), f"{path}.{f.name}") for f in dataclasses.fields(node)]
-
-    visit(value, "")
-    return arrays_digest(found)
+    return arrays_digest({path: np.asarray(leaf) for path, leaf in leaves(batch)})
 
 def some_ids(source: Source, most: int = 8) -> np.ndarray:
     "The first ids of a source."
@@ -112,24 +100,43 @@ def meta_is_from_train(case: Case) -> str:
 
 def yaml_round_trip(case: Case) -> str:
     "The configuration is what its YAML says."
-    import yaml
-
     back = validated(type(case.cfg), yaml.safe_load(case.cfg.yaml()))
     require(back == case.cfg, "configuration: YAML round trip", back, case.cfg)
     return f"{len(case.cfg.flat())} keys"
 
-# %% ../nbs/engine/10_contract.ipynb #d2819738
-def ready(case: Case, **changes) -> Loop:
-    "A loop set up on the case, that writes nothing."
-    cfg = overlay(case.cfg, changes) if changes else case.cfg
-    loop = set_up(case.task, cfg, Run(case.root / "runs" / "contract" / "probe"), case.splits)
+# %% ../nbs/engine/10_contract.ipynb #3dde3a91
+def probe(
+    task: Task, cfg: Config, splits: Splits,
+    root: Path | None = None,  # the project root
+) -> Loop:
+    "An untrained loop on the training data, without a run directory."
+    loop = set_up(task, cfg, Run(Path(root or project_root()) / "runs" / cfg.system / "probe"), splits)
     start_clock(loop)
     loop.module.train()
     return loop
 
+def step_once(loop: Loop, micro: list) -> float:
+    "One optimiser step on given micro-batches; returns the loss before it."
+    seed_step(loop)
+    forward_backward(loop, micro, where(loop))
+    clip(loop)
+    loss = loop.window.compute()["loss"]
+    loop.window.reset()
+    loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.progress.step += 1
+    return loss
+
+def overfit_one_batch(task: Task, cfg: Config, splits: Splits, steps: int = 100) -> list[float]:
+    "The losses of training on the first batch again and again, at a constant rate."
+    loop = probe(task, overlay(cfg, {"schedule.name": "constant", "schedule.warmup_steps": 0, "schedule.warmup_ratio": None, "steps": steps}), splits)
+    micro = next(load(splits.train, loop.plan, 0, 1))
+    return [step_once(loop, micro) for _ in range(steps)]
+
+# %% ../nbs/engine/10_contract.ipynb #6ba4e62b
 def loss_is_sum_of_parts(case: Case) -> str:
     "Finite, and equal to the sum of weight times value."
-    loop = ready(case)
+    loop = probe(case.task, case.cfg, case.splits, case.root)
     [(key, batch), *_] = next(load(case.splits.train, loop.plan, 0, 1))
     at = dataclasses.replace(where(loop), ids=key.ids)
     out = loop.module(batch, at)
@@ -142,7 +149,7 @@ def loss_is_sum_of_parts(case: Case) -> str:
 
 def every_parameter_learns(case: Case) -> str:
     "Each trainable parameter gets a gradient from the first steps."
-    loop, silent = ready(case), None
+    loop, silent = probe(case.task, case.cfg, case.splits, case.root), None
     for micro in load(case.splits.train, loop.plan, 0, min(3, loop.total_steps)):
         forward_backward(loop, micro, where(loop))
         silent = [n for n, p in loop.model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
@@ -153,8 +160,6 @@ def every_parameter_learns(case: Case) -> str:
 
 def one_batch_overfits(case: Case, steps: int = 150, ratio: float = 0.7) -> str:
     "A constant rate on one batch brings the loss down."
-    from nexuslab.views import overfit_one_batch
-
     losses = overfit_one_batch(case.task, case.cfg, case.splits, steps)
     early, late = losses[0], float(np.mean(losses[-5:]))
     require(late < early - (1 - ratio) * abs(early), f"learning: one batch overfits in {steps} steps", f"{early:.4g} -> {late:.4g}", f"below {ratio:g} of the first loss")
@@ -237,7 +242,7 @@ def parallel_worker(rank: int, world: int, case: Case, rendezvous: str, results)
 
 def quiet(case: Case, batch_size: int) -> Loop:
     "A loop without dropout, so that the processes' different draws do not matter."
-    loop = ready(case, batch_size=batch_size, **{"optim.accumulate": 1})
+    loop = probe(case.task, overlay(case.cfg, {"batch_size": batch_size, "optim.accumulate": 1}), case.splits, case.root)
     for module in loop.model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -282,14 +287,12 @@ def parallel_noise_worker(rank: int, world: int, case: Case, rendezvous: str, re
 # %% ../nbs/engine/10_contract.ipynb #156f054c
 def views_render(case: Case) -> str:
     "Every declared view of a short run, and the picture of a batch."
-    from nexuslab.views import render_views
-
     cfg = overlay(case.cfg, {"steps": 2})
     run = fit(case.task, cfg, Run.create(cfg, case.root), splits=case.splits).run
-    files = render_views(case.task, run, write=lambda text: None)
+    files = {name: run.keep(name, view(run)) for name, view in case.task.views().items()}
     empty = [name for name, path in files.items() if path.stat().st_size == 0]
     require(not empty, "views: each gives a file", empty, "none empty")
-    case.task.show(case.batch(case.splits.train, some_ids(case.splits.train)), cfg, case.splits.meta)
+    run.keep("batch", case.task.show(case.batch(case.splits.train, some_ids(case.splits.train)), cfg, case.splits.meta))
     return ", ".join(files) or "none declared"
 
 # %% ../nbs/engine/10_contract.ipynb #86448852

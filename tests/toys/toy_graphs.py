@@ -14,6 +14,7 @@ from nexuslab.core import mix
 from nexuslab.data import Ragged, Source, Splits, Standardiser, Store, ensure_store, split_by_hash, store_path
 from nexuslab.metrics import Part
 from nexuslab.task import CanSample, HasLatent, Ramp, StepOut, Task
+from nexuslab.views import latent_map
 
 
 class GraphData(Section):
@@ -153,10 +154,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def views(self):
         def latent(run):
             model, cfg, _ = run.load("last")
-            source = self.data(cfg, run.root).val
-            fig, ax = plt.subplots()
-            ax.scatter(*self.encode(model, source.batch(np.arange(source.size), {}, None), cfg)[:, :2].detach().T)
-            return fig
+            return latent_map(self, model, cfg, self.data(cfg, run.root), "val")
 
         return {"latent": latent}
 
