@@ -179,8 +179,8 @@ def test_every_job_on_every_system(system, trained, monkeypatch):
     run_job("evaluate", {"run": "last", "split": "val"}, quiet=True)
     assert abs(run.evaluation["val"]["figures"]["loss"] - best) < 1e-5 * abs(best) and run.evaluation["test"]["figures"] == figures
     assert run.evaluation["test"]["baselines"]
-    inputs = [[1, 2, 3], [5, 7, 9]] if system == "toy_tokens" else None
-    if system in ("toy_tokens", "toy_graphs", "circuits"):
+    inputs = {"toy_tokens": [[1, 2, 3], [5, 7, 9]], "collatz": [27, 127]}.get(system)
+    if system in ("toy_tokens", "toy_graphs", "circuits", "collatz"):
         run_job("sample", {"run": run.path.name, "n": 5, "inputs": inputs}, quiet=True)
         assert inputs or list((run.path / "samples").glob("5-*.h5"))
     run_job("analyse", {"run": "last"}, quiet=True)

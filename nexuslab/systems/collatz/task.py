@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from ...config import Budget, Checkpoint, Config, Loader, Optim, Schedule, Section, Stop, Track
+from ...config import Budget, Checkpoint, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest
 from ...data import Splits, Store, ensure_store, store_path
 from ...metrics import Part
@@ -101,7 +101,7 @@ def base() -> CollatzConfig:
         data=CollatzData(sampling="balanced", tilt=(1.0, 0.4)),
         budget=Budget(steps=9000), loader=Loader(batch_size=128, eval_batch_size=1024),
         optim=Optim(lr=2e-3, weight_decay=0.01), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
-        stop=Stop(monitor="val/exact_match", mode="max"), track=Track(log_every=50), checkpoint=Checkpoint(eval_every=300),
+        track=Track(log_every=50), checkpoint=Checkpoint(eval_every=300),
     )
 
 def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
