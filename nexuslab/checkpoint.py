@@ -130,8 +130,8 @@ def find_checkpoint(folder: Path, which: str | Path) -> Path:
         return path
     elif (Path(name) / "manifest.json").is_file():
         return Path(name)
-    kept = [f"step_{s}" for s in steps_kept(folder)]
-    raise CheckpointError(f"checkpoint {name!r}", found=f"none of that name in {folder}", expected="last, best, step_N or a path", remedy=did_you_mean(name, ["last", "best", *kept]) if kept else "this run has saved none yet: train it first")
+    kept = [n for n in ("last", "best") if n != name and (folder / f"{n}.json").exists()] + [f"step_{s}" for s in steps_kept(folder)]
+    raise CheckpointError(f"checkpoint {name!r}", found=f"none of that name in {folder}", expected="last, best, step_N or a path", remedy=did_you_mean(name, kept) if kept else "this run has saved none yet: train it first")
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     "The manifest of a checkpoint whose files have the digests it names."

@@ -31,11 +31,9 @@ LONG_CELLS = {  # notebook: first definition, or the cell's id
     "systems/circuits/05_views.ipynb: draw_overlay",
 }
 IDLE: set[str] = set()  # module: definition that nothing uses
-OPEN_ENDED = {"engine/07_checkpoint.ipynb", "engine/15_launch.ipynb", "systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
+OPEN_ENDED = {"engine/15_launch.ipynb", "systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
 UNPROVED = {  # notebook: section
     "engine/01_config.ipynb: The engine's sections",
-    "engine/07_checkpoint.ipynb: From a run to its model",
-    "engine/07_checkpoint.ipynb: Writing",
     "engine/11_tune.ipynb: A trial is a run",
     "engine/11_tune.ipynb: Where a study lives",
     "engine/13_dashboard.ipynb: The dashboard",
