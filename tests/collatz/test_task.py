@@ -53,7 +53,7 @@ def test_record_holds_the_learning_curve_of_classes(home):
     run = train(home, "smoke", steps=12, eval_every=4)
     history = run.history()
     times = learning_times(history)
-    assert {"val/exact_match", "val/accuracy", "val/exact_match_depth_2", "train/digits", "train/k"} <= set(history) and len(times) > 10
+    assert {"val/exact_match", "val/accuracy", "val/exact_match_depth_2", "train/digits"} <= set(history) and len(times) > 10
     weighted = sum(history["val/exact_match_depth_2"].dropna())
     assert 0 <= weighted <= 3
 

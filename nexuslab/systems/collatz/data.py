@@ -6,8 +6,9 @@
 __all__ = ['HALVES', 'QUARTERS', 'NIBBLES', 'BYTES', 'LIMIT', 'POWERS_OF_3', 'LARGEST', 'SPECIALS', 'GROUPS', 'SIDES', 'VAL',
            'TEST', 'COUNTED', 'factors_of_two', 'LongStep', 'refuse', 'as_integers', 'table', 'long_step',
            'class_share', 'class_residue', 'Classes', 'class_numbers', 'digits_needed', 'largest_kappa', 'digit_groups',
-           'spell', 'Code', 'code_for', 'encode', 'decode', 'keyed_words', 'below', 'fraction', 'side_of', 'Numbers',
-           'draw', 'training_numbers', 'held_out', 'Batch', 'make_batch', 'Stream', 'Fixed', 'CollatzDataset']
+           'spell', 'Alphabet', 'Code', 'code_for', 'encode', 'decode', 'keyed_words', 'below', 'fraction', 'side_of',
+           'Numbers', 'draw', 'training_numbers', 'held_out', 'Batch', 'make_batch', 'Stream', 'Fixed',
+           'CollatzDataset']
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #3bfba293
 import dataclasses
@@ -206,20 +207,14 @@ def spell(
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #3c76cb37
 @dataclasses.dataclass(frozen=True)
-class Code:
-    "Numbers as tokens: digits 0 .. base - 1, then PAD, BOS and EOS."
+class Alphabet:
+    "The digits 0 .. base - 1, then PAD, BOS and EOS."
 
-    base: int  # 2 to 57
-    width_in: int  # digits of n
-    width_out: int  # digits of kappa
-    order: str = "least"  # least | most significant digit first
-    ending: str = "fixed"  # fixed: leading zeros; end: an end token after the last digit, then padding
+    base: int  # 2 to 57, the bases of the publication
 
     def __post_init__(self):
         if not 2 <= self.base <= 57:
-            raise ConfigError("base", found=self.base, expected="2 to 57, as in the publication", remedy="choose a base in that range")
-        if self.order not in ("least", "most") or self.ending not in ("fixed", "end"):
-            raise ConfigError("digit code", found=f"order {self.order!r}, ending {self.ending!r}", expected="order least or most, ending fixed or end", remedy="correct the word")
+            raise ConfigError("base", found=self.base, expected="2 to 57", remedy="choose a base in that range")
 
     @property
     def pad(self) -> int:
@@ -241,6 +236,21 @@ class Code:
         "Digits and special tokens."
         return self.base + SPECIALS
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #e2eb7f11
+@dataclasses.dataclass(frozen=True)
+class Code(Alphabet):
+    "Numbers as tokens of an alphabet."
+
+    width_in: int  # digits of n
+    width_out: int  # digits of kappa
+    order: str = "least"  # least | most significant digit first
+    ending: str = "fixed"  # fixed: leading zeros; end: an end token after the last digit, then padding
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in ("least", "most") or self.ending not in ("fixed", "end"):
+            raise ConfigError("digit code", found=f"order {self.order!r}, ending {self.ending!r}", expected="order least or most, ending fixed or end", remedy="correct the word")
+
     @property
     def lengths(self) -> tuple[int, int]:
         "Tokens of an input and of an output."
@@ -259,7 +269,7 @@ class Code:
         "The numbers that tokens (B, L) spell, (B,) int64, and whether they spell one: what does not is -1."
         return decode(self, tokens)
 
-# %% ../../../nbs/systems/collatz/01_data.ipynb #dde92e0a
+# %% ../../../nbs/systems/collatz/01_data.ipynb #32627938
 def code_for(
     base: int,
     stop: int,  # one past the largest n
@@ -271,7 +281,7 @@ def code_for(
     "The code of a range; a range beyond exactness or a width too small for it is a `ConfigError`."
     if not 2 <= stop <= LIMIT:
         raise ConfigError("range of n", found=f"n < {stop}", expected="n < 2^40 - 1, where the long step is exact in 64 bits", remedy="lower the end of data.start_range")
-    Code(base, 1, 1)  # refuses an unknown base first
+    Alphabet(base)  # refuses an unknown base first
     needed = digits_needed(stop - 1, base), digits_needed(largest_kappa(stop), base)
     for name, width, least in zip(("inputs", "outputs"), (width_in, width_out), needed):
         if width is not None and width < least:

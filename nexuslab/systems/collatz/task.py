@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'VERSION', 'WATCHED', 'LOOKED_UP', 'ASKED', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss',
            'CollatzConfig', 'base', 'changed', 'quick', 'wide', 'smoke', 'paper', 'guide', 'manifest', 'build',
            'digit_loss', 'length_loss', 'curves', 'Tilt', 'fed', 'objective', 'nearest_answer', 'scaled_answer',
-           'baseline_figures', 'picture', 'answers', 'CollatzTask']
+           'baseline_figures', 'picture', 'answers', 'CollatzNumbers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
@@ -63,7 +63,7 @@ class CollatzModel(Section):
 class CollatzLoss(Section):
     "Weights of the objective."
 
-    lengths: float = Field(0.1, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
+    lengths: float = Field(0.0, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
 class CollatzConfig(Config):
@@ -117,6 +117,7 @@ def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
     return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 1000}, checkpoint={"eval_every": 150})
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
     "Everything in seconds: a small range, a small model."
     return changed(
@@ -128,8 +129,7 @@ def paper() -> CollatzConfig:
     "The published setting: n to 10^12, encoder of 4 blocks, decoder of 1, d 512, 8 heads, Adam, 300 million examples."
     return changed(
         base(), "paper", data={"start_range": (1, 10**12), "sampling": "natural", "test_size": 100_000, "on_gpu": True},
-        model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loss={"lengths": 0.0},
-        loader={"batch_size": 2048, "eval_batch_size": 4096}, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
+        model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loader={"batch_size": 2048, "eval_batch_size": 4096}, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
         schedule={"warmup_steps": 2000}, checkpoint={"eval_every": 2000}, track={"log_every": 100},
     )
 
@@ -137,7 +137,7 @@ def guide() -> CollatzConfig:
     "The guide's setting: 50,000 samples below 10,000, an encoder of 6 blocks, d 512, sequences of 50 tokens, 20 epochs."
     return changed(
         base(), "guide", data={"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end", "sampling": "natural"},
-        model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1}, loss={"lengths": 0.0},
+        model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1},
         budget={"epochs": 20, "steps": None}, loader={"batch_size": 32}, optim={"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
         schedule={"name": "plateau", "factor": 0.5, "patience": 3, "warmup_steps": 0}, checkpoint={"eval_every": 1, "save_every": 5},
     )
@@ -319,8 +319,8 @@ def answers(
     ]
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #cd88dee3
-class CollatzTask(Task, CanPredict):
-    "A transformer that reads the digits of n and writes those of kappa(n)."
+class CollatzNumbers(Task):
+    "What the engine asks about the data."
 
     name, title = "collatz", "transformers on the long Collatz step, and what they know"
     presets = PRESETS
@@ -343,6 +343,23 @@ class CollatzTask(Task, CanPredict):
 
     def weigh(self, batch):
         return float(batch.size)
+
+    def baselines(self, splits, split, cfg):
+        return baseline_figures(splits, split, cfg)
+
+    def show(self, batch, cfg, meta):
+        return picture(batch, cfg.code())
+
+    def space(self, trial):
+        return {
+            "data.base": trial.suggest_categorical("data.base", [16, 24, 32]), "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
+            "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]), "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
+            "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]), "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
+        }
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #d425afa6
+class CollatzTask(CollatzNumbers, CanPredict):
+    "A transformer that reads the digits of n and writes those of kappa(n)."
 
     def model(self, cfg, meta):
         m = cfg.model
@@ -369,21 +386,8 @@ class CollatzTask(Task, CanPredict):
             found.append((model.generate(batch.inputs.to(device)).cpu(), batch.targets.cpu(), batch.n.cpu()))
         return figures(*map(torch.cat, zip(*found)), cfg.code())
 
-    def baselines(self, splits, split, cfg):
-        return baseline_figures(splits, split, cfg)
-
     def updaters(self, cfg, model):
         return [Tilt(*cfg.data.tilt, cfg.data.hold)] if cfg.data.sampling == "balanced" else []
-
-    def show(self, batch, cfg, meta):
-        return picture(batch, cfg.code())
-
-    def space(self, trial):
-        return {
-            "data.base": trial.suggest_categorical("data.base", [16, 24, 32]), "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
-            "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]), "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
-            "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]), "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
-        }
 
     def views(self):
         from nexuslab.systems.collatz.views import VIEWS  # late: the views chapter draws what this one trains
