@@ -21,24 +21,16 @@ LATE_IMPORTS = {("task", "systems")}  # the same inside a function: the folder o
 LONG_FUNCTIONS: set[str] = set()  # module.function
 LONG_CELLS = {  # notebook: first definition, or the cell's id
     "engine/04_task.ipynb: Task",  # one idea: the list of what a system must say, read in one place
-    "engine/13_dashboard.ipynb: Chart",
-    "engine/13_dashboard.ipynb: d68254a0",
-    "engine/13_dashboard.ipynb: e1922462",
-    "engine/13_dashboard.ipynb: f02d7a09",
-    "engine/13_dashboard.ipynb: last_scalars",
-    "engine/13_dashboard.ipynb: refresh_table",
     "systems/circuits/04_task.ipynb: CircuitTask",
     "systems/circuits/05_views.ipynb: draw_overlay",
 }
 IDLE: set[str] = set()  # module: definition that nothing uses
-OPEN_ENDED = {"engine/15_launch.ipynb", "systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
+OPEN_ENDED = {"systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
 UNPROVED = {  # notebook: section
     "engine/01_config.ipynb: The engine's sections",
     "engine/11_tune.ipynb: A trial is a run",
     "engine/11_tune.ipynb: Where a study lives",
-    "engine/13_dashboard.ipynb: The dashboard",
     "engine/14_jobs.ipynb: Beginning",
-    "engine/15_launch.ipynb: Workers",
     "systems/circuits/01_data.ipynb: From raw to batch",
     "systems/circuits/01_data.ipynb: Splits",
     "systems/circuits/02_model.ipynb: Poles and zeros",
