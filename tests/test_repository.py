@@ -27,10 +27,6 @@ LONG_CELLS = {  # notebook: first definition, or the cell's id
 IDLE: set[str] = set()  # module: definition that nothing uses
 OPEN_ENDED = {"systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
 UNPROVED = {  # notebook: section
-    "engine/01_config.ipynb: The engine's sections",
-    "engine/11_tune.ipynb: A trial is a run",
-    "engine/11_tune.ipynb: Where a study lives",
-    "engine/14_jobs.ipynb: Beginning",
     "systems/circuits/01_data.ipynb: From raw to batch",
     "systems/circuits/01_data.ipynb: Splits",
     "systems/circuits/02_model.ipynb: Poles and zeros",
