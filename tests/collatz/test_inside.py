@@ -175,7 +175,7 @@ def test_a_probe_cannot_bend():
 def test_many_features_are_projected():
     x = torch.randn(200, FEATURES + 300, generator=torch.Generator().manual_seed(0))
     found = fit_probe(x, (x[:, 0] > 0).long().numpy())
-    assert found.directions.shape == (FEATURES + 300, FEATURES) and found.weight.shape == (FEATURES + 1, 2)
+    assert found.directions.shape == (FEATURES + 300, FEATURES) and found.weight.shape == (FEATURES, 2)
     assert (found.predict(x) == (x[:, 0] > 0).long().numpy()).mean() > 0.95
 
 
