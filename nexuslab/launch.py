@@ -81,6 +81,7 @@ def train(
     if cfg.compute.processes == 1:
         return fit(task, cfg, run, listeners, resume)
     run.write_text("config.yaml", cfg.yaml())
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a store that outlives a group tells the next one the addresses of the dead: https://github.com/pytorch/pytorch/issues/135712
     ended = threading.Event()
     watcher = threading.Thread(target=follow, args=(run, listeners, 1, ended), daemon=True)
     watcher.start()
