@@ -357,7 +357,7 @@ PUBLISHED = {  # share right in arXiv 2511.10811, the middle of each group of ba
     0.996: (24, 16, 32, 36, 12, 48, 8), 0.97: (6, 20, 28, 2, 52, 10, 44, 54), 0.885: (26, 46, 33), 0.705: (49, 47, 21, 27, 51, 39, 31, 41, 23, 7, 25),
     0.555: (13, 37, 19, 55, 29, 53, 35, 5), 0.37: (11,), 0.25: (3,),
 }
-OWN = ("name", "data.base", "data.path", "track.", "checkpoint.", "compute.")  # settings in which runs of a study may differ
+OWN = ("name", "data.base", "data.path", "track.", "checkpoint.", "compute.", "stop.")  # settings in which runs of a study may differ
 
 def setting_of(run: Run) -> dict:
     "What runs of one study have in common: the configuration without base, name and bookkeeping, as dotted names."
@@ -382,7 +382,7 @@ def bases(run: Run) -> plt.Figure:
     "Exact match of the runs of a study by base, on the ladder, with their curves."
     found = study(run)
     published = {base: share for share, group in PUBLISHED.items() for base in group}
-    colours = dict(zip(found, plt.get_cmap("viridis")(np.linspace(0, 0.92, len(found))), strict=True))
+    colours = dict(zip(found, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found))), strict=True))
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained", width_ratios=(1, 1.1), sharey=True)
     place = np.arange(len(found))
     shares = [reached(r) for r in found.values()]
