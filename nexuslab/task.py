@@ -17,17 +17,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torchmetrics import Metric
 
 from .config import Config
 from .core import ConfigError, NexusError, did_you_mean, mix
 from .data import Source, Splits
 from .metrics import Part
+
+# %% ../nbs/engine/04_task.ipynb #28363fff
+if TYPE_CHECKING:  # with its plots it takes as long to import as torch itself
+    from torchmetrics import Metric
 
 # %% ../nbs/engine/04_task.ipynb #556ae065
 @dataclass(frozen=True)
@@ -280,7 +283,7 @@ class Task(ABC):
         "One forward pass and its loss: the same code for training and evaluation."
 
     @abstractmethod
-    def metrics(self, cfg: Config) -> dict[str, Metric]:
+    def metrics(self, cfg: Config) -> "dict[str, Metric]":
         "Metrics that are fed with `StepOut.out`, batch by batch."
 
     @abstractmethod

@@ -48,7 +48,11 @@ def jupyter_lab(folder: Path, home: Path):
     """JupyterLab on loopback with a token; yields the address of a file name."""
     port, token = free_port(), "t" * 24
     log = open(home / "lab.log", "w")
-    environment = os.environ | {"NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "JUPYTERLAB_SETTINGS_DIR": str(home / ".jupyter" / "lab")}
+    settings = home / ".jupyter" / "lab"
+    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True, exist_ok=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question about news over the charts
+    environment = os.environ | {"NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
