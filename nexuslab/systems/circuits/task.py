@@ -55,6 +55,7 @@ class CircuitModel(Section):
     hidden: int = Field(48, ge=4, description="width of the node states (graph) or of the layers (slot)")
     rounds: int = Field(2, ge=1, description="rounds of messages (graph)")
     read: int = Field(64, ge=4, description="hidden width of the graph's reader and half that of the root head (graph)")
+    beam: int = Field(1, ge=1, description="readings kept where the greedy one does not use up the latent vector; 1 is always greedy (graph)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the hidden layers")
 
 class CircuitLoss(Section):
@@ -107,7 +108,7 @@ def slots() -> CircuitConfig:
 def ladders() -> CircuitConfig:
     "Random networks: topologies by the thousand, and test circuits whose topology was never seen."
     return base().model_copy(update={
-        "preset": "ladders", "data": CircuitData(population="ladders"), "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96),
+        "preset": "ladders", "data": CircuitData(population="ladders"), "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96, beam=16),
         "loss": CircuitLoss(transfer=0.05, kl=0.001), "budget": Budget(epochs=36), "track": Track(log_every=100), "checkpoint": Checkpoint(eval_every=2),
     })
 
@@ -289,7 +290,7 @@ class CircuitTask(Task, CanSample, HasLatent):
         m = cfg.model
         if m.kind == "slot":
             return SlotVAE(meta["nodes"], m.latent, m.hidden, m.dropout)
-        return GraphVAE(meta["nodes"], m.latent, m.hidden, m.rounds, m.read, max(1, meta["poles"]), max(1, meta["zeros"]), dropout=m.dropout)
+        return GraphVAE(meta["nodes"], m.latent, m.hidden, m.rounds, m.read, max(1, meta["poles"]), max(1, meta["zeros"]), beam=m.beam, dropout=m.dropout)
 
     def step(self, model, batch, cfg, at):
         out, weights = model(batch, at.normal), cfg.loss
