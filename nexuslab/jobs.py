@@ -219,6 +219,7 @@ def run_job(
     quiet: bool = False,  # keep the job's prints off the terminal
 ) -> Path:
     "Run a job's notebook by papermill; returns where its report stands. A failure is raised as a `NexusError`."
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema then leaves URIs unchecked: a notebook's schema has none, and to compile their grammar takes two seconds
     import papermill  # late: it takes a second
 
     address = new_report(verb)
