@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from pydantic import Field
-from torchmetrics import MeanMetric
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
 from ...core import DataError, digest, mix, read_json, write_json
@@ -301,6 +300,8 @@ class CircuitTask(Task, CanSample, HasLatent):
         return StepOut(loss.total, batch.size, parts, {"topology_accuracy": (graph_accuracy(batch, out.slots), batch.size)})
 
     def metrics(self, cfg):
+        from torchmetrics import MeanMetric  # late: a start need not wait for it
+
         return {"topology_accuracy": MeanMetric()}
 
     def ideal(self, batch, cfg):
