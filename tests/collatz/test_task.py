@@ -16,7 +16,7 @@ from nexuslab.systems.collatz.model import KINDS
 from nexuslab.systems.collatz.task import TASK, digit_loss
 from nexuslab.task import At
 
-SMALL = {"model.d_model": 32, "model.nhead": 2, "model.num_layers": 1, "data.val_size": 40, "data.test_size": 64, "batch_size": 8, "loader.eval_batch_size": 64}
+SMALL = {"model.d_model": 32, "model.nhead": 2, "model.num_layers": 1, "threads": 1, "data.val_size": 40, "data.test_size": 64, "batch_size": 8, "loader.eval_batch_size": 64}
 
 
 def train(home, preset, **changes):
@@ -29,7 +29,7 @@ def train(home, preset, **changes):
     ("given", "what"),
     [
         ({"data.base": 1}, "data.base"), ({"data.base": 58}, "data.base"), ({"data.start_range": (1, 2**40)}, "range"), ({"data.start_range": (1, 10**13)}, "exact"),
-        ({"data.max_length": 4}, "width"), ({"data.max_length": 4, "data.ending": "end"}, "width"), ({"model.nhead": 3}, "heads"), ({"model.kind": "lstm"}, "model.kind"),
+        ({"data.max_length": 4}, "width"), ({"data.max_length": 4, "data.ending": "end"}, "width"), ({"data.ending": "end"}, "apex"), ({"model.nhead": 3}, "heads"), ({"model.kind": "lstm"}, "model.kind"),
         ({"data.basis": 24}, "unknown"), ({"model.d_model": 0}, "d_model"),
     ],
 )

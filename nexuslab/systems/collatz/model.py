@@ -134,6 +134,7 @@ class Parts(nn.Module, Recomputes):
         self.write_norm = nn.LayerNorm(d_model) if writes else None
         self.head = nn.Linear(d_model, vocab_size + SPECIALS)
         self.k_head, self.k_prime_head = (nn.Linear(d_model, LONGEST_LOOP + 1) for _ in range(2))
+        self.apex_norm, self.apex_head = nn.LayerNorm(d_model), nn.Linear(d_model, vocab_size + SPECIALS)
         for table in (self.embed, self.position):
             nn.init.normal_(table.weight, std=d_model**-0.5)
 
@@ -181,6 +182,12 @@ class CollatzTransformer(Parts):
         "Logits of k and of k' from final states, each (B, 17)."
         mean = states_BLD.mean(1)
         return self.k_head(mean), self.k_prime_head(mean)
+
+    def halfway(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        "Final states and the logits of the apex (B, L_out, V) that the states half-way spell; of an encoder, in one pass."
+        half = max(1, len(self.blocks) // 2)
+        middle = self.run(self.blocks[:half], self.place(widened(self, inputs)))
+        return self.norm(self.run(self.blocks[half:], middle)), self.apex_head(self.apex_norm(middle))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor, beam: int = 1) -> Tensor:

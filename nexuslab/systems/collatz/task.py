@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'VERSION', 'WATCHED', 'LOOKED_UP', 'ASKED', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss',
            'CollatzConfig', 'base', 'changed', 'quick', 'wide', 'smoke', 'paper', 'guide', 'manifest', 'build',
-           'digit_loss', 'length_loss', 'curves', 'Tilt', 'fed', 'objective', 'nearest_answer', 'scaled_answer',
-           'baseline_figures', 'picture', 'answers', 'CollatzNumbers', 'CollatzTask']
+           'digit_loss', 'apex_digits', 'length_loss', 'curves', 'Tilt', 'fed', 'objective', 'nearest_answer',
+           'scaled_answer', 'baseline_figures', 'picture', 'answers', 'CollatzNumbers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from ...config import Budget, Checkpoint, Config, Loader, Optim, Schedule, Section, Track
+from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest
 from ...data import Splits, Store, ensure_store, store_path
 from ...metrics import Part
-from .data import TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, training_numbers
+from .data import TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell, training_numbers
 from .metrics import figures, implied_lengths, right_rows
 from .model import LONGEST_LOOP, CollatzTransformer
 from ...task import CanPredict, Ramp, StepOut, Task
@@ -53,8 +53,8 @@ class CollatzModel(Section):
     "Sizes of the transformer."
 
     kind: Literal["encoder", "aligned", "causal", "encoder_decoder"] = Field("aligned", description="how digits are read and written")
-    d_model: int = Field(128, ge=1, description="width of the residual stream")
-    nhead: int = Field(4, ge=1, description="attention heads; they divide d_model")
+    d_model: int = Field(96, ge=1, description="width of the residual stream")
+    nhead: int = Field(3, ge=1, description="attention heads; they divide d_model")
     num_layers: int = Field(4, ge=1, description="blocks that read")
     decoder_layers: int = Field(1, ge=1, description="blocks that write (encoder_decoder)")
     hidden: int | None = Field(None, ge=1, description="width inside the blocks' networks; None is 4 d_model")
@@ -63,6 +63,7 @@ class CollatzModel(Section):
 class CollatzLoss(Section):
     "Weights of the objective."
 
+    apex: float = Field(1.0, ge=0, description="weight of spelling the apex from the states half-way (encoders); 0 leaves it out")
     lengths: float = Field(0.0, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
@@ -80,7 +81,14 @@ class CollatzConfig(Config):
         self.code()
         if self.model.d_model % self.model.nhead:
             raise ConfigError("model.nhead", found=f"{self.model.nhead} heads for d_model {self.model.d_model}", expected="heads that divide d_model", remedy="change one of the two")
+        if self.apex and self.data.ending == "end":
+            raise ConfigError("loss.apex", found="data.ending end", expected="fixed widths: the apex has its digits in the places of the output", remedy="set loss.apex to 0, or data.ending to fixed")
         return self
+
+    @property
+    def apex(self) -> float:
+        "Weight of the apex: 0 for kinds that write in turn, which have no states half-way at the output's places."
+        return self.loss.apex if self.model.kind in ("encoder", "aligned") else 0.0
 
     def code(self) -> Code:
         "How numbers are spelt."
@@ -98,9 +106,9 @@ class CollatzConfig(Config):
 def base() -> CollatzConfig:
     "n < 2^20 in base 24 by an aligned encoder: ten minutes on two cores."
     return CollatzConfig(
-        data=CollatzData(sampling="balanced", tilt=(1.0, 0.4)),
-        budget=Budget(steps=9000), loader=Loader(batch_size=128, eval_batch_size=1024),
-        optim=Optim(lr=2e-3, weight_decay=0.01), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
+        compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
+        budget=Budget(steps=9600), loader=Loader(batch_size=128, eval_batch_size=1024),
+        optim=Optim(lr=3e-3, weight_decay=0.01), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
         track=Track(log_every=50), checkpoint=Checkpoint(eval_every=300),
     )
 
@@ -111,24 +119,24 @@ def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
 
 def quick() -> CollatzConfig:
     "The same in two minutes."
-    return changed(base(), "quick", budget={"steps": 1500}, checkpoint={"eval_every": 150})
+    return changed(base(), "quick", budget={"steps": 1800}, checkpoint={"eval_every": 150})
 
 def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
-    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 1000}, checkpoint={"eval_every": 150})
+    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 1000}, checkpoint={"eval_every": 100})
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
     "Everything in seconds: a small range, a small model."
     return changed(
-        base(), "smoke", data={"start_range": (1, 2**14), "val_size": 96, "test_size": 192}, model={"d_model": 32, "nhead": 2, "num_layers": 1},
+        base(), "smoke", data={"start_range": (1, 2**14), "val_size": 96, "test_size": 192}, model={"d_model": 32, "nhead": 2, "num_layers": 2},
         loader={"batch_size": 16, "eval_batch_size": 96}, budget={"steps": 40}, schedule={"warmup_steps": 4}, checkpoint={"eval_every": 20}, track={"log_every": 5},
     )
 
 def paper() -> CollatzConfig:
     "The published setting: n to 10^12, encoder of 4 blocks, decoder of 1, d 512, 8 heads, Adam, 300 million examples."
     return changed(
-        base(), "paper", data={"start_range": (1, 10**12), "sampling": "natural", "test_size": 100_000, "on_gpu": True},
+        base(), "paper", data={"start_range": (1, 10**12), "test_size": 100_000, "on_gpu": True},
         model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loader={"batch_size": 2048, "eval_batch_size": 4096}, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
         schedule={"warmup_steps": 2000}, checkpoint={"eval_every": 2000}, track={"log_every": 100},
     )
@@ -136,8 +144,8 @@ def paper() -> CollatzConfig:
 def guide() -> CollatzConfig:
     "The guide's setting: 50,000 samples below 10,000, an encoder of 6 blocks, d 512, sequences of 50 tokens, 20 epochs."
     return changed(
-        base(), "guide", data={"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end", "sampling": "natural"},
-        model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1},
+        base(), "guide", data={"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end"},
+        model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1}, loss={"apex": 0.0},
         budget={"epochs": 20, "steps": None}, loader={"batch_size": 32}, optim={"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
         schedule={"name": "plateau", "factor": 0.5, "patience": 3, "warmup_steps": 0}, checkpoint={"eval_every": 1, "save_every": 5},
     )
@@ -173,6 +181,14 @@ def digit_loss(
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=pad, reduction="none")
     return (each.sum(1) / (targets != pad).sum(1)).mean()
+
+def apex_digits(
+    batch: Batch,
+    code: Code,
+) -> Tensor:
+    "The lowest L_out digits of the apex, in the order of the code, (B, L_out) int64."
+    digits = spell(batch.kappa << batch.k_prime, code.base, code.width_out)
+    return digits if code.order == "least" else digits.flip(1)
 
 def length_loss(
     logits: Tensor,  # (B, 17)
@@ -233,9 +249,11 @@ def objective(
     "The weighted loss of a batch; in evaluation with exact match, by depth and by class."
     code, n = cfg.code(), batch.size
     pad = code.pad if code.ending == "end" else None
-    states = model.states(batch.inputs, batch.targets)
+    states, apex = model.halfway(batch.inputs) if cfg.apex else (model.states(batch.inputs, batch.targets), None)
     logits = model.head(states)
     parts = {"digits": Part(digit_loss(logits, batch.targets, pad), n)}
+    if apex is not None:
+        parts["apex"] = Part(digit_loss(apex, apex_digits(batch, code)), n, weight=cfg.apex)
     if cfg.loss.lengths:
         guesses = zip(("k", "k_prime"), model.lengths(states), (batch.k, batch.k_prime))
         parts |= {name: Part(length_loss(guess, steps), n, weight=cfg.loss.lengths) for name, guess, steps in guesses}
@@ -364,8 +382,8 @@ class CollatzTask(CollatzNumbers, CanPredict):
     def model(self, cfg, meta):
         m = cfg.model
         built = CollatzTransformer(cfg.data.base, m.d_model, m.nhead, m.num_layers, m.kind, m.dropout, meta["lengths"][1], m.decoder_layers, m.hidden, max_length=sum(meta["lengths"]) + 1)
-        for head in (built.k_head, built.k_prime_head):
-            head.requires_grad_(cfg.loss.lengths > 0)
+        for part, weight in ((built.k_head, cfg.loss.lengths), (built.k_prime_head, cfg.loss.lengths), (built.apex_head, cfg.apex), (built.apex_norm, cfg.apex)):
+            part.requires_grad_(weight > 0)
         return built
 
     def step(self, model, batch, cfg, at):
