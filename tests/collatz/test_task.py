@@ -43,7 +43,7 @@ def test_every_kind_trains_evaluates_and_answers(home):
     for kind in KINDS:
         run = train(home, "smoke", **{"model.kind": kind, "steps": 12, "eval_every": 6})
         figures = evaluate(TASK, Run.open(run.path))
-        assert run.status["state"] == "finished" and 0 <= figures["exact_match"] <= 1 and {"k_error", "k_prime_error", "exact_match/depth_2", "exact_match/class_1_1"} <= set(figures)
+        assert run.status["state"] == "finished" and 0 <= figures["exact_match"] <= 1 and {"k_error", "k_prime_error", "exact_match_depth_2", "exact_match_class_1_1"} <= set(figures)
         rows = predict(TASK, run, [27, 127])
         assert rows.truth.tolist() == [31, 1093] and rows.k.tolist() == [2, 7] and rows.k_prime.tolist() == [1, 1]
         assert (rows.right == (rows.predicted == rows.truth)).all()

@@ -151,18 +151,13 @@ def figures(
     n: Tensor,  # (B,)
     code: Code,
 ) -> dict[str, float]:
-    "Exact match with its interval, accuracy, errors of the loop lengths, the law's share, and exact match by depth and by class."
+    "Exact match with its interval, accuracy, errors of the loop lengths, and the share of classes that are known or unknown."
     pad = code.pad if code.ending == "end" else None
     right, step = right_rows(predictions, targets, pad).numpy(), long_step(n.numpy())
     low, high = wilson(int(right.sum()), len(right))
     share, judged = all_or_nothing(right, step.k, step.k_prime)
-    depths, classes = exact_by(right, step.depth), exact_by(right, step.k, step.k_prime).query("n >= @ENOUGH")
-    return (
-        compute_collatz_metrics(predictions, targets, n, code.base, code)
-        | {"exact_match_low": low, "exact_match_high": high, "all_or_nothing": share, "classes_judged": float(judged)}
-        | {f"exact_match/depth_{s}": float(x) for s, x in depths.exact_match.items()}
-        | {f"exact_match/class_{a}_{b}": float(x) for (a, b), x in classes.exact_match.items()}
-    )
+    told = compute_collatz_metrics(predictions, targets, n, code.base, code)
+    return told | {"exact_match_low": low, "exact_match_high": high, "all_or_nothing": share, "classes_judged": float(judged)}
 
 # %% ../../../nbs/systems/collatz/03_metrics.ipynb #7e419071
 CLASS_SCALAR = re.compile(r"val/exact_match_class_(\d+)_(\d+)$")

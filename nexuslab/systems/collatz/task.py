@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'VERSION', 'WATCHED', 'LOOKED_UP', 'ASKED', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss',
-           'CollatzConfig', 'base', 'changed', 'quick', 'wide', 'smoke', 'paper', 'guide', 'manifest', 'build',
+           'CollatzConfig', 'base', 'changed', 'quick', 'plain', 'wide', 'smoke', 'paper', 'guide', 'manifest', 'build',
            'digit_loss', 'apex_digits', 'length_loss', 'curves', 'Tilt', 'fed', 'objective', 'nearest_answer',
            'scaled_answer', 'baseline_figures', 'picture', 'answers', 'CollatzNumbers', 'CollatzTask']
 
@@ -107,9 +107,9 @@ def base() -> CollatzConfig:
     "n < 2^20 in base 24 by an aligned encoder: ten minutes on two cores."
     return CollatzConfig(
         compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
-        budget=Budget(steps=9600), loader=Loader(batch_size=128, eval_batch_size=1024),
+        budget=Budget(steps=8600), loader=Loader(batch_size=128, eval_batch_size=1024),
         optim=Optim(lr=3e-3, weight_decay=0.01), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
-        track=Track(log_every=50), checkpoint=Checkpoint(eval_every=300),
+        track=Track(log_every=50), checkpoint=Checkpoint(eval_every=350),
     )
 
 def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
@@ -119,11 +119,15 @@ def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
 
 def quick() -> CollatzConfig:
     "The same in two minutes."
-    return changed(base(), "quick", budget={"steps": 1800}, checkpoint={"eval_every": 150})
+    return changed(base(), "quick", budget={"steps": 1600}, checkpoint={"eval_every": 160})
+
+def plain() -> CollatzConfig:
+    "The same as base without the apex: digits alone, as published; for the law of the ladder."
+    return changed(base(), "plain", loss={"apex": 0.0})
 
 def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
-    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 1000}, checkpoint={"eval_every": 100})
+    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 900}, checkpoint={"eval_every": 100})
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
@@ -150,7 +154,7 @@ def guide() -> CollatzConfig:
         schedule={"name": "plateau", "factor": 0.5, "patience": 3, "warmup_steps": 0}, checkpoint={"eval_every": 1, "save_every": 5},
     )
 
-PRESETS = {"base": base, "smoke": smoke, "quick": quick, "wide": wide, "paper": paper, "guide": guide}
+PRESETS = {"base": base, "smoke": smoke, "quick": quick, "plain": plain, "wide": wide, "paper": paper, "guide": guide}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #5a60a66d
 VERSION = 1  # of the numbers; raised when the same settings give others
