@@ -1,8 +1,9 @@
-"""The outputs on the site are fresh: each notebook is executed in a copy of the project, and again only when it or the code it stands on changed."""
+"""The outputs on the site are fresh: each notebook is executed in a copy of the project, and again only when it or the code it stands on changed. What a long training gave is shown as it was saved."""
 import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ HOME = WORK / "home"  # data/ and runs/ of the jobs
 EXECUTED = WORK / "executed"  # the cache: one notebook a key
 VERSION = 1  # of the way notebooks are executed; part of every key
 SMOKE = {"preset": "smoke", "trials": 3, "largest": 64, "n": 8}  # parameters of a job on the site, where it declares them
+FINISHED = re.compile(r"find_runs\(system=|Run\.open\(\"")  # in a slow cell: it shows a finished training
 WHOLE = ("get_task", "list_tasks", "check_task", "run_job", "nexuslab ")  # names that reach systems and jobs which no import shows
 
 
@@ -53,6 +55,12 @@ class Chapter:
         """Names that a job declares; none for other notebooks."""
         tagged = [c for c in self.cells() if "parameters" in c["metadata"].get("tags", [])]
         return [line.split("=")[0].strip() for c in tagged for line in "".join(c["source"]).splitlines() if "=" in line.split("#")[0]]
+
+    def stored(self) -> dict[str, dict]:
+        """The slow cells from the first one on that shows finished trainings, by id: minutes of training are not repeated for the site."""
+        slow = [c for c in self.cells() if c["cell_type"] == "code" and "#| slow" in "".join(c["source"])]
+        first = next((i for i, c in enumerate(slow) if self.folder and FINISHED.search("".join(c["source"]))), len(slow))
+        return {c["id"]: c for c in slow[first:]}
 
 
 def find_chapters(root: Path = ROOT) -> list[Chapter]:
@@ -118,6 +126,7 @@ def stands_on(chapter: Chapter, package: Package) -> set[str]:
 def key_of(chapter: Chapter, package: Package) -> str:
     """The name of a notebook's outputs: a hash of its cells and of the code it stands on."""
     cells = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in chapter.cells()]
+    cells += [c["outputs"] for c in chapter.stored().values()]
     code = {m: package.text[m] for m in sorted(stands_on(chapter, package))}
     settings = SMOKE if chapter.parameters() else None
     return hashlib.sha256(json.dumps([VERSION, chapter.name, cells, code, settings]).encode()).hexdigest()[:20]
@@ -158,13 +167,22 @@ def run_notebook(chapter: Chapter, output: Path, home: Path | None, parameters: 
     """Execute a notebook of the copy by papermill; a failure says which and why."""
     partial = output.with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "papermill", str(chapter.path), str(partial), "--cwd", str(chapter.path.parent), "--no-progress-bar", "--execution-timeout", "1200", "--kernel", "python3"]
+    given, stored = partial.with_suffix(".given.ipynb"), chapter.stored()
+    notebook = nbformat.read(chapter.path, as_version=4)
+    saved = {cell.id: cell for cell in notebook.cells if cell.id in stored}
+    notebook.cells = [nbformat.v4.new_code_cell(id=cell.id) if cell.id in saved else cell for cell in notebook.cells]
+    nbformat.write(notebook, given)
+    command = [sys.executable, "-m", "papermill", str(given), str(partial), "--cwd", str(chapter.path.parent), "--no-progress-bar", "--execution-timeout", "1200", "--kernel", "python3"]
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
     done = subprocess.run(command, env=environment(home), capture_output=True, text=True)
+    given.unlink()
     if done.returncode:
         partial.unlink(missing_ok=True)
         raise StaleError(f"{chapter.name} cannot be executed:\n{done.stderr[-3000:]}")
+    notebook = nbformat.read(partial, as_version=4)
+    notebook.cells = [saved.get(cell.id, cell) for cell in notebook.cells]
+    nbformat.write(notebook, partial)
     os.replace(partial, output)
 
 
