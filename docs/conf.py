@@ -45,3 +45,4 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": BRAND["light"]["primary"], "color-brand-content": BRAND["light"]["content"], "admonition-title-font-size": "0.9rem"},
     "dark_css_variables": {"color-brand-primary": BRAND["dark"]["primary"], "color-brand-content": BRAND["dark"]["content"]},
 }
+suppress_warnings = ["ref.python"]  # two systems may each have a Batch; the first is linked
