@@ -1,17 +1,13 @@
 """Circuits: labels against ngspice, hashes against NetworkX, splits, determinism, refusals."""
 
 import math
-import sys
-from pathlib import Path
 
 import networkx as nx
+import ngspice
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-import ngspice
 
 from nexuslab.core import ConfigError, DataError
 from nexuslab.data import Store
