@@ -6,6 +6,7 @@ import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LINE = 72  # characters of a signature that stands on one line
 MARK = re.compile(r"^# %% (?:\.\./)*nbs/(?P<notebook>.+)\.ipynb #(?P<cell>\w+)")
 
 
@@ -73,18 +74,48 @@ def parameters(node: ast.FunctionDef, comments: dict[int, str]) -> list[Row]:
     return [Row(name, brief(a.annotation), brief(d), comments.get(a.lineno, "") if alone.count(a.lineno) == 1 and a.lineno != node.lineno else "") for a, d, name in rows if name not in ("self", "cls")]
 
 
-def signature(node: ast.FunctionDef, bound: bool, typed: bool = False) -> str:
+def targets_of(tree: ast.Module, module: str) -> dict[str, str]:
+    """Name -> dotted name, of what a module defines or imports from the package: two systems may each have a Batch."""
+    package = module.rpartition(".")[0]
+    found = {n.name: f"{module}.{n.name}" for n in tree.body if isinstance(n, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("nexuslab")):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *filter(None, [node.module])])
+            found |= {a.asname or a.name: f"{base}.{a.name}" for a in node.names}
+    return found
+
+
+class Linked(ast.NodeTransformer):
+    """Annotations whose names are written in full, after a tilde: Sphinx links the whole name and shows its last part."""
+
+    def __init__(self, targets: dict[str, str]):
+        self.targets = targets
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A name that the package has."""
+        return ast.parse(f"~{self.targets[node.id]}", mode="eval").body if node.id in self.targets else node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """A type in quotes."""
+        return self.visit(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node
+
+
+def signature(node: ast.FunctionDef, bound: bool, typed: bool, targets: dict[str, str]) -> str:
     """Names, defaults and the result; types where no table tells them."""
-    copy = ast.parse(f"def f({ast.unparse(node.args)}): ...").body[0].args
-    every = [*copy.posonlyargs, *copy.args, *copy.kwonlyargs, *filter(None, [copy.vararg, copy.kwarg])]
-    for argument in every:
-        argument.annotation = argument.annotation if typed else None
+    copy, linked = ast.parse(f"def f({ast.unparse(node.args)}): ...").body[0].args, Linked(targets)
+    for argument in (*copy.posonlyargs, *copy.args, *copy.kwonlyargs, *filter(None, [copy.vararg, copy.kwarg])):
+        argument.annotation = linked.visit(argument.annotation) if typed and argument.annotation else None
     if bound and copy.args:
         copy.args = copy.args[1:]
         copy.defaults = copy.defaults[-len(copy.args):] if copy.args else []
-    named = node.returns.value if isinstance(node.returns, ast.Constant) and isinstance(node.returns.value, str) else node.returns and ast.unparse(node.returns)
-    result = f" -> {named}" if node.returns is not None else ""
-    return f"({ast.unparse(copy)}){result}"
+    returns = ast.parse(ast.unparse(node.returns), mode="eval").body if node.returns else None
+    return f"({ast.unparse(copy)})" + (f" -> {ast.unparse(linked.visit(returns))}" if returns else "")
+
+
+def seen(signature: str) -> str:
+    """A signature as the page shows it."""
+    return re.sub(r"~[\w.]+\.(\w+)", r"\1", signature)
 
 
 def described(value: ast.expr | None) -> str | None:
@@ -107,24 +138,24 @@ def fields(node: ast.ClassDef, comments: dict[int, str]) -> list[Row]:
     return rows
 
 
-def of_function(node: ast.FunctionDef, module: str, comments: dict[int, str], place, owner: str | None = None) -> Entry:
+def of_function(node: ast.FunctionDef, module: str, comments: dict[int, str], targets: dict[str, str], place, owner: str | None = None) -> Entry:
     """A function, or a method of `owner`."""
     static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
     name = f"{owner}.{node.name}" if owner else node.name
     rows = parameters(node, comments)
     told = any(r.meaning for r in rows)
-    return Entry(name, module, "method" if owner else "function", signature(node, bool(owner) and not static, not told), ast.get_docstring(node) or "", rows if told else [], place)
+    return Entry(name, module, "method" if owner else "function", signature(node, bool(owner) and not static, not told, targets), ast.get_docstring(node) or "", rows if told else [], place)
 
 
-def of_class(node: ast.ClassDef, module: str, comments: dict[int, str], place) -> Entry:
+def of_class(node: ast.ClassDef, module: str, comments: dict[int, str], targets: dict[str, str], place) -> Entry:
     """A class with its documented methods."""
     methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
     start, rows = methods.get("__init__"), fields(node, comments)
     rows = parameters(start, comments) if start else rows
     told = any(r.meaning for r in rows)
-    shown = signature(start, True, not told) if start else ""
+    shown = signature(start, True, not told, targets) if start else ""
     rows = rows if told or not start else []
-    members = [of_function(n, module, comments, place, node.name) for k, n in methods.items() if not k.startswith("_") and ast.get_docstring(n)]
+    members = [of_function(n, module, comments, targets, place, node.name) for k, n in methods.items() if not k.startswith("_") and ast.get_docstring(n)]
     return Entry(node.name, module, "class", shown, ast.get_docstring(node) or "", rows, place, [ast.unparse(b) for b in node.bases], members)
 
 
@@ -141,6 +172,7 @@ def read_module(name: str, path: Path, classes: set[str] = frozenset()) -> Modul
     """The public names of a module, in the order of its chapter."""
     text = path.read_text(encoding="utf-8")
     tree, comments, lines = ast.parse(text), comments_of(text), text.splitlines()
+    targets = targets_of(tree, name)
     marks = {i: MARK.match(line) for i, line in enumerate(lines, 1) if MARK.match(line)}
     known = classes | {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
     entries = []
@@ -149,7 +181,7 @@ def read_module(name: str, path: Path, classes: set[str] = frozenset()) -> Modul
             continue
         mark = marks[max((i for i in marks if i <= node.lineno), default=0)] if marks and min(marks) <= node.lineno else None
         place = (mark["notebook"], mark["cell"]) if mark else None
-        entries.append(of_class(node, name, comments, place) if isinstance(node, ast.ClassDef) else of_function(node, name, comments, place, extended(node, known)))
+        entries.append(of_class(node, name, comments, targets, place) if isinstance(node, ast.ClassDef) else of_function(node, name, comments, targets, place, extended(node, known)))
     notebooks = [e.place[0] for e in entries if e.place] + [m["notebook"] for m in marks.values()]
     return Module(name, ast.get_docstring(tree) or "", entries, notebooks[0] if notebooks else "")
 
@@ -196,7 +228,8 @@ def render(entry: Entry, chapters: set[str], depth: int = 6) -> str:
     link = f'<p class="explained"><a href="{up(entry.module)}{entry.place[0]}.html#cell-{entry.place[1]}">explained in its chapter</a></p>' if entry.place and entry.place[0] in chapters and depth == 6 else ""
     bases = "Bases: " + ", ".join(f"`{b}`" for b in entry.bases) if entry.bases else ""
     body = [prose(entry.doc), bases, table(entry.rows, head), *(render(m, chapters, depth - 1) for m in entry.members), link]
-    return f"{fence}{{py:{entry.kind}}} {entry.name}{entry.signature}\n\n" + "\n\n".join(b for b in body if b) + f"\n\n{fence}"
+    option = ":single-line-parameter-list:\n" if len(seen(entry.signature)) <= LINE else ""
+    return f"{fence}{{py:{entry.kind}}} {entry.name}{entry.signature}\n{option}\n" + "\n\n".join(b for b in body if b) + f"\n\n{fence}"
 
 
 def page(module: Module, chapters: set[str]) -> str:

@@ -28,7 +28,7 @@ myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
 add_module_names = False
-python_maximum_signature_line_length = 72
+python_maximum_signature_line_length = 1  # a parameter a line, but where api.py says otherwise
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
@@ -45,4 +45,3 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": BRAND["light"]["primary"], "color-brand-content": BRAND["light"]["content"], "admonition-title-font-size": "0.9rem"},
     "dark_css_variables": {"color-brand-primary": BRAND["dark"]["primary"], "color-brand-content": BRAND["dark"]["content"]},
 }
-suppress_warnings = ["ref.python"]  # two systems may each have a Batch; the first is linked

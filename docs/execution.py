@@ -22,7 +22,7 @@ HOME = WORK / "home"  # data/ and runs/ of the jobs
 EXECUTED = WORK / "executed"  # the cache: one notebook a key
 VERSION = 1  # of the way notebooks are executed; part of every key
 SMOKE = {"preset": "smoke", "trials": 3, "largest": 64, "n": 8}  # parameters of a job on the site, where it declares them
-FINISHED = re.compile(r"find_runs\(system=|Run\.open\(\"")  # in a slow cell: it shows a finished training
+STORED = re.compile(r"^#\| stored$", re.MULTILINE)  # a cell that shows finished trainings: its output is what was saved
 WHOLE = ("get_task", "list_tasks", "check_task", "run_job", "nexuslab ")  # names that reach systems and jobs which no import shows
 
 
@@ -57,10 +57,8 @@ class Chapter:
         return [line.split("=")[0].strip() for c in tagged for line in "".join(c["source"]).splitlines() if "=" in line.split("#")[0]]
 
     def stored(self) -> dict[str, dict]:
-        """The slow cells from the first one on that shows finished trainings, by id: minutes of training are not repeated for the site."""
-        slow = [c for c in self.cells() if c["cell_type"] == "code" and "#| slow" in "".join(c["source"])]
-        first = next((i for i, c in enumerate(slow) if self.folder and FINISHED.search("".join(c["source"]))), len(slow))
-        return {c["id"]: c for c in slow[first:]}
+        """The cells marked `#| stored`, by id: they show finished trainings, whose minutes are not repeated for the site."""
+        return {c["id"]: c for c in self.cells() if c["cell_type"] == "code" and STORED.search("".join(c["source"]))}
 
 
 def find_chapters(root: Path = ROOT) -> list[Chapter]:

@@ -259,7 +259,7 @@ def definitions(cell: dict) -> list[str]:
 
 def asserts(cell: dict) -> bool:
     """Whether a live cell, not exported and not skipped by nbdev_test, asserts something."""
-    if cell["cell_type"] != "code" or exported(cell) or directives(cell) & {"slow", "notest"} or "eval: false" in source(cell):
+    if cell["cell_type"] != "code" or exported(cell) or directives(cell) & {"slow", "stored", "notest"} or "eval: false" in source(cell):
         return False
     code = "\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))
     helpers = ("test_eq", "test_close", "test_fail", "assert_")
