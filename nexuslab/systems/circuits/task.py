@@ -6,7 +6,7 @@
 __all__ = ['PRIOR_DRAWS', 'PEER_STEPS', 'TASK', 'CircuitData', 'CircuitModel', 'CircuitLoss', 'CircuitConfig', 'base', 'smoke',
            'paper', 'slots', 'ladders', 'ladder_slots', 'statistics_of', 'Circuits', 'figures', 'unseen_figures',
            'peer_setting', 'objective', 'train_peer', 'peer_figures', 'as_arrays', 'as_circuits', 'picture',
-           'CircuitTask']
+           'CircuitSet', 'CircuitTraining', 'CircuitTask']
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
 from pathlib import Path
@@ -104,6 +104,7 @@ def slots() -> CircuitConfig:
         "preset": "slots", "model": CircuitModel(kind="slot", hidden=128), "loss": CircuitLoss(kl=5e-4), "loader": Loader(batch_size=64, eval_batch_size=512),
     })
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #08aab67a
 def ladders() -> CircuitConfig:
     "Random networks: topologies by the thousand, and test circuits whose topology was never seen."
     return base().model_copy(update={
@@ -238,6 +239,7 @@ def as_circuits(arrays: dict[str, np.ndarray]) -> list[Circuit | None]:
     spans = zip(arrays["n_nodes"], arrays["edge_offset"], arrays["edge_offset"][1:], strict=False)
     return [Circuit(int(n), *(arrays[f"edge_{k}"][a:b] for k in ("index", "present", "value"))) if b > a else None for n, a, b in spans]
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #806f4d0a
 def picture(circuits: list[Circuit]):
     "Circuits and the magnitude of their responses, four a row."
     shown = circuits[:12]
@@ -257,8 +259,8 @@ def picture(circuits: list[Circuit]):
     return fig
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #45f7283f
-class CircuitTask(Task, CanSample, HasLatent):
-    "A graph variational autoencoder that holds an analogue filter."
+class CircuitSet:
+    "What the engine asks about the data."
 
     name, title = "circuits", "a latent space of analogue filters, from which the circuit comes back"
     presets = {"base": base, "smoke": smoke, "paper": paper, "slots": slots, "ladders": ladders, "ladder_slots": ladder_slots}
@@ -284,6 +286,21 @@ class CircuitTask(Task, CanSample, HasLatent):
 
     def weigh(self, batch):
         return float(batch.size)
+
+    def baselines(self, splits, split, cfg):
+        source = splits.named(split)
+        average = mean_circuit(source.arrays)
+        return {
+            "mean circuit": judge(source.arrays, source.members, [average] * source.size).figures(),
+            "nearest training circuit": judge(source.arrays, source.members, nearest_circuits(source.arrays, source.flat, source.members)).figures(),
+        } | peer_figures(splits, split, cfg)
+
+    def show(self, batch, cfg, meta):
+        return picture(to_circuits(batch, np.asarray(meta["statistics"])))
+
+# %% ../../../nbs/systems/circuits/04_task.ipynb #229e6d27
+class CircuitTraining:
+    "What the engine asks about the model and its objective."
 
     def model(self, cfg, meta):
         m = cfg.model
@@ -313,25 +330,18 @@ class CircuitTask(Task, CanSample, HasLatent):
     def examine(self, model, splits, split, cfg, at):
         return figures(model, splits.named(split), cfg) | (unseen_figures(model, splits.test) if split == "test" else {})
 
-    def baselines(self, splits, split, cfg):
-        source = splits.named(split)
-        average = mean_circuit(source.arrays)
-        return {
-            "mean circuit": judge(source.arrays, source.members, [average] * source.size).figures(),
-            "nearest training circuit": judge(source.arrays, source.members, nearest_circuits(source.arrays, source.flat, source.members)).figures(),
-        } | peer_figures(splits, split, cfg)
-
     def updaters(self, cfg, model):
         return [Ramp("warmth", end=1.0, share=cfg.loss.warmup)]
-
-    def show(self, batch, cfg, meta):
-        return picture(to_circuits(batch, np.asarray(meta["statistics"])))
 
     def space(self, trial):
         return {
             "optim.lr": trial.suggest_float("optim.lr", 5e-4, 1e-2, log=True), "model.hidden": trial.suggest_categorical("model.hidden", [32, 48, 64]),
             "model.rounds": trial.suggest_int("model.rounds", 1, 3), "loss.kl": trial.suggest_float("loss.kl", 5e-3, 0.2, log=True),
         }
+
+# %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
+class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
+    "A graph variational autoencoder that holds an analogue filter."
 
     def views(self):
         from nexuslab.systems.circuits.views import VIEWS  # late: the next chapter draws what this one trains
