@@ -78,11 +78,11 @@ class Budget(Section):
 class Optim(Section):
     "The optimiser, clipping and accumulation."
 
-    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="adamw (Loshchilov and Hutter, 2019) | adam | sgd")
+    name: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="adamw (Loshchilov and Hutter, 2019) | adam | sgd | muon (Jordan et al., 2024): matrices by orthogonalised momentum, the rest by adamw")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's first and second moments, each in [0, 1)")
     eps: float = Field(1e-8, gt=0, description="Adam's denominator term")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, and of muon's matrices")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay per unit of learning rate (adamw) or an L2 term; never on norms, biases and embeddings")
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; None does not clip")
     accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")

@@ -26,7 +26,7 @@ import yaml
 from .config import Config, overlay, validated
 from .core import NexusError, digest, project_root
 from .data import Fetch, Key, Source, Splits, arrays_digest, load
-from .fit import Listener, Loop, StepModule, clip, evaluate_source, fit, forward_backward, seed_step, set_up, start_clock, where
+from .fit import Listener, Loop, StepModule, clip, evaluate_source, fit, forget_gradient, forward_backward, seed_step, set_up, start_clock, where
 from .run import Run
 from .task import At, Task, leaves
 
@@ -123,7 +123,7 @@ def step_once(loop: Loop, micro: list) -> float:
     loss = loop.window.compute()["loss"]
     loop.window.reset()
     loop.optimizer.step()
-    loop.optimizer.zero_grad(set_to_none=True)
+    forget_gradient(loop)
     loop.progress.step += 1
     return loss
 
