@@ -115,6 +115,7 @@ def pick(
     "The place whose share of [0, 1) holds u."
     return min(bisect(list(accumulate(shares)), u), len(shares) - 1)
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #1ac47643
 def draw_ladder(
     rng: np.random.Generator,
     index: int,  # unused: the form is drawn
