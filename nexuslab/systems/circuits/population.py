@@ -281,6 +281,7 @@ def _ragged(name: str, items: list[np.ndarray]) -> dict[str, np.ndarray]:
     "Items end to end, and their offsets."
     return {name: np.concatenate(items), f"{name}_offset": np.cumsum([0, *map(len, items)])}
 
+# %% ../../../nbs/systems/circuits/06_population.ipynb #bb82bdea
 def to_arrays(
     examples: list[Example],
 ) -> dict[str, np.ndarray]:

@@ -98,6 +98,7 @@ class Errors:
             "value_error_median": float(np.median(self.value)), "value_error_p90": float(np.quantile(self.value, 0.9)),
         }
 
+# %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #d0e0bb2d
 def judge(
     arrays: dict[str, np.ndarray],  # of the data set
     ids: np.ndarray,  # (n,) which circuits are meant
@@ -145,6 +146,7 @@ def mean_circuit(
     value = np.exp(np.mean([np.log(np.where(c.present, c.value, 1.0)) for c in members], 0))
     return Circuit(members[0].n_nodes, members[0].edges, members[0].present, np.where(members[0].present, value, np.nan))
 
+# %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #f06de0e1
 def _slot_rows(flat: Flat, ids: np.ndarray, slots: int, presence: float) -> np.ndarray:
     "Presence (weighted) and standardised value of every slot, (n, 2 slots)."
     rows, lengths = flat.component.take(ids)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHOWN', 'MISSING', 'STEPS', 'ACTIVE', 'LARGEST', 'DRAWN', 'VIEWS', 'Scene', 'look', 'analysed', 'frequencies',
            'decibel', 'show_decibel', 'draw_responses', 'maps', 'components', 'pairs', 'between', 'interpolation',
-           'busiest', 'typical', 'traversal', 'draw_roots', 'scale_plane', 'draw_overlay', 'overlays', 'reconstruction',
-           'reconstruction_worst', 'kinds_of', 'confusion_table', 'confusion', 'explained', 'rank_correlation',
-           'latent_table', 'latent_statistics', 'active_units', 'edit_distance', 'distances', 'correlation',
-           'edit_correlation', 'edit_distances', 'prior_verdicts']
+           'busiest', 'typical', 'traversal', 'draw_roots', 'scale_plane', 'draw_known', 'draw_overlay', 'overlays',
+           'reconstruction', 'reconstruction_worst', 'kinds_of', 'confusion_table', 'confusion', 'explained',
+           'rank_correlation', 'latent_table', 'latent_statistics', 'active_units', 'edit_distance', 'distances',
+           'correlation', 'edit_correlation', 'edit_distances', 'prior_verdicts']
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #ab5686fb
 from collections import Counter
@@ -251,7 +251,21 @@ def scale_plane(ax, analyses: Sequence[Analysis]) -> None:
     ax.grid(alpha=0.3)
     ax.minorticks_off()
 
-# %% ../../../nbs/systems/circuits/05_views.ipynb #02971cb9
+# %% ../../../nbs/systems/circuits/05_views.ipynb #56bdb272
+def draw_known(
+    axes,  # three of matplotlib: magnitude, phase, plane
+    known: Sequence[tuple[Analysis, str, str, str, float]],  # analysis, colour, label, line, size of its marks
+) -> None:
+    "The curves and roots of some analyses over each other."
+    hz = frequencies([k[0] for k in known])
+    for a, colour, label, line, size in known:
+        h = a.response(hz)
+        axes[0].semilogx(hz, decibel(h), line, color=colour, label=label)
+        axes[1].semilogx(hz, np.rad2deg(np.unwrap(np.angle(h))), line, color=colour)
+        draw_roots(axes[2], a, colour, size, label)
+    scale_plane(axes[2], [k[0] for k in known])
+
+# %% ../../../nbs/systems/circuits/05_views.ipynb #e68c1c5d
 def draw_overlay(
     axes,  # three of matplotlib: magnitude, phase, plane
     true: Circuit,
@@ -263,19 +277,14 @@ def draw_overlay(
     decoded = analysed(found)
     if decoded is not None:
         known.append((decoded, "tab:orange", "decoded", "--", 20))
-    hz = frequencies([k[0] for k in known])
-    for a, colour, label, line, size in known:
-        h = a.response(hz)
-        axes[0].semilogx(hz, decibel(h), line, color=colour, label=label)
-        axes[1].semilogx(hz, np.rad2deg(np.unwrap(np.angle(h))), line, color=colour)
-        draw_roots(axes[2], a, colour, size, label)
-    scale_plane(axes[2], [k[0] for k in known])
+    draw_known(axes, known)
     axes[0].set_title(title if decoded is not None else f"{title}\n(decoded: {verdict(found)})", fontsize=8)
     axes[1].set(xlabel="frequency [Hz]", ylabel="phase [degrees]")
     axes[1].grid(alpha=0.3)
     axes[1].minorticks_off()
     show_decibel(axes[0])
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #e3a0ec81
 def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
     "Overlays of some circuits of a scene, one a column."
     fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False, layout="tight")
