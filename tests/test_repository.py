@@ -21,24 +21,10 @@ LATE_IMPORTS = {("task", "systems")}  # the same inside a function: the folder o
 LONG_FUNCTIONS: set[str] = set()  # module.function
 LONG_CELLS = {  # notebook: first definition, or the cell's id
     "engine/04_task.ipynb: Task",  # one idea: the list of what a system must say, read in one place
-    "systems/circuits/04_task.ipynb: CircuitTask",
-    "systems/circuits/05_views.ipynb: draw_overlay",
 }
 IDLE: set[str] = set()  # module: definition that nothing uses
-OPEN_ENDED = {"systems/circuits/04_task.ipynb"}  # notebooks that assert nothing after their last definition
-UNPROVED = {  # notebook: section
-    "systems/circuits/01_data.ipynb: From raw to batch",
-    "systems/circuits/01_data.ipynb: Splits",
-    "systems/circuits/02_model.ipynb: Poles and zeros",
-    "systems/circuits/02_model.ipynb: What every circuit autoencoder does",
-    "systems/circuits/03_loss.ipynb: All together",
-    "systems/circuits/04_task.ipynb: Configuration",
-    "systems/circuits/04_task.ipynb: Figures",
-    "systems/circuits/04_task.ipynb: The source",
-    "systems/circuits/04_task.ipynb: The task",
-    "systems/circuits/06_population.ipynb: The question",
-    "systems/circuits/07_reconstruct.ipynb: What a model gives back",
-}
+OPEN_ENDED: set[str] = set()  # notebooks that assert nothing after their last definition
+UNPROVED: set[str] = set()  # notebook: section
 
 
 def only_shrinks(found: set, known: set, what: str) -> None:
