@@ -9,8 +9,8 @@ __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask'
            'count', 'emit', 'cut', 'np_split', 'forget_gradient', 'gradient', 'clip', 'refuse_nonfinite', 'set_rate',
            'optimise', 'reduced', 'log_row', 'this_process', 'speed', 'watch_spike', 'tell', 'evaluate_source',
            'evaluate_loop', 'judge', 'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'resumable',
-           'signals', 'finished', 'state_name', 'recording', 'close', 'append', 'Result', 'fit', 'start_clock',
-           'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
+           'signals', 'finished', 'agreed', 'state_name', 'recording', 'close', 'append', 'Result', 'fit',
+           'start_clock', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -741,10 +741,18 @@ def finished(loop: Loop) -> str | None:
             loop.clock["status"] = now
             loop.run.set_status(step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best)
     if loop.world > 1:
-        reasons: list[Any] = [None] * loop.world
-        dist.all_gather_object(reasons, loop.reason)
-        loop.reason = next((r for r in reasons if r), None)
+        loop.reason = agreed(loop)
     return loop.reason
+
+def agreed(loop: Loop) -> str | None:
+    "The first reason of any process; every step asks whether there is one, only the last asks which."
+    given = torch.tensor(float(loop.reason is not None), device=loop.device if loop.device.type == "cuda" else "cpu")
+    dist.all_reduce(given)
+    if not given.item():
+        return None
+    reasons: list[Any] = [None] * loop.world
+    dist.all_gather_object(reasons, loop.reason)
+    return next(r for r in reasons if r)
 
 STATES = {"budget": "finished", "early": "finished", "interrupted": "interrupted", "paused": "paused"}
 
