@@ -83,6 +83,7 @@ class Optim(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's first and second moments, each in [0, 1)")
     eps: float = Field(1e-8, gt=0, description="Adam's denominator term")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, and of muon's matrices")
+    step_rms: float = Field(0.2, gt=0, description="root mean square of a step of muon's matrices, in units of lr; 0.2 is that of adamw")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay per unit of learning rate (adamw) or an L2 term; never on norms, biases and embeddings")
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; None does not clip")
     accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")

@@ -55,9 +55,10 @@ class Muon(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),  # of AdamW
         eps: float = 1e-8,  # of AdamW
         momentum: float = 0.95,  # of the matrices
+        step_rms: float = 0.2,  # root mean square of a matrix's step, in units of lr
     ):
         super().__init__(groups, lr=lr, betas=betas, eps=eps, foreach=True)
-        self.momentum = momentum
+        self.momentum, self.step_rms = momentum, step_rms
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -84,7 +85,7 @@ def turn(optimizer: Muon, turned: list[tuple[nn.Parameter, dict]], gradients: li
         steps = orthogonalised(torch.stack([ahead[i] for i in here]))
         for i, step in zip(here, steps):
             p, group = turned[i]
-            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"] * optimizer.step_rms * max(shape) ** 0.5)
 
 # %% ../nbs/engine/05_optim.ipynb #dbf52d25
 def make_optimizer(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
@@ -95,7 +96,7 @@ def make_optimizer(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "muon":
-        return Muon(groups, config.lr, config.betas, config.eps, config.momentum)
+        return Muon(groups, config.lr, config.betas, config.eps, config.momentum, config.step_rms)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=floats)
