@@ -104,12 +104,12 @@ class CollatzConfig(Config):
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #19758b40
 def base() -> CollatzConfig:
-    "n < 2^20 in base 24 by an aligned encoder: ten minutes on two cores."
+    "n < 2^20 in base 24 by an aligned encoder: ten minutes."
     return CollatzConfig(
         compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
-        budget=Budget(steps=8600), loader=Loader(batch_size=128, eval_batch_size=1024),
-        optim=Optim(lr=3e-3, weight_decay=0.01), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
-        track=Track(log_every=50), checkpoint=Checkpoint(eval_every=350),
+        budget=Budget(steps=7000), loader=Loader(batch_size=128, eval_batch_size=1024),
+        optim=Optim(name="muon", lr=3e-3, momentum=0.95, step_rms=0.4), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
+        track=Track(log_every=50), checkpoint=Checkpoint(eval_every=250),
     )
 
 def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
@@ -119,7 +119,7 @@ def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
 
 def quick() -> CollatzConfig:
     "The same in two minutes."
-    return changed(base(), "quick", budget={"steps": 1600}, checkpoint={"eval_every": 160})
+    return changed(base(), "quick", budget={"steps": 1200}, checkpoint={"eval_every": 120})
 
 def plain() -> CollatzConfig:
     "The same as base without the apex: digits alone, as published; for the law of the ladder."
@@ -127,7 +127,7 @@ def plain() -> CollatzConfig:
 
 def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
-    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 900}, checkpoint={"eval_every": 100})
+    return changed(base(), "wide", data={"start_range": (1, 10**12)}, budget={"steps": 600}, checkpoint={"eval_every": 60})
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
