@@ -77,7 +77,10 @@ class Muon(torch.optim.AdamW):
 
 def turn(optimizer: Muon, turned: list[tuple[nn.Parameter, dict]], gradients: list[torch.Tensor]) -> None:
     "Move matrices, those of one shape together, along their orthogonalised momentum (Nesterov's form)."
-    held = [optimizer.state[p].setdefault("momentum", torch.zeros_like(p)) for p, _ in turned]
+    for p, _ in turned:
+        optimizer.state[p] = optimizer.state[p] or {"step": torch.tensor(0.0), "momentum": torch.zeros_like(p)}  # AdamW looks for a step when it is loaded
+        optimizer.state[p]["step"] += 1
+    held = [optimizer.state[p]["momentum"] for p, _ in turned]
     torch._foreach_lerp_(held, gradients, 1 - optimizer.momentum)
     ahead = torch._foreach_lerp(gradients, held, optimizer.momentum)
     for shape in dict.fromkeys(p.shape for p, _ in turned):

@@ -15,7 +15,7 @@ from nexuslab.checkpoint import find_checkpoint, read_state, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
 from nexuslab.core import ConfigError, TrainingError
 from nexuslab.fit import Recomputes, pick_device, pick_precision, set_up
-from nexuslab.optim import learning_rate
+from nexuslab.optim import Muon, learning_rate
 from nexuslab.run import Run
 
 PROVED = {  # option -> the test that shows it acting; "file::test" where it is another file's
@@ -28,7 +28,7 @@ PROVED = {  # option -> the test that shows it acting; "file::test" where it is 
     "loader.prefetch": "test_loader_processes", "loader.pin_memory": "test_loader_processes", "loader.persistent_workers": "test_loader_processes",
     "budget.epochs": "test_budgets", "budget.steps": "test_budgets", "budget.max_minutes": "test_max_minutes",
     "optim.name": "test_optimisers", "optim.lr": "test_schedule_shapes", "optim.betas": "test_optimisers", "optim.eps": "test_optimisers",
-    "optim.momentum": "test_optimisers", "optim.weight_decay": "test_optimisers", "optim.clip": "test_clip", "optim.accumulate": "test_accumulate",
+    "optim.momentum": "test_optimisers", "optim.step_rms": "test_step_rms", "optim.weight_decay": "test_optimisers", "optim.clip": "test_clip", "optim.accumulate": "test_accumulate",
     "schedule.name": "test_schedule_shapes", "schedule.min_lr": "test_schedule_shapes", "schedule.warmup_steps": "test_warm_up", "schedule.warmup_ratio": "test_warm_up",
     "schedule.step_size": "test_step_schedule", "schedule.gamma": "test_step_schedule", "schedule.patience": "test_plateau", "schedule.factor": "test_plateau",
     "stop.enabled": "test_patience", "stop.monitor": "test_monitor_and_mode", "stop.mode": "test_monitor_and_mode", "stop.patience": "test_patience",
@@ -167,6 +167,20 @@ def test_optimisers(tmp_path):
         assert [len(g["params"]) for g in found.param_groups] == [2, 4]  # two matrices decay; biases and the norm do not
     sgd = built(**{"optim.momentum": 0.7})
     assert type(sgd) is torch.optim.SGD and sgd.param_groups[0]["momentum"] == 0.7
+    muon = built(**{"optim.name": "muon", "optim.momentum": 0.7, "optim.step_rms": 0.3, **settings})
+    assert type(muon) is Muon and muon.momentum == 0.7
+    assert [(g["betas"], g["eps"], g["matrices"], len(g["params"])) for g in muon.param_groups] == [((0.8, 0.9), 1e-3, True, 2), ((0.8, 0.9), 1e-3, False, 4)]
+
+
+def test_step_rms(tmp_path):
+    """A matrix moves along its orthogonalised gradient by lr times step_rms, whatever the size of the gradient."""
+    make, moved = lambda: nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 1)), {}
+    for rms in (0.1, 0.4):
+        task = Scripted(make=make, steps=1, lr=1e-2, **{"optim.name": "muon", "optim.step_rms": rms, "stop.restore_best": False})
+        start = set_up(task, task.config, Run(tmp_path / "runs" / "tiny" / "none"), None).model[1].weight.detach().clone()
+        moved[rms] = train(task, tmp_path).model[1].weight.detach() - start
+    assert torch.allclose(4 * moved[0.1], moved[0.4], atol=1e-6)
+    assert 0.6 < torch.linalg.matrix_norm(moved[0.4], 2).item() / (1e-2 * 0.4 * 16**0.5) < 1.3  # its largest singular value is near 1
 
 
 def test_clip(tmp_path):
