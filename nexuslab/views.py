@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['describe', 'parameter_table', 'learning_rate_range', 'gradient_norms', 'batch_costs', 'cost_of_steps', 'estimate',
            'smooth', 'plot_curves', 'project', 'is_class', 'scatter', 'silhouette', 'encode_split', 'latent_map',
-           'render_views', 'embedded', 'summary_cells', 'report', 'write_html', 'comparison_report']
+           'once_a_checkpoint', 'render_views', 'embedded', 'summary_cells', 'report', 'write_html',
+           'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
 import base64
+import functools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ import psutil
 import torch
 from torch import nn
 
+from .checkpoint import find_checkpoint
 from .config import Config, overlay, resolve
 from .contract import probe, step_once
 from .core import ConfigError, atomic_path, did_you_mean, project_root, read_json
@@ -217,6 +220,19 @@ def latent_map(
         scatter(points, values, ax, name if width is None else f"{name} (silhouette {width:.2f})")
     fig.tight_layout()
     return fig
+
+# %% ../nbs/engine/12_views.ipynb #2387d829
+def once_a_checkpoint(make: Callable) -> Callable:
+    "A function of a run from a function of (run, name of its best checkpoint, ...): views share what it gives until there is a better checkpoint."
+    @functools.lru_cache(maxsize=1)
+    def kept(path: Path, checkpoint: str, *args):
+        return make(Run(path), checkpoint, *args)
+
+    def look(run: Run, *args):
+        return kept(run.path, find_checkpoint(run.path / "checkpoints", "best").name, *args)
+
+    look.__doc__ = make.__doc__
+    return look
 
 # %% ../nbs/engine/12_views.ipynb #a692cec4
 def render_views(

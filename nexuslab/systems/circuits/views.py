@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise, permutations
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +24,6 @@ import torch
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
-from ...checkpoint import find_checkpoint
 from ...core import DataError, mix
 from ...metrics import bootstrap, wilson
 from ...run import Run
@@ -34,7 +32,7 @@ from .data import circuit_at, draw_circuit
 from .model import CircuitVAE, collate
 from .reconstruct import draw_prior, pole_error, to_circuits, verdict
 from .task import TASK, Circuits
-from ...views import project, scatter
+from ...views import once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3
 SHOWN = 600  # circuits of a split: enough for a map, few enough for t-SNE in seconds
@@ -70,10 +68,14 @@ class Scene:
             return to_circuits(self.model.decode(torch.as_tensor(z, dtype=torch.float32)), self.source.flat.statistics)
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #6449eef5
-@lru_cache(maxsize=1)
-def _look(path: Path, checkpoint: str, split: str, most: int) -> Scene:
-    "The scene of a checkpoint; the views of a run share it."
-    run = Run(path)
+@once_a_checkpoint
+def look(
+    run: Run,  # trained
+    checkpoint: str,  # its best, found by `once_a_checkpoint`
+    split: str = "test",  # train, val or test
+    most: int = SHOWN,  # circuits, from the split's first
+) -> Scene:
+    "What the views of a run are drawn from: its best checkpoint on a split."
     model, cfg, _ = run.load(checkpoint)
     source = TASK.data(cfg, run.root).named(split)
     ids = np.arange(min(most, source.size))
@@ -81,14 +83,6 @@ def _look(path: Path, checkpoint: str, split: str, most: int) -> Scene:
         mean, log_variance = model.encode(collate(source.flat, source.members[ids], roots=False))
         found = to_circuits(model.decode(mean), source.flat.statistics)
     return Scene(model, source, source.members[ids], mean.numpy(), log_variance.exp().numpy(), found, TASK.labels(source, ids), cfg.seed, run.path.name)
-
-def look(
-    run: Run,  # trained
-    split: str = "test",  # train, val or test
-    most: int = SHOWN,  # circuits, from the split's first
-) -> Scene:
-    "What the views of a run are drawn from: its best checkpoint on a split."
-    return _look(run.path, find_checkpoint(run.path / "checkpoints", "best").name, split, most)
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #755080d6
 def analysed(circuit: Circuit | None) -> Analysis | None:

@@ -12,15 +12,12 @@ __all__ = ['SHOWN', 'LARGE', 'ROWS', 'FEW', 'BLUE', 'ORANGE', 'GREEN', 'YELLOW',
 # %% ../../../nbs/systems/collatz/07_views.ipynb #014a4d69
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
-from ...checkpoint import find_checkpoint
 from ...config import flatten
 from ...core import DataError
 from ...metrics import wilson
@@ -31,6 +28,7 @@ from .inside import attention_maps, partners, probe_checkpoints, restored, some
 from .metrics import CLASS_SCALAR, all_or_nothing, depth_order, exact_by, learning_times, right_rows
 from .model import CollatzTransformer
 from .task import TASK
+from ...views import once_a_checkpoint
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #6a58f69f
 SHOWN, LARGE = 16384, 4_000_000  # test numbers; a model of more parameters answers an eighth of them
@@ -59,10 +57,14 @@ class Scene:
         return f"base {self.code.base}, step {self.step:,}, {len(self.right):,} test numbers · {self.name}"
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #ea67239e
-@lru_cache(maxsize=1)
-def _look(path: Path, checkpoint: str, split: str, most: int) -> Scene:
-    "The scene of a checkpoint; the views of a run share it."
-    run = Run(path)
+@once_a_checkpoint
+def look(
+    run: Run,  # trained
+    checkpoint: str,  # its best, found by `once_a_checkpoint`
+    split: str = "test",  # val or test
+    most: int = SHOWN,  # numbers, from the split's first
+) -> Scene:
+    "What the views of a run are drawn from: the answers of its best checkpoint."
     model, cfg, _ = run.load(checkpoint)
     source = TASK.data(cfg, run.root).named(split)
     batch = some(source, most if sum(p.numel() for p in model.parameters()) < LARGE else most // 8)
@@ -70,14 +72,6 @@ def _look(path: Path, checkpoint: str, split: str, most: int) -> Scene:
     value, valid = source.code.decode(tokens)
     right = right_rows(tokens, batch.targets, source.code.pad)
     return Scene(model, source.code, batch, value.numpy(), valid.numpy(), right.numpy(), cfg.data.start_range[1], cfg.seed, run.path.name, int(checkpoint.removeprefix("step_")))
-
-def look(
-    run: Run,  # trained
-    split: str = "test",  # val or test
-    most: int = SHOWN,  # numbers, from the split's first
-) -> Scene:
-    "What the views of a run are drawn from: the answers of its best checkpoint."
-    return _look(run.path, find_checkpoint(run.path / "checkpoints", "best").name, split, most)
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #024445e4
 DEPTHS = range(2, 13)  # steps of the ladder that are drawn
