@@ -6,6 +6,8 @@ import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from execution import origin
+
 LINE = 72  # characters of a signature that stands on one line
 MARK = re.compile(r"^# %% (?:\.\./)*nbs/(?P<notebook>.+)\.ipynb #(?P<cell>\w+)")
 
@@ -80,9 +82,7 @@ def targets_of(tree: ast.Module, module: str) -> dict[str, str]:
     found = {n.name: f"{module}.{n.name}" for n in tree.body if isinstance(n, ast.ClassDef)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("nexuslab")):
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *filter(None, [node.module])])
-            found |= {a.asname or a.name: f"{base}.{a.name}" for a in node.names}
+            found |= {a.asname or a.name: f"{origin(node, package)}.{a.name}" for a in node.names}
     return found
 
 

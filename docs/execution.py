@@ -73,6 +73,12 @@ def find_modules(root: Path = ROOT) -> dict[str, Path]:
     return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
 
 
+def origin(node: ast.ImportFrom, package: str) -> str:
+    """The module that an import statement of a package names."""
+    parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*parts, *filter(None, [node.module])])
+
+
 def imported(code: str, module: str, modules: dict[str, Path]) -> set[str]:
     """The package's modules that a piece of code imports, at its head or inside a function."""
     found = set()
@@ -81,8 +87,7 @@ def imported(code: str, module: str, modules: dict[str, Path]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *([node.module] if node.module else [])])
+            base = origin(node, package)
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return found & modules.keys()
 

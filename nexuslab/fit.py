@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask', 'pick_device', 'pick_precision',
-           'StepModule', 'Snapshot', 'Listener', 'Mirror', 'Console', 'Progress', 'Loop', 'ranks', 'set_up',
+           'StepModule', 'Snapshot', 'Listener', 'Mirror', 'Console', 'Progress', 'Setup', 'Loop', 'ranks', 'set_up',
            'initial_model', 'Recomputes', 'wrap', 'plan_steps', 'where', 'seed_step', 'shares', 'forward_backward',
            'count', 'emit', 'cut', 'np_split', 'forget_gradient', 'gradient', 'clip', 'refuse_nonfinite', 'set_rate',
            'optimise', 'reduced', 'log_row', 'this_process', 'speed', 'watch_spike', 'tell', 'evaluate_source',
@@ -230,8 +230,8 @@ class Progress:
 
 # %% ../nbs/engine/08_fit.ipynb #159f37a5
 @dataclass
-class Loop:
-    "All that the loop works with."
+class Setup:
+    "What the loop is made of: put together once, never exchanged."
 
     task: Task
     cfg: Config
@@ -250,6 +250,17 @@ class Loop:
     scaler: torch.amp.GradScaler
     rank: int
     world: int
+
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        "Trainable parameters, in the optimiser's order."
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+# %% ../nbs/engine/08_fit.ipynb #7177f63e
+@dataclass
+class Loop(Setup):
+    "The setup, and what moves: progress, averages, the record, the reason to end."
+
     progress: Progress = field(default_factory=Progress)
     window: Averages = field(default_factory=Averages)  # since the last row
     interval: Averages = field(default_factory=Averages)  # since the last evaluation
@@ -262,11 +273,6 @@ class Loop:
     reason: str | None = None  # why the loop ends
     signalled: str | None = None  # a signal that arrived
     clock: dict[str, float] = field(default_factory=dict)  # times of the last row, save, status, check
-
-    @functools.cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        "Trainable parameters, in the optimiser's order."
-        return [p for g in self.optimizer.param_groups for p in g["params"]]
 
     @property
     def epoch(self) -> float:
