@@ -54,7 +54,7 @@ def generate(count: int, seed: int) -> dict[str, np.ndarray]:
     sizes, labels = rng.integers(3, 8, count), rng.integers(0, 2, count)
     nodes = [np.stack([np.cos(a), np.sin(a)], 1) * (1 + label) + rng.normal(0, 0.3, (n, 2)) for n, label in zip(sizes, labels) for a in [2 * np.pi * np.arange(n) / n]]
     edges = [np.array([(i, (i + 1) % n) for i in range(n - 1 + label)]) for n, label in zip(sizes, labels)]
-    split = split_by_hash(np.arange(count), (0.6, 0.2, 0.2), seed, labels)
+    split = split_by_hash(np.arange(count), (0.6, 0.2, 0.2), seed)
     offsets = lambda parts: np.concatenate([[0], np.cumsum([len(p) for p in parts])])
     return {"x": np.concatenate(nodes).astype(np.float32), "x_offset": offsets(nodes), "edge": np.concatenate(edges), "edge_offset": offsets(edges), "label": labels, "split": split}
 
@@ -96,7 +96,7 @@ class GraphTask(Task, CanSample, HasLatent):
     }
 
     def prepare(self, cfg, root):
-        manifest = {"generator": "toy_graphs", "version": 1, "seed": cfg.seed, "parameters": cfg.data.model_dump()}
+        manifest = {"generator": "toy_graphs", "version": 2, "seed": cfg.seed, "parameters": cfg.data.model_dump()}
         return ensure_store(store_path(root, self.name, manifest), manifest, lambda: generate(cfg.data.graphs, cfg.seed))
 
     def data(self, cfg, root):

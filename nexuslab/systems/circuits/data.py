@@ -67,7 +67,7 @@ def assign_splits(
     beyond = arrays["n_nodes"] > parameters.get("train_nodes", parameters["max_nodes"])
     split = np.full(len(topology), 3, np.int8)
     near = np.flatnonzero(~(aside | beyond))
-    split[near] = split_by_hash(arrays["content"][near], parameters["fractions"], seed, arrays["family"][near])
+    split[near] = split_by_hash(arrays["content"][near], parameters["fractions"], seed)
     lone = ~np.isin(topology, topology[split == 0]) & (split != 3)
     split[lone] = 0
     return {"split": split, "beyond": beyond & (split == 3)}
@@ -100,7 +100,7 @@ def generate(
     return arrays | {"statistics": np.array([state["mean"], state["std"]])}
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #291bad8a
-VERSION = 1  # of the generator; raised when the same parameters give other data
+VERSION = 2  # of the generator; raised when the same parameters give other data
 
 def manifest(
     parameters: dict,
