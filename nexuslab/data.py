@@ -278,11 +278,11 @@ def signed(word: int) -> int:
 
 GOLDEN, MULTIPLY_1, MULTIPLY_2 = (signed(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
-def shift_right(z: torch.Tensor, bits: int) -> torch.Tensor:
-    "Logical shift of int64, which PyTorch shifts arithmetically."
+def shift_right(z: torch.Tensor | np.ndarray, bits: int) -> torch.Tensor | np.ndarray:
+    "Logical shift of int64, which PyTorch and NumPy shift arithmetically."
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
-def scramble(z: torch.Tensor) -> torch.Tensor:
+def scramble(z: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
     "The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of int64 in which every bit moves every bit."
     z = (z ^ shift_right(z, 30)) * MULTIPLY_1
     z = (z ^ shift_right(z, 27)) * MULTIPLY_2
@@ -324,8 +324,8 @@ def split_by_hash(
     if keys.dtype.kind not in "iu":
         remedy = "hash each item's content to an integer"
         raise DataError("keys of a split", found=f"type {keys.dtype}", expected="integers", remedy=remedy)
-    words = torch.from_numpy(keys.astype(np.int64))  # an unsigned key keeps its bits
-    places = shift_right(scramble(scramble(words) + mix(seed, "split")), 11).numpy() * 2.0**-53  # in [0, 1)
+    words = scramble(keys.astype(np.int64)) + mix(seed, "split")  # an unsigned key keeps its bits
+    places = shift_right(scramble(words), 11) * 2.0**-53  # in [0, 1)
     return np.searchsorted(np.cumsum(fractions)[:-1], places, side="right").astype(np.int8)
 
 # %% ../nbs/engine/02_data.ipynb #64136a28
