@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHELL_NAMES', 'INJECTED', 'COMMANDS', 'job_notebooks', 'Parameter', 'parameters_of', 'given_parameters',
            'parse_changes', 'as_overrides', 'positions_of_paths', 'completed', 'new_report', 'report_files', 'announce',
-           'RunStore', 'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run',
+           'RunStore', 'planned', 'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run',
            'runs_command', 'reproduce_command', 'report_command', 'main']
 
 # %% ../nbs/engine/14_jobs.ipynb #978e8d44
@@ -171,21 +171,30 @@ if Path(sys.argv[0]).stem == "papermill":
     sys.argv[1:] = completed(sys.argv[1:])
 
 # %% ../nbs/engine/14_jobs.ipynb #18af3683
-def begin(given: dict[str, Any]):
-    "Task, configuration, run and the checkpoint to resume (None for a new run), from a training job's parameters."
+def planned(given: dict[str, Any]):
+    "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
     from nexuslab.config import overlay, resolve  # late: these import torch
     from nexuslab.run import Run
     from nexuslab.task import get_task
 
-    changes = as_overrides(given)
+    changes, checkpoint = as_overrides(given), None
     if given.get("resume"):
         name, _, checkpoint = str(given["resume"]).partition("@")
         run = Run.open(name)
         task, cfg, checkpoint = get_task(run.tree["system"]), overlay(run.config, changes), checkpoint or "last"
     else:
-        task = get_task(given["system"])
-        cfg, checkpoint = resolve(task, given["preset"], changes, given.get("config")), None
-        run = Run.create(cfg)
+        task, run = get_task(given["system"]), None
+        cfg = resolve(task, given["preset"], changes, given.get("config"))
+    if cfg.init_from and run is None:
+        Run.open(cfg.init_from)  # refused here if there is none
+    return task, cfg, run, checkpoint
+
+def begin(given: dict[str, Any]):
+    "What is planned for a training job's parameters, with the directory of a new run made."
+    from nexuslab.run import Run  # late: imports torch
+
+    task, cfg, run, checkpoint = planned(given)
+    run = run or Run.create(cfg)
     announce(run.path / "report.ipynb")
     return task, cfg, run, checkpoint
 
