@@ -156,8 +156,9 @@ def read_bytes(path: Path | str, limit: int = MAX_JSON) -> bytes:
     "The bytes of a regular file of at most `limit` bytes; anything else is a `FormatError`."
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            data = file.read(limit + 1) if regular else b""
+            about = os.fstat(file.fileno())
+            regular = stat.S_ISREG(about.st_mode)
+            data = file.read(min(about.st_size, limit) + 1) if regular else b""
     except OSError as error:
         raise FormatError(f"cannot read {path}", found=error.strerror or str(error), expected="a file that can be read",
                           remedy="check its place and permissions, or restore it from a copy") from error
