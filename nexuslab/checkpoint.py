@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'MIGRATIONS', 'ATTEMPTS', 'pack', 'unpack', 'write_synced', 'detached', 'point', 'step_name',
            'save_checkpoint', 'write_folder', 'steps_kept', 'saves', 'pointed', 'find_checkpoint', 'Saved', 'damaged',
-           'fault_of', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint', 'inventory', 'load_weights',
-           'prune_checkpoints', 'load']
+           'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint', 'inventory',
+           'load_weights', 'prune_checkpoints', 'load', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -25,6 +25,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
+from .config import Config
 from nexuslab.core import (
     SEAL, CheckpointError, FormatError, atomic_path, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
     read_sealed, sync_folder, write_sealed,
@@ -178,6 +179,8 @@ def find_checkpoint(folder: Path, which: str | Path) -> Path:
     step = pointed(folder, name) if name in ("last", "best") else int(number) if number.isdecimal() else None
     if step is not None and (path := folder / step_name(step)).is_dir():
         return path
+    if name == "last" and (sound := newest_sound(folder)):
+        return sound
     if step is None and (Path(name) / "manifest.json").is_file():
         return Path(name)
     kept = [n for n in ("last", "best") if n != name and (folder / f"{n}.json").exists()]
@@ -194,6 +197,7 @@ class Saved:
     path: Path
     manifest: dict[str, Any]  # step, system, config, meta, fingerprint ...
     files: dict[str, bytes]  # name -> content
+    seal: str | None  # of the manifest; None in format 1
 
     def weights(self, evaluated: bool = True) -> dict[str, torch.Tensor]:
         "The weights that evaluation used (an average, if there is one), or those of training."
@@ -220,40 +224,41 @@ def damaged(path: Path, found: str) -> CheckpointError:
     return CheckpointError(f"checkpoint {path}", found=found, expected="the content its manifest names", remedy=remedy)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #4cea7918
-def fault_of(path: Path) -> tuple[str | None, dict[str, Any], dict[str, bytes]]:
-    "Read a checkpoint: what is wrong with it (None when nothing is), its manifest, its files."
+def examine_folder(path: Path) -> tuple[str | None, Saved]:
+    "Read a checkpoint, and say what is wrong with it (None when nothing is)."
+    manifest, files, seal = {}, {}, None
     try:
         manifest = read_json(path / "manifest.json")
         seal, version, expected = manifest.pop(SEAL, None), manifest["format"], manifest["files"]
         known = [row.get("manifest") for row in saves(path.parent) if row["step"] == manifest["step"]]
-        if (seal or version > 1) and seal != digest(manifest, 64):
-            return "a manifest that has changed since it was sealed", manifest, {}
-        if seal and known and seal not in known:
-            return "a manifest that the run's record does not know", manifest, {}
         odd = {p.name for p in path.iterdir()} ^ {*expected, "manifest.json"}
-        if odd:
-            return f"files that are missing or not listed: {', '.join(sorted(odd))}", manifest, {}
-        files = {name: read_bytes(path / name, 2**40) for name in expected}
+        files = {name: read_bytes(path / name, 2**40) for name in expected if name not in odd}
         wrong = [name for name, data in files.items() if digest(data, 64) != expected[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged or not ours: {error}", {}, {}
-    return (f"{', '.join(wrong)} truncated or changed" if wrong else None), manifest, files
+        return f"damaged or not ours: {error}", Saved(path, manifest, files, seal)
+    faults = {
+        "a manifest that has changed since it was sealed": (seal or version > 1) and seal != digest(manifest, 64),
+        "a manifest that the run's record does not know": seal and known and seal not in known,
+        f"files that are missing or not listed: {', '.join(sorted(odd))}": odd,
+        f"{', '.join(wrong)} truncated or changed": wrong,
+    }
+    return next((fault for fault, there in faults.items() if there), None), Saved(path, manifest, files, seal)
 
 def read_checkpoint(path: Path) -> Saved:
     "Read and verify a checkpoint folder."
-    fault, manifest, files = fault_of(path)
-    version = manifest.get("format")
+    fault, saved = examine_folder(path)
+    version = saved.manifest.get("format") if isinstance(saved.manifest, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(f"checkpoint {path}", found=f"format {version}", expected=f"at most {FORMAT}",
                               remedy="it was written by a newer nexuslab: upgrade this one")
     if fault:
         raise damaged(path, fault)
-    return migrated(Saved(path, manifest, files))
+    return migrated(saved)
 
 def newest_sound(folder: Path, besides: Path | None = None) -> Path | None:
     "The newest checkpoint that passes its check, or None."
     paths = [folder / step_name(step) for step in reversed(steps_kept(folder))]
-    return next((path for path in paths if path != besides and fault_of(path)[0] is None), None)
+    return next((path for path in paths if path != besides and examine_folder(path)[0] is None), None)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #bfc5523a
 MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: lambda saved: saved}  # format N -> format N + 1
@@ -325,14 +330,16 @@ def load(
     checkpoint: str = "best",  # best, last, step_N or a path
 ) -> tuple[nn.Module, Any, dict]:
     "The model of a checkpoint in evaluation mode with its configuration and the data's meta."
-    cfg = self.config
-    path = find_checkpoint(self.path / "checkpoints", checkpoint)
-    manifest = verify_checkpoint(path)
-    if manifest["system"] != cfg.system:
-        raise CheckpointError(f"checkpoint {path}", found=f"system {manifest['system']}", expected=cfg.system, remedy="choose a checkpoint of this run")
-    meta = manifest["meta"]
-    model = get_task(cfg.system).model(cfg, meta)
-    load_weights(model, read_weights(path), path)
-    return model.eval(), cfg, meta
+    cfg, saved = self.config, open_checkpoint(self.path / "checkpoints", checkpoint)
+    return model_of(cfg, saved), cfg, saved.manifest["meta"]
+
+def model_of(cfg: Config, saved: Saved) -> nn.Module:
+    "The model of a checkpoint in evaluation mode, with the weights that evaluation used."
+    if saved.manifest["system"] != cfg.system:
+        raise CheckpointError(f"checkpoint {saved.path}", found=f"system {saved.manifest['system']}",
+                              expected=cfg.system, remedy="choose a checkpoint of this run")
+    model = get_task(cfg.system).model(cfg, saved.manifest["meta"])
+    load_weights(model, saved.weights(), saved.path)
+    return model.eval()
 
 Run.load = load

@@ -8,9 +8,9 @@ __all__ = ['UNCHANGED', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask'
            'initial_model', 'Recomputes', 'wrap', 'plan_steps', 'where', 'seed_step', 'shares', 'forward_backward',
            'count', 'emit', 'cut', 'np_split', 'forget_gradient', 'gradient', 'clip', 'refuse_nonfinite', 'set_rate',
            'optimise', 'reduced', 'log_row', 'this_process', 'speed', 'watch_spike', 'tell', 'evaluate_source',
-           'evaluate_loop', 'judge', 'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'resumable',
-           'signals', 'finished', 'agreed', 'state_name', 'recording', 'close', 'append', 'Result', 'fit',
-           'start_clock', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
+           'evaluate_loop', 'judge', 'watch_overfit', 'state_of', 'save', 'check_same', 'restore', 'signals',
+           'finished', 'agreed', 'state_name', 'recording', 'close', 'append', 'Result', 'fit', 'start_clock',
+           'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -35,7 +35,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import find_checkpoint, load_weights, newest_sound, point, prune_checkpoints, read_state, read_weights, save_checkpoint, verify_checkpoint
+from .checkpoint import load_weights, open_checkpoint, point, prune_checkpoints, save_checkpoint, step_name
 from .config import Compute, Config, difference, validated
 from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
 from .data import Fetch, Key, Plan, Source, Splits, Tensors, eval_keys, load, to_device
@@ -318,9 +318,8 @@ def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Modul
             raise ConfigError("compute.gradient_checkpointing", found=f"{type(model).__name__}, which does not offer it", expected="a model that is a Recomputes", remedy="set it to false for this model")
         model.recompute_activations()
     if cfg.init_from:
-        path = find_checkpoint(Run.open(cfg.init_from, run.root).path / "checkpoints", "best")
-        verify_checkpoint(path)
-        load_weights(model, read_weights(path), path)
+        saved = open_checkpoint(Run.open(cfg.init_from, run.root).path / "checkpoints", "best")
+        load_weights(model, saved.weights(), saved.path)
     return model
 
 class Recomputes(ABC):
@@ -645,7 +644,8 @@ def save(loop: Loop, best: bool = False, periodic: bool = False) -> None:
             stack.enter_context(updater.eval_weights(loop.model))
         other = own is not None and any(not torch.equal(v, own[k]) for k, v in loop.model.state_dict().items())
         averaged = {k: v.clone() for k, v in loop.model.state_dict().items()} if other else None
-    save_checkpoint(folder, loop.progress.step, loop.model, state, about, averaged)
+    save_checkpoint(folder, loop.progress.step, loop.model, state, about, averaged,
+                    announce=lambda seal: emit(loop, "saved", manifest=seal, best=best))
     if best:
         point(folder, "best", loop.progress.step)
     prune_checkpoints(folder, set(loop.progress.periodic), loop.cfg.checkpoint.save_total_limit)
@@ -669,14 +669,14 @@ def check_same(loop: Loop, manifest: dict, path: Path) -> dict[str, tuple]:
 def restore(loop: Loop, which: str) -> dict[str, tuple]:
     "Put a checkpoint's state into the loop; returns the configuration's changes."
     folder = loop.run.path / "checkpoints"
-    path = resumable(folder, which)
-    manifest, state = read_state(path)
-    changed = check_same(loop, manifest, path)
-    load_weights(loop.model, read_weights(path, evaluated=False), path)
+    saved = open_checkpoint(folder, which)
+    state = saved.state()
+    changed = check_same(loop, saved.manifest, saved.path)
+    load_weights(loop.model, saved.weights(evaluated=False), saved.path)
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.plateau.load_state_dict(state["plateau"])
-    for updater, saved in zip(loop.updaters, state["updaters"], strict=True):
-        updater.load_state_dict(saved)
+    for updater, own in zip(loop.updaters, state["updaters"], strict=True):
+        updater.load_state_dict(own)
     loop.scaler.load_state_dict(state["scaler"])
     loop.progress = Progress(**state["progress"])
     loop.window.load_state_dict(state["window"])
@@ -686,20 +686,9 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
     if loop.rank == 0:
         point(folder, "last", loop.progress.step)
         best = loop.progress.best_step
-        if best is not None and (folder / f"step_{best:08d}").is_dir():
+        if best is not None and (folder / step_name(best)).is_dir():
             point(folder, "best", best)
     return changed
-
-# %% ../nbs/engine/08_fit.ipynb #8c605bb0
-def resumable(folder: Path, which: str) -> Path:
-    "The checkpoint to resume from; when nothing is called `last` (a crash before it was named) the newest sound one."
-    try:
-        return find_checkpoint(folder, which)
-    except CheckpointError:
-        sound = newest_sound(folder) if which == "last" else None
-        if sound is None:
-            raise
-        return sound
 
 # %% ../nbs/engine/08_fit.ipynb #b1130cc7
 @contextlib.contextmanager
@@ -906,8 +895,8 @@ def conclude(loop: Loop) -> Result:
     if loop.world > 1:
         dist.barrier()
     if loop.cfg.stop.restore_best and p.best_step is not None and state_name(loop.reason) == "finished":
-        path = find_checkpoint(folder, "best")
-        load_weights(loop.model, {k: v.to(loop.device) for k, v in read_weights(path).items()}, path)
+        saved = open_checkpoint(folder, "best")
+        load_weights(loop.model, {k: v.to(loop.device) for k, v in saved.weights().items()}, saved.path)
         if loop.cfg.stop.verbose and loop.rank == 0:
             print(f"restored best weights of epoch {p.best_step / (loop.plan.steps_per_epoch or loop.total_steps):g} (step {p.best_step}, {loop.cfg.stop.monitor} {p.best:.5g})")
     return Result(loop.run, loop.model.eval(), p.step, p.best, p.best_step, loop.reason, loop.metrics)

@@ -15,7 +15,7 @@ import torch
 from tiny import Halt, Scripted, comparable, events, same_weights, train
 
 import nexuslab.checkpoint
-from nexuslab.checkpoint import find_checkpoint, read_state, steps_kept, verify_checkpoint
+from nexuslab.checkpoint import find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
 from nexuslab.config import overlay, resolve
 from nexuslab.core import CheckpointError, DataError, NexusError, RunError, TrainingError, digest
 from nexuslab.data import Store, ensure_store, write_store
@@ -80,10 +80,9 @@ def test_exploding_loss(tmp_path):
     assert "lower lr" in caught.value.remedy
     [run] = [Run(p) for p in (tmp_path / "runs" / "tiny").iterdir()]
     assert events(run, "spike") and run.status["state"] == "failed"
-    path = find_checkpoint(run.path / "checkpoints", "last")
-    assert verify_checkpoint(path)["step"] == run.status["step"] > 1
-    weights = nexuslab.checkpoint.read_weights(path)
-    assert all(torch.isfinite(w).all() for w in weights.values())
+    saved = open_checkpoint(run.path / "checkpoints", "last")
+    assert saved.manifest["step"] == run.status["step"] > 1
+    assert all(torch.isfinite(w).all() for w in saved.weights().values())
 
 
 # ---- disks
@@ -106,7 +105,7 @@ def test_read_only_run_directory(small_disk):
     with pytest.raises(DataError, match="could not write"):
         graphs.prepare(overlay(cfg, {"seed": 1}), root)
     assert Store(built).verify() and graphs.prepare(cfg, root) == built  # what is there already can be used
-    assert done.run.status["state"] == "finished" and verify_checkpoint(find_checkpoint(done.run.path / "checkpoints", "last"))
+    assert done.run.status["state"] == "finished" and open_checkpoint(done.run.path / "checkpoints", "last")
 
 
 def test_full_disk_while_building_data(small_disk):
@@ -153,7 +152,7 @@ def test_full_disk_while_saving(small_disk):
         assert run.status["state"] == "failed" and steps_kept(run.path / "checkpoints") == [3, 6]
         assert not hidden(run.path) and not list((run.path / "checkpoints").glob(".step_*"))
         for step in (3, 6):
-            verify_checkpoint(run.path / "checkpoints" / f"step_{step:08d}")
+            read_checkpoint(run.path / "checkpoints" / f"step_{step:08d}")
         filler.unlink()
         again = train(task, root, run=run, resume="last")
         assert same_weights(again.model, whole.model) and comparable(run).equals(comparable(whole.run))
@@ -193,9 +192,10 @@ def trained(tmp_path):
 
 
 def rewrite(path: Path, **changes) -> None:
-    """Change fields of a checkpoint's manifest."""
+    """Make a checkpoint one of format 1, which had no seals, with other fields in its manifest."""
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    (path / "manifest.json").write_text(json.dumps(manifest | changes), encoding="utf-8")
+    manifest.pop("seal", None)
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format": 1} | changes), encoding="utf-8")
 
 
 def test_older_format(trained, tmp_path, monkeypatch):
@@ -206,9 +206,9 @@ def test_older_format(trained, tmp_path, monkeypatch):
         train(Scripted(steps=6, save_every=2, eval_every=6), tmp_path, run=trained.run, resume="last", steps=8)
     rewrite(path, format=99)
     with pytest.raises(CheckpointError, match="newer nexuslab"):
-        read_state(path)
+        read_checkpoint(path)
     rewrite(path, format=0)
-    monkeypatch.setitem(nexuslab.checkpoint.MIGRATIONS, 0, lambda manifest, state: (manifest | {"format": 1}, state))
+    monkeypatch.setitem(nexuslab.checkpoint.MIGRATIONS, 0, lambda saved: saved)
     assert train(Scripted(steps=6, save_every=2, eval_every=6), tmp_path, run=trained.run, resume="last", steps=8).step == 8
 
 

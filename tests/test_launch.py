@@ -8,7 +8,7 @@ import psutil
 import pytest
 from tiny import comparable, events, same_weights
 
-from nexuslab.checkpoint import find_checkpoint, verify_checkpoint
+from nexuslab.checkpoint import open_checkpoint
 from nexuslab.config import resolve
 from nexuslab.core import TrainingError
 from nexuslab.fit import Listener
@@ -87,4 +87,4 @@ def test_without_restarts_it_is_an_error_that_tells_how_to_go_on(undisturbed):
     with pytest.raises(TrainingError, match=f"worker .*: .*\n.*\n.*resume={run.path.name}"):
         train(TASK, CONFIG, run, [killer], restarts=0)
     assert killer.killed_at < 240 and run.status["state"] in ("failed", "interrupted") and run.status["step"] < 240
-    assert verify_checkpoint(find_checkpoint(run.path / "checkpoints", "last"))["step"] >= 20
+    assert open_checkpoint(run.path / "checkpoints", "last").manifest["step"] >= 20

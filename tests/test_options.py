@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import nexuslab.data
-from nexuslab.checkpoint import find_checkpoint, read_state, steps_kept
+from nexuslab.checkpoint import find_checkpoint, open_checkpoint, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
 from nexuslab.core import ConfigError, TrainingError
 from nexuslab.fit import Recomputes, pick_device, pick_precision, set_up
@@ -509,7 +509,7 @@ def test_listeners(tmp_path):
     done = train(Scripted(), tmp_path, [watcher])
     assert done.step == 7 and done.reason == "asked to stop at 7" and watcher.closed
     assert [s.step for s in watcher.rows] == list(range(1, 8)) and done.run.status["state"] == "stopped"
-    assert read_state(find_checkpoint(done.run.path / "checkpoints", "last"))[0]["step"] == 7
+    assert open_checkpoint(done.run.path / "checkpoints", "last").manifest["step"] == 7
 
 
 def test_empty_training_split(tmp_path):
