@@ -209,7 +209,7 @@ class Saved:
         try:
             return unpack(self._tensors("state.safetensors"), parse_json(self.files["state.json"], self.path / "state.json"))
         except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise damaged(self.path, f"a state that cannot be read: {error}") from error
+            raise damaged(self.path, f"a state that cannot be read: {error!r}") from error
 
     def _tensors(self, name: str) -> dict[str, torch.Tensor]:
         try:
@@ -235,7 +235,8 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
         files = {name: read_bytes(path / name, 2**40) for name in expected if name not in odd}
         wrong = [name for name, data in files.items() if digest(data, 64) != expected[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged or not ours: {error}", Saved(path, manifest, files, seal)
+        said = error.brief if isinstance(error, FormatError) else error
+        return f"damaged or not ours: {said}", Saved(path, manifest, files, seal)
     faults = {
         "a manifest that has changed since it was sealed": (seal or version > 1) and seal != digest(manifest, 64),
         "a manifest that the run's record does not know": seal and known and seal not in known,

@@ -45,6 +45,11 @@ class NexusError(Exception):
             lines.append(f"do: {remedy}")
         super().__init__("\n  ".join(lines))
 
+    @property
+    def brief(self) -> str:
+        "What was wrong, in one line."
+        return self.what if self.found is None else f"{self.what} ({self.found})"
+
     def __reduce__(self):
         return type(self), (self.what, self.found, self.expected, self.remedy)
 

@@ -74,7 +74,7 @@ def train(run: str, moment: str, count: int, mark: str, resume: str | None) -> N
     watch.spy(checkpoint, "write_synced", "file", after=True)
     watch.spy(checkpoint, "write_synced", "manifest", when=lambda path, *_, **__: path.name == "manifest.json")
     watch.spy(checkpoint, "point", "point")
-    watch.spy(checkpoint.shutil, "rmtree", "prune", when=lambda path, *_, **__: Path(path).name.startswith("step_"))
+    watch.spy(checkpoint.shutil, "rmtree", "prune", when=lambda path, *_, **__: Path(path).is_dir())
     opened = Run(run)
     fit.fit(get_task(opened.config.system), opened.config, opened, resume=resume)
 
