@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'SCALES', 'NUMBER', 'Typed', 'PRIME', 'COINCIDE', 'KINDS', 'SPREAD', 'FINE',
            'Circuit', 'merge', 'node_name', 'netlist', 'spice_number', 'from_netlist', 'canonical_form', 'canonical',
            'same_graph', 'topology_hash', 'content_hash', 'scales', 'pencil', 'responses', 'response', 'Counts',
-           'count_roots', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'frequency_grid', 'classify_all',
-           'classify', 'response_kind']
+           'count_roots', 'idle_edges', 'decays', 'cancel', 'Analysis', 'analyse', 'Kind', 'Curves', 'frequency_grid',
+           'classify_all', 'classify', 'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
@@ -335,6 +335,14 @@ class Counts:
     hidden: int  # roots common to D and N
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #b61d41ca
+def _nodal(n: int, typed: Typed, admittance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "D and N modulo PRIME, each (K,), of the nodal equations with K choices of the edges' admittances, (K, E)."
+    Y = np.zeros((len(admittance), n, n), np.int64)
+    for e, (i, j, _) in enumerate(typed):
+        Y[:, [i, j], [i, j]] += admittance[:, [e, e]]
+        Y[:, [i, j], [j, i]] -= admittance[:, [e, e]]
+    return _determinants(Y[:, 2:, 2:]), _determinants(Y[:, 2:][:, :, [1, *range(3, n)]])
+
 def _polynomials(n: int, typed: Typed) -> tuple[list[int], list[int]]:
     "D(s) and N(s) modulo PRIME for one random draw of values, coefficients lowest first."
     kinds = np.array([[t >> k & 1 for k in range(3)] for _, _, t in typed])
@@ -342,13 +350,8 @@ def _polynomials(n: int, typed: Typed) -> tuple[list[int], list[int]]:
     s = np.arange(1, 2 + kinds[:, 1:].sum())[:, None]
     inverse = np.array([pow(int(x), -1, PRIME) for x in s[:, 0]])[:, None]
     y = (g + s * c % PRIME + inverse * gamma % PRIME) % PRIME
-    Y = np.zeros((len(s), n, n), np.int64)
-    for e, (i, j, _) in enumerate(typed):
-        Y[:, [i, j], [i, j]] += y[:, [e, e]]
-        Y[:, [i, j], [j, i]] -= y[:, [e, e]]
     coils = np.array([pow(int(x), int(kinds[:, 2].sum()), PRIME) for x in s[:, 0]])
-    values = (_determinants(Y[:, 2:][:, :, columns]) * coils % PRIME for columns in (list(range(2, n)), [1, *range(3, n)]))
-    D, N = ((_interpolation(len(s)) * v % PRIME).sum(1) % PRIME for v in values)
+    D, N = ((_interpolation(len(s)) * (v * coils % PRIME) % PRIME).sum(1) % PRIME for v in _nodal(n, typed, y))
     return D.tolist(), N.tolist()
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #2c3ae5ec
@@ -383,6 +386,20 @@ def count_roots(
         raise DataError("circuit", found="a part without a path to ground or input", expected="nodal equations with one solution", remedy="connect or remove the floating part")
     return Counts(len(D) - 1, _valuation(D), len(N) - 1, _valuation(N), _gcd_degree(D, N) if N else 0)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #127476b9
+@lru_cache(maxsize=1 << 16)
+def idle_edges(
+    n: int,  # nodes
+    typed: Typed,  # edges with their types
+) -> tuple[int, ...]:
+    "The places of the edges whose parts have no effect on H, whatever the values."
+    count_roots(n, typed)  # refuses a graph whose nodal equations have no solution
+    rng, edges = np.random.default_rng(mix(0, "admittances")), np.arange(len(typed))
+    admittance = np.repeat(rng.integers(1, PRIME, (1, len(typed))), 1 + len(typed), 0)
+    admittance[1 + edges, edges] = rng.integers(1, PRIME, len(typed))
+    D, N = _nodal(n, typed, admittance)
+    return tuple(np.flatnonzero(N[1:] * D[0] % PRIME == N[0] * D[1:] % PRIME).tolist())
+
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #d0344ab9
 def decays(
     n: int,  # nodes
@@ -413,6 +430,11 @@ def _weights(circuit: Circuit, r0: float, w0: float) -> np.ndarray:
     return 2.0 ** np.round(-0.5 * np.log2(diagonal))
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #1221e846
+def _beyond_double(found: str) -> DataError:
+    "What is said of a circuit whose values are too far apart for its nodal equations to be solved."
+    expected, remedy = "nodal equations that double precision can solve", "bring the component values closer together"
+    return DataError("circuit", found=found, expected=expected, remedy=remedy)
+
 def _finite_roots(
     G: np.ndarray,  # (m, m)
     C: np.ndarray,  # (m, m)
@@ -432,6 +454,8 @@ def _finite_roots(
     roots[upper + 1] = roots[upper].conj()
     roots = roots[np.argsort(np.abs(roots), kind="stable")[:n_finite]]
     roots[:n_zero] = 0
+    if not np.isfinite(roots).all():
+        raise _beyond_double("fewer finite roots than the graph has")
     return roots
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #9f8d1f23
@@ -477,6 +501,14 @@ def _ordered(roots: np.ndarray) -> np.ndarray:
     return roots[np.lexsort((-roots.imag, np.abs(roots)))]
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #9dc567d6
+def _at_one(G: np.ndarray, C: np.ndarray) -> float:
+    "H at s = 1 from the matrices of `pencil`; a `DataError` where rounding leaves G + C singular."
+    M = G + C
+    try:
+        return -float(np.linalg.solve(M[:, 1:], M[:, 0])[0])
+    except np.linalg.LinAlgError:
+        raise _beyond_double("a singular matrix") from None
+
 def analyse(
     circuit: Circuit,
 ) -> Analysis:
@@ -490,9 +522,12 @@ def analyse(
     zeros = _finite_roots(G[:, keep], C[:, keep], counts.zeros, counts.blocked)
     zeros = np.where(np.abs(zeros.real) < 1e-10 * np.abs(zeros), 1j * zeros.imag, zeros)  # a lossless trap stays on the axis
     poles, zeros, cancelled = cancel(modes, zeros, counts.hidden)
-    H = -np.linalg.solve((G + C)[:, 1:], (G + C)[:, 0])[0] * d[1] / d[0] if counts.zeros >= 0 else 0.0
+    H = _at_one(G, C) * d[1] / d[0] if counts.zeros >= 0 else 0.0
     log_gain = np.log(np.abs(1 - poles)).sum() - np.log(np.abs(1 - zeros)).sum() + (len(poles) - len(zeros)) * np.log(w0)
-    gain = float(H * np.exp(log_gain))
+    with np.errstate(over="ignore"):  # refused below
+        gain = float(H * np.exp(log_gain))
+    if not np.isfinite(np.r_[gain, poles * w0, zeros * w0, modes * w0]).all():
+        raise _beyond_double("roots or a gain that are not finite")
     return Analysis(_ordered(poles * w0), _ordered(zeros * w0), gain, _ordered(modes * w0), cancelled == counts.hidden)
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #ce6846de

@@ -156,7 +156,12 @@ def sound(
     counts = count_roots(circuit.n_nodes, circuit.typed)
     if counts.zeros < 0 or counts.modes == counts.hidden:
         return "order 0" if counts.zeros >= 0 else "output sees no input"
-    a = analyse(circuit)
+    try:
+        a = analyse(circuit)
+    except DataError:
+        return "beyond double precision"
+    if a.gain <= 0:  # rounding: the graph lets the output see the input
+        return "output too small"
     size = np.abs(np.concatenate([a.modes, a.zeros[a.zeros != 0]]))
     if not a.generic:
         return "accidental cancellation"
