@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECADES', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', 'parts_shared', 'Errors', 'judge', 'posteriors',
            'rate', 'reconstruct', 'mean_circuit', 'nearest_circuits', 'identity_circuits', 'verdict', 'objection',
-           'appraise', 'analysed', 'draw_prior', 'prior_figures', 'separation']
+           'families_of', 'appraise', 'analysed', 'draw_prior', 'prior_figures', 'separation']
 
 # %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #eab766db
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from nexuslab.systems.circuits.analysis import (
 from .data import circuit_at
 from .loss import divergence
 from .model import Batch, CircuitVAE, Flat, collate, from_slots
-from .population import RANGES, label_all
+from .population import FAMILIES, RANGES, label_all
 
 # %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #95ca6050
 DECADES = 100  # a decoded value lies within 1e-100 .. 1e100: products of three of them are finite doubles
@@ -257,6 +257,12 @@ def objection(
     low, high = np.array([RANGES[kind] for kind in PARTS]).T
     inside = (circuit.value >= low * (1 - ROUNDING)) & (circuit.value <= high * (1 + ROUNDING))
     return None if inside[circuit.present].all() else "value out of range"
+
+def families_of(arrays: dict[str, np.ndarray]) -> dict[int, str]:
+    "The typed graphs of the training split by their hash, and the family of each."
+    train = arrays["split"] == 0
+    names = np.array(FAMILIES)[arrays["family"][train]].tolist()
+    return dict(zip(arrays["topology"][train].tolist(), names, strict=True))
 
 def appraise(
     circuits: Sequence[Circuit | None],

@@ -1,0 +1,197 @@
+"""The figures of the circuits say what they are: means and samples, valid and clean draws, what needs no training."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from nexuslab.config import resolve
+from nexuslab.core import DataError
+from nexuslab.data import Splits
+from nexuslab.evaluate import evaluate, evaluation_table
+from nexuslab.fit import fit, initial_model
+from nexuslab.run import Run
+from nexuslab.systems.circuits.analysis import analyse, from_netlist, idle_edges, merge, response, topology_hash
+from nexuslab.systems.circuits.data import circuit_at, generate
+from nexuslab.systems.circuits.model import Batch
+from nexuslab.systems.circuits.population import sound
+from nexuslab.systems.circuits.reconstruct import (
+    analysed,
+    appraise,
+    families_of,
+    judge,
+    posteriors,
+    prior_figures,
+    rate,
+    reconstruct,
+    to_circuits,
+    verdict,
+)
+from nexuslab.systems.circuits.task import Circuits, by_group, guesses, statistics_of, untrained_figures, untrained_model
+from nexuslab.task import get_task
+
+LOW_PASS = "low-pass\nV1 in 0\nR1 in out 1k\nC1 out 0 100n\nR2 out 0 1k\n"
+DRAWS = {  # a hand-made draw for each thing that may be said of one
+    "clean": LOW_PASS,
+    "empty": None,
+    "not one network": LOW_PASS + "R3 a b 1k",
+    "no path from input to output": "split\nV1 in 0\nR1 in 0 1k\nR2 out 0 1k\nC1 out 0 1n",
+    "no resistive load": "open\nV1 in 0\nR1 in out 1k\nC1 out 0 100n",
+    "mode without decay": "charge\nV1 in 0\nC1 in a 1n\nC2 a out 1n\nR1 out 0 1k",
+    "order 0": "divider\nV1 in 0\nR1 in out 1k\nR2 out 0 1k",
+    "dangling node": LOW_PASS + "L1 out a 1m",
+    "part without effect": LOW_PASS + "C2 in 0 1n",
+    "value out of range": LOW_PASS.replace("R2 out 0 1k", "R2 out 0 2e21"),
+    "rings too long": "resonator\nV1 in 0\nL1 in out 100u\nC1 out 0 1u\nR1 out 0 100k",
+    "accidental cancellation": "twin-T\nV1 in 0\nR1 in a 10k\nR2 a out 10k\nC1 a 0 2n\nC2 in b 1n\nC3 b out 1n\nR3 b 0 5k\nR4 out 0 100k",
+    "output too small": "divider\nV1 in 0\nR1 in out 100k\nC1 out 0 1n\nR2 out 0 10",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A run that has learnt 360 circuits in seconds, evaluated."""
+    task = get_task("circuits")
+    cfg = resolve(task, "smoke", {"epochs": 30})
+    run = fit(task, cfg, Run.create(cfg, tmp_path_factory.mktemp("figures"))).run
+    evaluate(task, run, "val")
+    return run
+
+
+@pytest.fixture(scope="module")
+def ladders() -> Splits:
+    arrays = generate({"population": "ladders", "circuits": 200})
+    return Splits(*(Circuits(arrays, split) for split in range(3)), statistics_of(arrays), "0" * 64)
+
+
+# ---- draws
+
+
+def drawn(names: list[str]) -> list:
+    return [DRAWS[name] and from_netlist(DRAWS[name]) for name in names]
+
+
+def test_each_draw_is_sent_back_for_its_own_reason():
+    assert appraise(drawn(list(DRAWS)), {}) == list(DRAWS)
+
+
+def test_the_curve_of_a_family_is_asked_of_its_graph_only():
+    [circuit] = drawn(["clean"])
+    assert appraise([circuit], {topology_hash(circuit): "low_pass"}) == ["clean"]
+    assert appraise([circuit], {topology_hash(circuit): "band_stop"}) == ["curve is not of its family"]
+    assert appraise([circuit], {topology_hash(circuit): "ladder"}) == ["clean"]
+
+
+def test_clean_draws_are_counted_beside_valid_ones():
+    circuits = drawn(["clean", "clean", "clean", "dangling node", "value out of range", "order 0", "empty", "rings too long"])
+    told = prior_figures(circuits, {})
+    assert told == {"prior_valid": 6 / 8, "prior_clean": 3 / 8, "prior_unique": 3 / 6, "prior_novel": 1.0}
+
+
+@pytest.mark.parametrize("population", ["families", "ladders"])
+def test_every_circuit_of_the_data_is_clean(population):
+    arrays = generate({"population": population, "circuits": 120}, seed=3)
+    assert Counter(appraise([circuit_at(arrays, k) for k in range(120)], families_of(arrays))) == {"clean": 120}
+
+
+def test_a_part_without_effect_is_one_that_the_response_does_not_see(ladders):
+    """Against the nodal equations: H with the part made a thousand times larger, in graphs with parts added at random."""
+    arrays, rng, hz = ladders.train.arrays, np.random.default_rng(0), np.geomspace(1e2, 1e7, 7)
+    seen = Counter()
+    for row in ladders.train.members[:25]:
+        parts = circuit_at(arrays, row).parts
+        n = 1 + max(j for _, _, j, _ in parts)
+        i, j = sorted(rng.choice(n + 1, 2, replace=False).tolist())
+        circuit = merge([*parts, ("R", i, j, 1e3)])
+        idle = idle_edges(circuit.n_nodes, circuit.typed)
+        H = response(circuit, hz)
+        for edge, (a, b) in enumerate(circuit.edges.tolist()):
+            larger = [(k, i, j, v * (1e3 if (i, j) == (a, b) else 1)) for k, i, j, v in circuit.parts]
+            change = np.abs(response(merge(larger, circuit.n_nodes), hz) / H - 1).max()
+            assert (change < 1e-8) == (edge in idle), (circuit, edge, change)
+            seen[edge in idle] += 1
+    assert seen[True] >= 5 and seen[False] > 50
+
+
+@pytest.mark.parametrize("cards", [
+    "L1 in a 1m\nC1 a out 100n\nR1 out 0 2e21", "R1 in a 1\nR2 a out 1e-30\nR3 a 0 1e10\nC1 a out 1n\nR4 out 0 50",
+])
+def test_values_beyond_double_precision_are_refused_by_name(cards):
+    circuit = from_netlist(f"far apart\nV1 in 0\n{cards}")
+    with pytest.raises(DataError, match="double precision"):
+        analyse(circuit)
+    assert verdict(circuit) == "valid" and sound(circuit) == "beyond double precision" and analysed(circuit) is None
+    assert appraise([circuit], {}) == ["value out of range"]
+
+
+def test_no_decoded_value_is_too_large_to_be_judged(ladders):
+    """Latent numbers may be anything: what they decode to is a circuit that is rejected, not a crash."""
+    rng, train = np.random.default_rng(0), ladders.train
+    rows = train.members[:40]
+    batch = train.batch(np.arange(40), {}, None)
+    wild = Batch(**(batch.__dict__ | {"value": batch.value + torch.tensor(rng.normal(0, 400, len(batch.value)))}))
+    found = to_circuits(wild, train.flat.statistics)
+    told = Counter(appraise(found, {}))
+    assert told["clean"] == 0 and told["value out of range"] > 30 and {sound(c) is not None for c in found} == {True}
+    errors = judge(train.arrays, rows, found)
+    assert errors.exact.all() and np.isfinite(errors.pole).all() and np.median(errors.pole) == 1
+
+
+# ---- what a latent space gives back
+
+
+def test_figures_of_means_and_samples_stand_in_the_evaluation(run):
+    table = evaluation_table(run, "val")
+    assert list(table)[:2] == ["model", "mean circuit"] and list(table)[-1].startswith("slot VAE")
+    model = table["model"]
+    assert model["graph_exact"] > 0.9 and model["pole_error_median_sampled"] > 10 * model["pole_error_median"]
+    assert model["pole_within_5pct_sampled"] < model["pole_within_5pct"] and model["value_error_median_sampled"] > 0.01
+    assert model["prior_clean"] <= model["prior_valid"] and abs(model["rate_nats"] - model["kl"]) < 1e-3 * model["kl"]
+    sampled = [name for name in table.index if name.endswith("_sampled")]
+    for column in ("model", "untrained model", "untrained, true graph", list(table)[-1]):
+        assert table.loc[[*sampled, "rate_nats"], column].notna().all() and len(sampled) == 7
+    assert table.loc[sampled, "identity code"].isna().all() and np.isnan(table.loc["rate_nats", "identity code"])
+
+
+def test_what_was_not_trained_matches_the_mean(run):
+    """The identity code is exact; the untrained model, told the graph, has the pole error of the trained one to the order."""
+    table = evaluation_table(run, "val")
+    assert table.loc["graph_exact", "identity code"] == 1 and table.loc["pole_error_median", "identity code"] < 1e-6
+    assert table.loc["graph_exact", "untrained, true graph"] == 1
+    ratio = table.loc["pole_error_median", "untrained, true graph"] / table.loc["pole_error_median", "model"]
+    assert 0.01 < ratio < 100 and table.loc["graph_exact", "untrained model"] == 0
+    assert table.loc["prior_clean", "untrained model"] == 0 < table.loc["prior_clean", "model"]
+
+
+def test_the_untrained_model_is_that_of_step_0_and_is_measured_in_the_same_way(run):
+    task, cfg = get_task("circuits"), run.config
+    splits = task.data(cfg, run.root)
+    state = torch.get_rng_state()
+    model = untrained_model(cfg, splits.meta)
+    assert torch.equal(state, torch.get_rng_state())
+    first = initial_model(task, cfg, splits, run).state_dict()
+    assert first.keys() == model.state_dict().keys() and all(torch.equal(w, first[k]) for k, w in model.state_dict().items())
+    again = untrained_figures(splits, "val", cfg)["untrained model"]
+    assert task.examine(model, splits, "val", cfg, None) == again == run.evaluation["val"]["baselines"]["untrained model"]
+
+
+def test_samples_depend_on_the_seed_and_follow_the_posterior(run):
+    model, cfg, _ = run.load()
+    val = get_task("circuits").data(cfg, run.root).val
+    z, again, other = (reconstruct(model, val.flat, val.members, block, seed)[0] for block, seed in ((512, 1), (5, 1), (512, 2)))
+    mean, log_variance = posteriors(model, val.flat, val.members)
+    assert torch.allclose(z, again, atol=1e-5) and not torch.allclose(z, other, atol=1e-2)
+    unit = (z - mean) / (0.5 * log_variance).exp()
+    assert abs(unit.mean()) < 0.1 and abs(unit.std() - 1) < 0.1
+    assert rate(model, val.flat, val.members) > 1
+
+
+def test_circuits_kept_aside_have_every_figure_too(ladders):
+    cfg = resolve(get_task("circuits"), "ladders", {"model.beam": 1, "model.hidden": 16, "model.read": 24})
+    beside = guesses(ladders, "test") | {"untrained": untrained_figures(ladders, "test", cfg)["untrained, true graph"]}
+    for name in ("pole_error_median", "pole_error_median_unseen", "pole_error_median_beyond"):
+        assert beside["identity code"][name] < 1e-5 < beside["untrained"][name] < beside["nearest training circuit"][name] <= 1
+        assert beside["untrained"][name] < beside["untrained"][name.replace("median", "median_sampled")] <= 1
+    counts = by_group(ladders, "test", lambda source, rows: {"circuits": len(rows)})
+    assert sum(counts.values()) == (ladders.test.arrays["split"] >= 2).sum() and counts["circuits_beyond"] > 0
