@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LONGEST_LOOP', 'Heads', 'Attention', 'MLP', 'Block', 'stack', 'Parts', 'Passage', 'CollatzTransformer',
-           'widened', 'shifted', 'states', 'begin', 'step', 'output_length', 'greedy', 'beam_search']
+           'widened', 'shifted', 'states', 'begin', 'step', 'closed', 'output_length', 'greedy', 'beam_search']
 
 # %% ../../../nbs/systems/collatz/02_model.ipynb #2eaba86d
 import torch
@@ -121,11 +121,15 @@ class Parts(nn.Module, Recomputes):
         decoder_layers: int = 1,  # blocks that write (encoder_decoder)
         hidden: int | None = None,  # width of the blocks' networks; None is 4 D
         max_length: int = 160,  # positions
+        ending: str = "end",  # end: an end token closes an output | fixed: all have length_out digits
     ):
         super().__init__()
         if kind not in KINDS:
             raise ConfigError("model.kind", found=kind, expected=", ".join(KINDS), remedy="choose one of these")
+        if ending not in ("end", "fixed"):
+            raise ConfigError("ending", found=ending, expected="end or fixed", remedy="choose the ending of the code")
         self.base, self.kind, self.length_out, self.recompute = vocab_size, kind, length_out, False
+        self.pad, self.end = vocab_size, vocab_size + 2 if ending == "end" else None  # None: no token ends an output
         sizes = (d_model, nhead, hidden or 4 * d_model, dropout)
         self.embed, self.position = nn.Embedding(vocab_size + SPECIALS, d_model), nn.Embedding(max_length, d_model)
         self.blocks, self.norm = stack(num_layers, *sizes), nn.LayerNorm(d_model)
@@ -198,7 +202,7 @@ class CollatzTransformer(Passage):
         "The best output found for each input, (B, L_out); `beam` sequences are kept where outputs come a digit at a time."
         if not self.writes_in_turn:
             return self(inputs).argmax(-1)
-        return greedy(self, inputs) if beam == 1 else beam_search(self, inputs, beam)
+        return greedy(self, inputs)[0] if beam == 1 else beam_search(self, inputs, beam)
 
 # %% ../../../nbs/systems/collatz/02_model.ipynb #2e841f54
 def widened(model: CollatzTransformer, inputs: Tensor) -> Tensor:
@@ -237,13 +241,21 @@ def begin(model: CollatzTransformer, inputs: Tensor) -> tuple[dict, Tensor | Non
     return cache, None, inputs.shape[1]
 
 def step(model: CollatzTransformer, tokens: Tensor, position: int, cache: dict, memory: Tensor | None) -> Tensor:
-    "Logits (B, V) of what follows tokens (B,) at a position; the cache grows by one."
+    "Log-probabilities (B, V) of what follows tokens (B,) at a position; the cache grows by one."
     x = model.place(tokens[:, None], position)
     if model.kind == "causal":
         x = model.norm(model.run(model.blocks, x, None, True, cache))
     else:
         x = model.write_norm(model.run(model.writers, x, memory, True, cache))
-    return model.head(x[:, 0])
+    told = model.head(x[:, 0]).float().log_softmax(-1)
+    return told if model.end is None else closed(model, tokens, told)
+
+def closed(model: CollatzTransformer, tokens: Tensor, told: Tensor) -> Tensor:
+    "After an end token or padding nothing but padding comes; tokens (B,), log-probabilities (B, V)."
+    only_padding = torch.full_like(told[0], float("-inf"))
+    only_padding[model.pad] = 0.0
+    over = (tokens == model.end) | (tokens == model.pad)
+    return torch.where(over[:, None], only_padding, told)
 
 def output_length(model: CollatzTransformer, inputs: Tensor) -> int:
     "Tokens to write."
@@ -252,13 +264,16 @@ def output_length(model: CollatzTransformer, inputs: Tensor) -> int:
 def greedy(
     model: CollatzTransformer,
     inputs: Tensor,  # (B, L_in)
-) -> Tensor:
-    "The most probable token at each place in turn, (B, L_out)."
+) -> tuple[Tensor, Tensor]:
+    "The most probable token at each place in turn, (B, L_out), and the log-probability of the whole, (B,)."
     cache, memory, position = begin(model, inputs)
     tokens = [torch.full((len(inputs),), model.base + 1, device=inputs.device)]
+    total = torch.zeros(len(inputs), device=inputs.device)
     for i in range(output_length(model, inputs)):
-        tokens.append(step(model, tokens[-1], position + i, cache, memory).argmax(-1))
-    return torch.stack(tokens[1:], 1)
+        best, token = step(model, tokens[-1], position + i, cache, memory).max(-1)
+        tokens.append(token)
+        total = total + best
+    return torch.stack(tokens[1:], 1), total
 
 # %% ../../../nbs/systems/collatz/02_model.ipynb #6cb71045
 def beam_search(
@@ -266,19 +281,21 @@ def beam_search(
     inputs: Tensor,  # (B, L_in)
     beam: int,  # sequences kept, W
 ) -> Tensor:
-    "The most probable of the W sequences kept, (B, L_out)."
+    "The most probable of the W sequences kept and the greedy one, (B, L_out)."
     if beam < 1:
         raise ConfigError("beam", found=beam, expected="at least 1", remedy="1 is greedy decoding")
+    certain, floor = greedy(model, inputs)
     cache, memory, position = begin(model, inputs)
     size, rows = len(inputs), torch.arange(len(inputs), device=inputs.device)[:, None]
-    best_BW, written = torch.zeros(size, 1, device=inputs.device), torch.full((size, 1, 1), model.base + 1, device=inputs.device)
+    best_BW = torch.zeros(size, 1, device=inputs.device)
+    written = torch.full((size, 1, 1), model.base + 1, device=inputs.device)
     for i in range(output_length(model, inputs)):
-        logits = step(model, written[:, :, -1].flatten(), position + i, cache, memory).float()
-        total = best_BW[:, :, None] + logits.log_softmax(-1).unflatten(0, best_BW.shape)
+        told = step(model, written[:, :, -1].flatten(), position + i, cache, memory)
+        total = best_BW[:, :, None] + told.unflatten(0, best_BW.shape)
         best_BW, chosen = total.flatten(1).topk(min(beam, total[0].numel()), dim=1)
         parent, token = chosen // total.shape[2], chosen % total.shape[2]
         written = torch.cat([written[rows, parent], token[:, :, None]], 2)
         kept = (rows * total.shape[1] + parent).flatten()
         for module, pair in cache.items():
             cache[module] = tuple(x[kept] for x in pair)
-    return written[:, 0, 1:]
+    return torch.where((best_BW[:, 0] > floor)[:, None], written[:, 0, 1:], certain)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SHOWN', 'LARGE', 'ROWS', 'FEW', 'BLUE', 'ORANGE', 'GREEN', 'YELLOW', 'SKY', 'PINK', 'GREY', 'DEPTHS', 'DEEPEST',
            'COLOURS', 'LOOKED', 'PAIRS', 'PUBLISHED', 'OWN', 'VIEWS', 'Scene', 'look', 'rungs', 'draw_ladder',
-           'evaluations', 'ladder', 'class_history', 'explained_absence', 'learning_curves', 'residue_name', 'residues',
-           'law', 'classes', 'failures', 'draw_taxonomy', 'position_names', 'attention', 'probes', 'pairs',
-           'patching_effects', 'patching', 'setting_of', 'study', 'reached', 'bases']
+           'evaluations', 'ladder', 'class_history', 'validation_numbers', 'explained_absence', 'learning_curves',
+           'residue_name', 'residues', 'settled', 'learning_order', 'law', 'classes', 'failures', 'draw_taxonomy',
+           'position_names', 'attention', 'probes', 'pairs', 'patching_effects', 'patching', 'setting_of', 'study',
+           'reached', 'bases']
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #014a4d69
 from collections.abc import Callable
@@ -22,10 +23,18 @@ from ...config import flatten
 from ...core import DataError
 from ...metrics import wilson
 from ...run import Run, find_runs
-from .data import Batch, Code, class_residue, class_share, make_batch
+from .data import Batch, Code, class_residue, class_share, long_step, make_batch
 from .errors import LABELS, explain, taxonomy
 from .inside import attention_maps, partners, probe_checkpoints, restored, some
-from .metrics import CLASS_SCALAR, all_or_nothing, depth_order, exact_by, learning_times, right_rows
+from nexuslab.systems.collatz.metrics import (
+    CLASS_SCALAR,
+    all_or_nothing,
+    depth_order,
+    exact_by,
+    judged_classes,
+    learning_times,
+    right_rows,
+)
 from .model import CollatzTransformer
 from .task import TASK
 from ...views import once_a_checkpoint
@@ -130,6 +139,10 @@ def class_history(run: Run) -> pd.DataFrame:
     columns = pd.MultiIndex.from_tuples(sorted(found, key=lambda c: (sum(c), c)), names=["k", "k_prime"])
     return pd.DataFrame(np.stack([found[c] for c in columns], 1), history["step"], columns).dropna(how="all")
 
+def validation_numbers(run: Run) -> np.ndarray:
+    "The numbers on which the curves of a run were measured, (V,) int64."
+    return TASK.data(run.config, run.root).val.n
+
 def explained_absence(ax, text: str) -> None:
     "A panel with nothing to show says why."
     ax.set_axis_off()
@@ -138,20 +151,26 @@ def explained_absence(ax, text: str) -> None:
 # %% ../../../nbs/systems/collatz/07_views.ipynb #3269ab00
 DEEPEST = 9  # depth of the classes whose curves are drawn: deeper ones have too few validation numbers
 
-def learning_curves(table: pd.DataFrame, title: str) -> plt.Figure:
+def learning_curves(
+    table: pd.DataFrame,  # of `class_history`
+    title: str,
+    numbers: np.ndarray,  # (V,) validation numbers
+) -> plt.Figure:
     "Accuracy of every class over training, coloured by depth."
     fig, ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
     classes = [c for c in table.columns if sum(c) <= DEEPEST]
     if not classes:
         explained_absence(ax, "this run was not evaluated by class while it trained")
         return fig
-    depths = sorted({sum(c) for c in classes})
+    depths, asked = sorted({sum(c) for c in classes}), np.bincount(long_step(numbers).depth, minlength=DEEPEST + 1)
     colours = dict(zip(depths, plt.get_cmap("plasma")(np.linspace(0, 0.9, len(depths))), strict=True))
     for depth in reversed(depths):
         group = [c for c in classes if sum(c) == depth]
         for c in group:
             ax.plot(table.index, table[c], color=colours[depth], lw=0.8, alpha=0.5)
-        ax.plot(table.index, table[group].mean(axis=1), color=colours[depth], lw=2.2, marker="o" if len(table) < 3 else None, label=f"{depth}  ({len(group)} class{'es' * (len(group) > 1)})")
+        label = f"{depth}  ({len(group)} class{'es' * (len(group) > 1)}, {asked[depth]:,} numbers)"
+        marker = "o" if len(table) < 3 else None
+        ax.plot(table.index, table[group].mean(axis=1), color=colours[depth], lw=2.2, marker=marker, label=label)
     ax.axhline(0.9, color=GREY, lw=0.8, ls=":")
     ax.annotate("learnt", (1, 0.9), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8, color="0.3")
     ax.set(xlabel="training step", ylabel="share of the class right (validation)", ylim=(-0.02, 1.02), title=f"Learning curve of every class; thick: mean of a depth\n{title}")
@@ -185,26 +204,50 @@ def residues(table: pd.DataFrame, title: str, most: int = 28) -> plt.Figure:
     return fig
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #6773dd44
+def settled(scene: Scene) -> dict[str, float]:
+    "How many of the judged classes a model knows, does not know, or knows in part."
+    answers = scene.right, scene.batch.k.numpy(), scene.batch.k_prime.numpy()
+    judged = judged_classes(*answers)
+    share, flattered = all_or_nothing(*answers)[0], all_or_nothing(*answers, left_out=2)
+    return {
+        "settled classes (> 95 % or < 5 %)": share, "  classes judged": len(judged),
+        "  of them above 95 %": int((judged.exact_match > 0.95).sum()),
+        "  of them below 5 %": int((judged.exact_match < 0.05).sum()),
+        "  deepest judged, k + k'": max((a + b for a, b in judged.index), default=np.nan),
+        "  settled, two depths left out": flattered[0], "  classes judged, two depths left out": flattered[1],
+    }
+
+def learning_order(run: Run) -> dict[str, float]:
+    "In what order classes were learnt, and on how few numbers that rests; NaN where nothing was evaluated by class."
+    empty = class_history(run).empty
+    times = None if empty else learning_times(run.history(), numbers=validation_numbers(run))
+    order = lambda *how: np.nan if empty else depth_order(times, *how)
+    learnt = [] if empty else times.loc[times.step.notna(), "n"]
+    return {
+        "rank correlation of depth and learning time": order(), "  of 2k + k' and learning time": order(2.0),
+        "  over learnt classes only": order(1.0, "left_out"), "  classes watched": 0 if empty else len(times),
+        "  classes learnt": len(learnt), "  fewest validation numbers of a learnt class": min(learnt, default=np.nan),
+    }
+
 def law(scene: Scene, run: Run) -> pd.DataFrame:
     "Accuracy and its place on the ladder, the share of settled classes, and the rank correlation of depth and learning time."
-    k, k_prime = scene.batch.k.numpy(), scene.batch.k_prime.numpy()
     total, (low, high) = float(scene.right.mean()), wilson(int(scene.right.sum()), len(scene.right))
     below = [s for s, share in rungs().items() if share <= total]
-    settled, judged = all_or_nothing(scene.right, k, k_prime)
-    known = not class_history(run).empty
-    times = learning_times(run.history()) if known else None
     rows = {
-        "exact match": total, "  95 % interval, low": low, "  95 % interval, high": high, "plateau below it, depth": below[-1] if below else np.nan, "  its share": rungs()[below[-1]] if below else 0.0,
-        "settled classes (> 95 % or < 5 %)": settled, "  classes judged": judged,
-        "rank correlation of depth and learning time": depth_order(times) if known else np.nan, "  classes learnt": int(times["step"].notna().sum()) if known else 0,
+        "exact match": total, "  95 % interval, low": low, "  95 % interval, high": high,
+        "  test numbers": len(scene.right),
+        "plateau below it, depth": below[-1] if below else np.nan, "  its share": rungs()[below[-1]] if below else 0.0,
     }
-    return pd.DataFrame({scene.name: rows}).rename_axis("figure")
+    return pd.DataFrame({scene.name: rows | settled(scene) | learning_order(run)}).rename_axis("figure")
 
+# %% ../../../nbs/systems/collatz/07_views.ipynb #f53b9e12
 def classes(scene: Scene, run: Run) -> pd.DataFrame:
     "One row a class: its residue, how many test numbers it has, the share right with its 95 % interval, and when it was learnt."
     table = exact_by(scene.right, scene.batch.k.numpy(), scene.batch.k_prime.numpy()).rename_axis(["k", "k_prime"]).reset_index()
     if not class_history(run).empty:
-        table = table.merge(learning_times(run.history())[["k", "k_prime", "step"]].rename(columns={"step": "learnt at step"}), how="left", on=["k", "k_prime"])
+        times = learning_times(run.history(), numbers=validation_numbers(run))[["k", "k_prime", "step", "n"]]
+        names = {"step": "learnt at step", "n": "validation numbers"}
+        table = table.merge(times.rename(columns=names), how="left", on=["k", "k_prime"])
     depth = table["k"] + table["k_prime"]
     residue = [(class_residue(k, p) << k) - 1 for k, p in zip(table["k"], table["k_prime"], strict=True)]
     return table.assign(depth=depth, residue=residue, modulus=2 ** (depth + 1)).sort_values(["depth", "k"]).set_index(["k", "k_prime"])
@@ -400,7 +443,7 @@ def bases(run: Run) -> plt.Figure:
 # %% ../../../nbs/systems/collatz/07_views.ipynb #024c090e
 VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "ladder": lambda run: ladder(look(run), evaluations(run)),
-    "learning_curves": lambda run: learning_curves(class_history(run), run.path.name),
+    "learning_curves": lambda run: learning_curves(class_history(run), run.path.name, validation_numbers(run)),
     "residues": lambda run: residues(class_history(run), run.path.name),
     "law": lambda run: law(look(run), run),
     "classes": lambda run: classes(look(run), run),
