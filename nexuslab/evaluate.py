@@ -176,7 +176,10 @@ def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> 
     found = []
     for split, entry in run.evaluation.items():
         figures = evaluate(task, again, split, entry["checkpoint"], splits=splits) if entry.get("step") is not None else {}
-        found += [f"evaluation.json: {split} {k} was {v!r}, is {figures.get(k)!r}" for k, v in entry["figures"].items() if not np.isclose(v, figures.get(k, np.nan), rtol=1e-9, atol=0, equal_nan=True)]
+        for k, v in entry["figures"].items():
+            recorded = np.nan if v is None else v  # JSON has no NaN: a figure that is not defined is null there
+            if not np.isclose(recorded, figures.get(k, np.nan), rtol=1e-9, atol=0, equal_nan=True):
+                found.append(f"evaluation.json: {split} {k} was {v!r}, is {figures.get(k)!r}")
     return found
 
 # %% ../nbs/engine/09_evaluate.ipynb #394da265

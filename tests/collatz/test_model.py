@@ -10,6 +10,7 @@ from torch import nn
 from nexuslab.core import ConfigError, ModelError
 from nexuslab.systems.collatz.data import code_for, make_batch
 from nexuslab.systems.collatz.model import KINDS, CollatzTransformer
+from nexuslab.systems.collatz.task import TASK
 
 CODE = code_for(24, 2**20)
 BATCH = make_batch(CODE, np.arange(100_001, 100_033, 2), np.arange(16))
@@ -18,7 +19,7 @@ BATCH = make_batch(CODE, np.arange(100_001, 100_033, 2), np.arange(16))
 @pytest.fixture(params=KINDS)
 def model(request):
     torch.manual_seed(0)
-    return CollatzTransformer(24, 32, 4, 2, request.param, 0.0, length_out=7, decoder_layers=2)
+    return CollatzTransformer(24, 32, 4, 2, request.param, 0.0, length_out=7, decoder_layers=2, ending="fixed")
 
 
 def test_shapes_and_gradients(model):
@@ -42,12 +43,35 @@ def test_beams(model):
     model.eval()
     score = lambda out: model(BATCH.inputs, out).log_softmax(-1).gather(2, out[:, :, None]).sum((1, 2))
     one, four = model.generate(BATCH.inputs), model.generate(BATCH.inputs, beam=4)
-    assert four.shape == one.shape and (score(four) >= score(one) - 1e-4).float().mean() > 0.9
+    assert four.shape == one.shape and (score(four) >= score(one) - 1e-4).all()
     if not model.writes_in_turn:
         assert torch.equal(one, four)  # places are independent: the best of each is the best of all
     else:
         with pytest.raises(ConfigError, match="beam"):
             model.generate(BATCH.inputs, beam=0)
+
+
+def test_a_beam_is_never_less_probable_than_greedy(trained):
+    """To the end token a beam writes nothing less probable than greedy decoding does, and behind it padding."""
+    model, cfg, _ = trained.load("best")
+    batch = TASK.data(cfg, trained.root).test.batch(np.arange(250), {}, None)
+    pad, end = cfg.code().pad, cfg.code().eos
+
+    def score(tokens):
+        with torch.no_grad():
+            each = model(batch.inputs, tokens).log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0]
+        closes = (tokens == end).int()
+        return (each * (closes.cumsum(1) <= closes)).sum(1)
+
+    one, better = model.generate(batch.inputs), 0
+    ended = (one == end).sum(1) == 1
+    assert ended.float().mean() > 0.5 and len({tuple(row) for row in one.tolist()}) > 20  # it writes numbers of its own
+    for beam in (2, 4, 8):
+        found = model.generate(batch.inputs, beam=beam)
+        assert (score(found) >= score(one) - 1e-4).all()
+        assert ((found == pad) == ((found == end).cumsum(1) > (found == end).int())).all()
+        better += (score(found) > score(one) + 1e-4).sum()
+    assert better > 10
 
 
 def test_explicit_attention_is_the_same(model):
@@ -97,6 +121,8 @@ def test_refusals():
         CollatzTransformer(24, 100, 8, 1)
     with pytest.raises(ConfigError, match="kind"):
         CollatzTransformer(24, 32, 4, 1, "recurrent")
+    with pytest.raises(ConfigError, match="ending"):
+        CollatzTransformer(24, 32, 4, 1, ending="never")
     with pytest.raises(ModelError, match="sequence"):
         CollatzTransformer(24, 32, 4, 1, max_length=4)(torch.zeros(1, 5, dtype=torch.int64))
     with pytest.raises(ModelError, match="causal"):

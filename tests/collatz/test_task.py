@@ -1,19 +1,31 @@
 """The Collatz task: configuration, fixed and endless sets, every kind trained a little, evaluation, answers, the faults that must not come back."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from nexuslab.config import resolve
 from nexuslab.core import ConfigError, DataError
-from nexuslab.data import Store
-from nexuslab.evaluate import evaluate, predict
-from nexuslab.fit import fit
+from nexuslab.data import Plan, Store
+from nexuslab.evaluate import evaluate, predict, reproduce
+from nexuslab.fit import fit, initial_model
 from nexuslab.run import Run
-from nexuslab.systems.collatz.data import long_step, make_batch
-from nexuslab.systems.collatz.metrics import compute_collatz_metrics, compute_exact_match, learning_times
+from nexuslab.systems.collatz.data import CollatzDataset, code_for, long_step, make_batch
+from nexuslab.systems.collatz.metrics import (
+    all_or_nothing,
+    compute_accuracy,
+    compute_collatz_metrics,
+    compute_exact_match,
+    depth_order,
+    digit_places,
+    judged_classes,
+    learning_times,
+    padding_of,
+    rival,
+)
 from nexuslab.systems.collatz.model import KINDS
-from nexuslab.systems.collatz.task import TASK, digit_loss
+from nexuslab.systems.collatz.task import TASK, digit_loss, looked_up, nearest_known
 from nexuslab.task import At
 
 SMALL = {"model.d_model": 32, "model.nhead": 2, "model.num_layers": 1, "threads": 1, "data.val_size": 40, "data.test_size": 64, "batch_size": 8, "loader.eval_batch_size": 64}
@@ -132,11 +144,125 @@ def test_lengths_are_computed_from_the_answers():
     assert abs(told["k_prime_error"] - 2) < 0.05 and told["k_error"] < 0.05 and told["lengths_found"] > 0.95 and told["lengths_right"] == 0
 
 
-def test_baselines_know_one_class(home):
-    cfg = resolve(TASK, "smoke", {"data.start_range": (1, 2**18), "data.test_size": 4000})
-    told = TASK.baselines(TASK.data(cfg, home), "test", cfg)
-    assert abs(told["always k = k' = 1"]["exact_match"] - 0.25) < 0.03
-    assert all(f["exact_match"] < 0.3 for f in told.values()) and len(told) == 3
+def test_baselines_look_up_and_the_untrained_model_knows_nothing(home):
+    """Tables over the numbers of the training: what low digits fix is right, and the best of them is named."""
+    changes = {"data.start_range": (1, 2**18), "data.test_size": 4000, "data.tilt": (1.0, 0.0)}
+    cfg = resolve(TASK, "smoke", changes | {"steps": 300, "batch_size": 64})
+    splits = TASK.data(cfg, home)
+    told = TASK.baselines(splits, "test", cfg)
+    exact = {name: figures["exact_match"] for name, figures in told.items()}
+    assert abs(exact["always k = k' = 1"] - 0.25) < 0.03 and exact["nearest known number"] < 0.02
+    assert 0.25 < exact["table of the last digit"] < 0.6 < 0.7 < exact["table of the last 2 digits"]
+    assert rival(told) == max(exact, key=exact.get) and rival(told).startswith("table")
+    drawn = [splits.train.batch(key.ids, key.setting, None).n for key in keys_of(cfg)]
+    table = told["table of n mod 2048"]
+    assert table["numbers_known"] == len(np.unique(np.concatenate(drawn))) < table["numbers_drawn"] == 300 * 64
+    start = initial_model(TASK, cfg, splits, None).eval()
+    batch = splits.test.batch(np.arange(2048), {}, None)
+    assert told["untrained model"]["exact_match"] == compute_exact_match(start.generate(batch.inputs), batch.targets)
+
+
+def keys_of(cfg):
+    """What the loader asks for, step by step."""
+    updaters = TASK.updaters(cfg, None)
+    setting = lambda step: {k: v for u in updaters for k, v in u.setting(step, cfg.budget.steps).items()}
+    plan = Plan(None, cfg.loader, cfg.seed, setting=setting)
+    return [key for step in range(cfg.budget.steps) for key in plan.micro(step)]
+
+
+@pytest.mark.parametrize("stop", [2**20, 10**12])
+def test_a_table_is_right_where_its_digits_fix_the_class(stop):
+    """Beside a plain search for the nearest number of the residue, and the share of the classes that are fixed."""
+    rng = np.random.default_rng(0)
+    known, n = (2 * rng.integers(stop // 16, stop // 2, size) + 1 for size in (60_000, 2_000))
+    for modulus in (1, 24, 24**2, 2**11):
+        nearest = nearest_known(known, n[:50], modulus)
+        for asked, found in zip(n[:50].tolist(), nearest.tolist()):
+            same = known[known % modulus == asked % modulus]
+            assert abs(found - asked) == np.abs(same - asked).min() and found in same
+    right = looked_up(known, n, 2**9) == long_step(n).kappa
+    fixed = long_step(n).depth <= 8  # a class of depth s is one residue modulo 2^(s + 1)
+    assert right[fixed].mean() > 0.99 and right[~fixed].mean() < 0.7
+    assert looked_up(np.array([3]), np.array([5]), 8).tolist() == [0]  # nothing known of the residue: no answer
+
+
+def test_an_evaluation_says_how_much_a_table_knew(trained):
+    baselines = trained.evaluation["test"]["baselines"]
+    named = {f"table of the last {d} digits" for d in (2, 3, 4)} | {"table of n mod 2048", "untrained model"}
+    assert named <= set(baselines)
+    assert {told["numbers_drawn"] for told in baselines.values() if "numbers_known" in told} == {3200}
+    assert rival(baselines) in baselines
+
+
+def test_figures_that_are_not_defined_come_out_again(home):
+    """Where no answer implies loop lengths their error is not 0, and `reproduce` compares what is not defined, too."""
+    run = train(home, "smoke", steps=2)
+    assert np.isnan(evaluate(TASK, run)["k_error"]) and run.evaluation["test"]["figures"]["k_error"] is None
+    assert reproduce(run, write=lambda text: None) == []
+
+
+# ---- padding
+
+
+def test_padding_neither_helps_nor_harms():
+    """The guide's tensors: 50 tokens of which a few are digits."""
+    data = CollatzDataset(num_samples=400)
+    behind = (data.targets == data.code.eos).cumsum(1) > (data.targets == data.code.eos).int()
+    noise = torch.randint(0, 27, data.targets.shape, generator=torch.Generator().manual_seed(0))
+    junk = torch.where(behind, noise, data.targets)
+    nothing = torch.full_like(data.targets, data.code.pad)
+    for pad in (None, data.code.pad):
+        assert compute_exact_match(junk, data.targets, pad) == compute_accuracy(junk, data.targets, pad) == 1.0
+        assert compute_exact_match(nothing, data.targets, pad) == compute_accuracy(nothing, data.targets, pad) == 0.0
+    told = compute_collatz_metrics(junk, data.targets, data.n, 24)
+    assert told["exact_match"] == told["accuracy"] == told["lengths_right"] == 1 and told["k_error"] == 0
+    no_end = torch.where(data.targets == data.code.eos, data.code.pad, data.targets)
+    assert compute_exact_match(no_end, data.targets) == 0 and 0.5 < compute_accuracy(no_end, data.targets) < 1
+
+
+@pytest.mark.parametrize("base", [2, 24, 57])
+def test_digits_of_fixed_width_are_never_taken_for_padding(base):
+    """The rule that finds padding in the targets finds none where every place is a digit."""
+    code, n = code_for(base, 2**14), np.arange(101, 901, 2)
+    targets = code.encode_output(long_step(n).kappa)
+    assert padding_of(targets) is None and digit_places(targets).all()
+    ended = code_for(base, 2**14, "least", "end")
+    assert padding_of(ended.encode_output(long_step(n).kappa)) == ended.pad
+
+
+def test_numbers_that_do_not_belong_to_the_targets_are_refused():
+    data = CollatzDataset(num_samples=50)
+    for unrelated in (data.n + 2, data.n[::-1].copy(), np.full(50, 27)):
+        with pytest.raises(DataError, match="input values") as caught:
+            compute_collatz_metrics(data.targets, data.targets, unrelated, 24)
+        assert "row" in caught.value.found
+    fixed = code_for(24, 10_000)
+    with pytest.raises(DataError, match="input values"):  # the right numbers in another code
+        compute_collatz_metrics(fixed.encode_output(data.step.kappa), fixed.encode_output(data.step.kappa), data.n, 24)
+
+
+# ---- the law
+
+
+def test_the_law_leaves_nothing_out():
+    """Two depths half learnt, and a shallow class never learnt: both count, and the kinder figures stand beside."""
+    n = np.arange(1, 2**15, 2)
+    step = long_step(n)
+    coin = np.random.default_rng(0).random(len(n)) < 0.5
+    right = np.where((step.depth == 5) | (step.depth == 6), coin, step.depth < 5)
+    judged = judged_classes(right, step.k, step.k_prime)
+    share, count = all_or_nothing(right, step.k, step.k_prime)
+    assert all_or_nothing(right, step.k, step.k_prime, left_out=2) == (1.0, count - 9)  # 4 classes of depth 5, 5 of 6
+    assert count == len(judged) and np.isclose(share, 1 - 9 / count)
+    names = [(k, s - k) for s in range(2, 7) for k in range(1, s)]
+    learnt = lambda depth: [float(i >= depth - 2) for i in range(5)]
+    curves = {f"val/exact_match_class_{k}_{q}": learnt(k + q) for k, q in names}
+    history = pd.DataFrame({"step": range(1, 6)} | curves | {"val/exact_match_class_1_2": 0.5})
+    times = learning_times(history, numbers=n)
+    assert times.step.isna().sum() == 1 and times.set_index(["k", "k_prime"]).n[1, 2] == 2**14 // 8
+    assert depth_order(times) < 0.8 < 0.999 < depth_order(times, never="left_out")
+    with pytest.raises(ConfigError, match="never learnt"):
+        depth_order(times, never="first")
 
 
 def test_evaluation_is_told_no_truth():

@@ -110,6 +110,11 @@ def test_a_model_that_knows_the_shallow_classes(runs):
     scene = with_answers(runs["aligned"], np.where(depth <= 4, kappa, 2 * kappa))
     found = law(scene, runs["aligned"])[scene.name]
     assert found["exact match"] == (depth <= 4).mean() and abs(found["exact match"] - rungs()[4]) < 0.1
+    rows = ("  classes judged", "  of them above 95 %", "  of them below 5 %")
+    judged, known, unknown = found[list(rows)]
+    assert judged == known + unknown >= 1 and found["settled classes (> 95 % or < 5 %)"] == 1
+    assert found["  classes judged, two depths left out"] <= judged and found["  test numbers"] == len(depth)
+    assert found["  classes watched"] > 10 and found["  classes learnt"] == 0  # after two steps
     table = failures(scene)
     assert table.loc["power of two", "share"] == 1 and table["failures"].sum() == (depth > 4).sum()
     rows = classes(scene, runs["aligned"])

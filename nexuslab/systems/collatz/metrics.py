@@ -109,6 +109,7 @@ def length_errors(
         "lengths_right": mean(found & (a == step.k) & (b == step.k_prime)),
     }
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #2606e285
 def require_related(
     n: np.ndarray | Tensor,  # (B,) odd numbers
     targets: Tensor,  # (B, L) tokens
@@ -123,6 +124,7 @@ def require_related(
         remedy = "give the numbers of these targets in their order, and the code they were written in"
         raise DataError("input values", found, f"the long step of each number as its target, {kappa[row]} here", remedy)
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #5fea79c3
 def compute_collatz_metrics(
     predictions: Tensor,  # (B, L) tokens
     targets: Tensor,  # (B, L)
@@ -250,10 +252,10 @@ def depth_order(
     climb: float = 1.0,  # what a climbing step costs beside a falling one: the depth is climb k + k'
     never: str = "last",  # classes that were never learnt: last, or left_out
 ) -> float:
-    "Spearman's rank correlation of depth and learning time over the classes; NaN for fewer than three."
+    "Spearman's rank correlation of depth and learning time; NaN for fewer than three classes, or one time for all."
     if never not in ("last", "left_out"):
         raise ConfigError("classes never learnt", never, expected="last or left_out", remedy="choose one of the two")
     counted = times.fillna({"step": np.inf}) if never == "last" else times.dropna(subset="step")
-    if len(counted) < 3:
+    if len(counted) < 3 or counted.step.nunique() == 1:
         return float("nan")
     return float(spearmanr(climb * counted.k + counted.k_prime, rankdata(counted.step)).statistic)

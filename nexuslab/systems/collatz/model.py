@@ -106,6 +106,7 @@ def stack(layers: int, *args, **kwargs) -> nn.ModuleList:
     "A list of equal blocks."
     return nn.ModuleList(Block(*args, **kwargs) for _ in range(layers))
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #796046a5
 class Parts(nn.Module, Recomputes):
     "Embeddings, blocks and heads of the four kinds."
 
