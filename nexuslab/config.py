@@ -44,7 +44,7 @@ class Compute(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the forward pass; auto is bf16 on CUDA devices that have it, fp32 elsewhere")
     compile: bool = Field(False, description="compile model and loss with torch.compile")
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; None leaves PyTorch's choice")
-    processes: int = Field(1, ge=1, description="worker processes; more than one trains with DistributedDataParallel")
+    processes: int = Field(1, ge=1, description="worker processes; a step has batch_size x accumulate x processes examples")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass, for models that offer it")
 
 # %% ../nbs/engine/01_config.ipynb #914eeae2

@@ -26,7 +26,10 @@ import yaml
 from .config import Config, overlay, validated
 from .core import NexusError, digest, project_root
 from .data import Fetch, Key, Source, Splits, arrays_digest, load
-from .fit import Listener, Loop, StepModule, clip, evaluate_source, fit, forget_gradient, forward_backward, seed_step, set_up, start_clock, where
+from nexuslab.fit import (
+    Listener, Loop, StepModule, clip, evaluate_source, fit, forget_gradient, forward_backward, gradient, seed_step, set_up,
+    start_clock, where,
+)
 from .run import Run
 from .task import At, Task, leaves
 
@@ -228,7 +231,7 @@ def resume_with_workers(case: Case) -> str:
 def gradients(loop: Loop) -> dict[str, torch.Tensor]:
     "The gradient of the loop's first step."
     torch.manual_seed(0)
-    forward_backward(loop, next(load(loop.splits.train, loop.plan, 0, 1)), where(loop))
+    gradient(loop, next(load(loop.splits.train, loop.plan, 0, 1)))
     return {n: p.grad for n, p in loop.model.named_parameters() if p.grad is not None}
 
 def parallel_worker(rank: int, world: int, case: Case, rendezvous: str, results) -> None:

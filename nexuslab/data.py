@@ -523,12 +523,12 @@ def load(
 
 # %% ../nbs/engine/02_data.ipynb #7b1a33c9
 def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, world: int = 1) -> list[Key]:
-    "The keys of an evaluation: every example once, in order, shared among processes without padding."
+    "The keys of an evaluation: every example once, in order, in batches that the processes take in turns."
     if source.size is None:
         raise DataError("an evaluation split", found="an endless source", expected="a source with a size", remedy="give val and test a fixed size")
     size = loader.eval_batch_size or loader.batch_size
-    mine = np.array_split(np.arange(source.size), world)[rank]
-    return [Key(0, mine[i : i + size], setting) for i in range(0, len(mine), size)]
+    ids = np.arange(source.size)
+    return [Key(0, ids[i : i + size], setting) for i in range(rank * size, len(ids), world * size)]
 
 # %% ../nbs/engine/02_data.ipynb #7ad1c623
 @runtime_checkable

@@ -7,7 +7,7 @@ __all__ = ['Part', 'Means', 'Averages', 'wilson', 'bootstrap']
 
 # %% ../nbs/engine/03_metrics.ipynb #7dadb79b
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -37,6 +37,12 @@ class Means:
         if n:
             total, weight = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = [total + factor * float(value) * n, weight + n]
+
+    def add_sums(self, sums: dict[str, Sequence[float]]) -> None:
+        "Count what another has counted: name -> sum and weight."
+        for name, (value, n) in sums.items():
+            total, weight = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = [total + value, weight + n]
 
     def compute(self) -> dict[str, float]:
         "The mean of each name."
