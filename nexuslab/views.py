@@ -113,7 +113,7 @@ def cost_of_steps(loop: Loop) -> tuple[float, float]:
     return memory / 2**20, (loop.total_steps - 1) * loop.plan.per_step / seconds
 
 # %% ../nbs/engine/12_views.ipynb #3f7933a1
-def estimate(system: str, preset: str, overrides: dict[str, Any], file: str | None = None) -> tuple[Config, dict[str, Any]]:
+def estimate(system: str, preset: str | None, overrides: dict[str, Any], file: str | None = None) -> tuple[Config, dict[str, Any]]:
     "The resolved configuration, and what a run of it would take: parameters, steps, memory, time."
     task = get_task(system)
     cfg = resolve(task, preset, overrides, file)
