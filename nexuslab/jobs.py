@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHELL_NAMES', 'INJECTED', 'COMMANDS', 'job_notebooks', 'Parameter', 'parameters_of', 'given_parameters',
-           'parse_changes', 'as_overrides', 'positions_of_paths', 'completed', 'new_report', 'report_files', 'announce',
-           'RunStore', 'planned', 'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command', 'dry_run',
-           'runs_command', 'reproduce_command', 'report_command', 'main']
+           'parse_changes', 'joined', 'as_overrides', 'positions_of_paths', 'completed', 'new_report', 'report_files',
+           'announce', 'RunStore', 'planned', 'begin', 'add_options', 'Parser', 'run_job', 'place_of', 'job_command',
+           'dry_run', 'runs_command', 'reproduce_command', 'report_command', 'main']
 
 # %% ../nbs/engine/14_jobs.ipynb #978e8d44
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import nexuslab
-from .core import ConfigError, NexusError, atomic_path, did_you_mean, project_root
+from .core import ConfigError, NexusError, atomic_path, did_you_mean, parse_yaml, project_root
 
 # %% ../nbs/engine/14_jobs.ipynb #afb942f9
 def job_notebooks() -> dict[str, Path]:
@@ -75,7 +75,17 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     for change in changes:
         if "=" not in change:
             raise ConfigError(f"override {change!r}", found="no =", expected="key=value", remedy="write -o model.hidden=64")
-    return {k: yaml.safe_load(v) for k, v in (c.split("=", 1) for c in changes)}
+    pairs = [(k.strip(), parse_yaml(v, f"override {k}")) for k, v in (c.split("=", 1) for c in changes)]
+    return joined(*({k: v} for k, v in pairs))
+
+def joined(*layers: dict[str, Any]) -> dict[str, Any]:
+    "One dictionary of several; a key with two values is refused."
+    found: dict[str, Any] = {}
+    for key, value in (pair for layer in layers for pair in layer.items()):
+        if found.setdefault(key, value) != value:
+            told = f"{found[key]!r} and {value!r}"
+            raise ConfigError(f"{key} is given twice", found=told, expected="one value", remedy="drop one")
+    return found
 
 def as_overrides(given: dict[str, Any]) -> dict[str, Any]:
     "The configuration's changes among a job's parameters: its short names, and those in `overrides`."
@@ -87,7 +97,7 @@ def as_overrides(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise ConfigError("overrides", found=extra, expected="a dictionary, or key=value,key=value", remedy='pass -y "overrides: {model.hidden: 64}"')
     chosen = {k: v for k, v in given.items() if k in SHORT or k in ("seed", "name", "init_from", "debug")}
-    return {k: v for k, v in chosen.items() if v is not None} | {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in extra.items()}
+    return joined({k: v for k, v in chosen.items() if v is not None}, extra)  # None in overrides is a value
 
 # %% ../nbs/engine/14_jobs.ipynb #8067d073
 def positions_of_paths(
@@ -267,7 +277,7 @@ def dry_run(verb: str, parameters: dict[str, Any]) -> None:
     from nexuslab.views import estimate  # late: imports torch
 
     given = {k: p.default for k, p in parameters_of(job_notebooks()[verb]).items()} | parameters
-    cfg, rows = estimate(given["system"], given.get("preset") or "base", as_overrides(given), given.get("config"))
+    cfg, rows = estimate(given["system"], given.get("preset"), as_overrides(given), given.get("config"))
     print(cfg.yaml())
     for name, value in rows.items():
         print(f"{name}: {value}")
