@@ -233,8 +233,9 @@ def open_run(
     found = known[-1:] if str(run) == "last" else named(str(run), known)
     if len(found) != 1:
         names = [run_name(k) for k in (found or known)][-5:]
-        raise RunError(f"run {str(run)!r}", found=f"{len(found)} runs of that name in {root / 'runs'}", expected="exactly one",
-                       remedy=f"choose one of {', '.join(names)}" if names else "train one: nexuslab train")
+        told, remedy = f"{len(found)} runs of that name in {root / 'runs'}", f"choose one of {', '.join(names)}"
+        remedy = remedy if names else "train one: nexuslab train"
+        raise RunError(f"run {str(run)!r}", found=told, expected="exactly one", remedy=remedy)
     return found[0]
 
 def run_name(run: Run) -> str:
