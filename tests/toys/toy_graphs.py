@@ -116,7 +116,7 @@ class GraphTask(Task, CanSample, HasLatent):
 
     def step(self, model, batch, cfg, at):
         mean, log_var = model.encode(batch)
-        z = mean + at.normal(mean) * (0.5 * log_var).exp()
+        z = mean + at.normal(mean, "latent") * (0.5 * log_var).exp()
         logit, n = model.head(z)[:, 0], self.weigh(batch)
         centre = global_mean_pool(batch.x, batch.graph, len(batch.label))
         parts = {
