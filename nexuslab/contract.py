@@ -7,7 +7,7 @@ __all__ = ['PROMISES', 'ContractError', 'Case', 'require', 'content', 'some_ids'
            'meta_is_from_train', 'yaml_round_trip', 'probe', 'step_once', 'overfit_one_batch', 'loss_is_sum_of_parts',
            'every_parameter_learns', 'one_batch_overfits', 'metrics_ignore_batch_size', 'perfect_is_ideal', 'StopAt',
            'resume_is_exact', 'resume_with_workers', 'gradients', 'parallel_worker', 'quiet', 'two_processes_agree',
-           'deterministic_noise', 'parallel_noise_worker', 'views_render', 'check_task']
+           'views_render', 'check_task']
 
 # %% ../nbs/engine/10_contract.ipynb #f1f93d9c
 import dataclasses
@@ -259,33 +259,14 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
     out = single.module(batch, dataclasses.replace(where(single, training=False), ids=key.ids))
     if any(not p.additive and p.weight for p in out.parts.values()):
         return "not asked: the loss has a statistic of the batch"
-    case = dataclasses.replace(case)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "gradients.pt"
-        with deterministic_noise():
-            alone = gradients(single)
-        mp.spawn(parallel_noise_worker, (2, case, str(Path(folder) / "meet"), results), nprocs=2)
+        alone = gradients(single)
+        mp.spawn(parallel_worker, (2, case, str(Path(folder) / "meet"), results), nprocs=2)
         together = torch.load(results, weights_only=True)
     worst = max(((alone[k] - together[k]).norm() / alone[k].norm().clamp_min(1e-8)).item() for k in alone)
     require(worst < tolerance, "parallel: two processes give the gradients of one", f"relative difference {worst:.2e}", f"below {tolerance:g}")
     return f"relative difference {worst:.1e}"
-
-# %% ../nbs/engine/10_contract.ipynb #e90003a6
-class deterministic_noise:
-    "A context in which `At.normal` is keyed by item in training, too."
-
-    def __enter__(self):
-        self.before = At.normal
-        before = self.before
-        At.normal = lambda at, like: before(dataclasses.replace(at, training=False), like)
-
-    def __exit__(self, *_):
-        At.normal = self.before
-
-def parallel_noise_worker(rank: int, world: int, case: Case, rendezvous: str, results) -> None:
-    "`parallel_worker` with noise keyed by item."
-    with deterministic_noise():
-        parallel_worker(rank, world, case, rendezvous, results)
 
 # %% ../nbs/engine/10_contract.ipynb #156f054c
 def views_render(case: Case) -> str:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHUNK_BYTES', 'FORMAT', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2', 'Reserved', 'write_zeros', 'arrays_digest',
            'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path', 'ensure_store', 'Ragged',
-           'cores', 'map_parallel', 'signed', 'shift_right', 'scramble', 'keyed_uniform', 'keyed_normal',
-           'split_by_hash', 'Standardiser', 'Source', 'Splits', 'Tensors', 'epoch_order', 'Key', 'Plan', 'Fetch',
-           'KeyStream', 'load', 'eval_keys', 'Movable', 'to_device']
+           'cores', 'map_parallel', 'signed', 'shift_right', 'scramble', 'keyed_words', 'halves', 'keyed_uniform',
+           'keyed_normal', 'split_by_hash', 'Standardiser', 'Source', 'Splits', 'Tensors', 'epoch_order', 'Key', 'Plan',
+           'Fetch', 'KeyStream', 'load', 'eval_keys', 'Movable', 'to_device']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
@@ -289,15 +289,32 @@ def scramble(z: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
     return z ^ shift_right(z, 31)
 
 # %% ../nbs/engine/02_data.ipynb #6cea8360
+def keyed_words(
+    seed: int,  # of the draw, in [0, 2^63)
+    ids: torch.Tensor,  # (B,) int64
+    count: int,  # words an item
+) -> torch.Tensor:
+    "Words that depend on (seed, id, position) only; shape (B, count), int64."
+    ids, places = ids.long(), np.arange(1, count + 1) * GOLDEN
+    if ids.device.type == "cpu":
+        ids = ids.numpy()  # small arrays cost NumPy half of what they cost PyTorch
+    else:
+        places = torch.from_numpy(places).to(ids.device)
+    return torch.as_tensor(scramble(scramble(ids * GOLDEN + seed)[:, None] + places))
+
+def halves(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Two uniform numbers of each word in the open interval (0, 1), float32: 23 bits and a half fill its fraction."
+    low, high = words & ((1 << 23) - 1), shift_right(words, 41)
+    return (low.float() + 0.5) * 2.0**-23, (high.float() + 0.5) * 2.0**-23
+
+# %% ../nbs/engine/02_data.ipynb #8bb1f7f9
 def keyed_uniform(
     seed: int,  # of the draw, in [0, 2^63)
     ids: torch.Tensor,  # (B,) int64
     count: int,  # numbers an item
 ) -> torch.Tensor:
-    "Uniform numbers in the open interval (0, 1) that depend on (seed, id, position) only; shape (B, count), float32."
-    rows = scramble(ids.long() * GOLDEN + seed)
-    cells = scramble(rows[:, None] + torch.arange(1, count + 1, device=ids.device) * GOLDEN)
-    return (shift_right(cells, 41).float() + 0.5) * 2.0**-23  # 23 bits and the half fill a float32's fraction exactly
+    "Uniform numbers in (0, 1) that depend on (seed, id, position) only; shape (B, count), float32."
+    return torch.cat(halves(keyed_words(seed, ids, (count + 1) // 2)), dim=1)[:, :count]
 
 def keyed_normal(
     seed: int,  # of the draw, in [0, 2^63)
@@ -305,8 +322,7 @@ def keyed_normal(
     count: int,  # numbers an item
 ) -> torch.Tensor:
     "Standard normal numbers that depend on (seed, id, position) only; shape (B, count), float32."
-    pairs = (count + 1) // 2
-    u, v = keyed_uniform(seed, ids, 2 * pairs).split(pairs, dim=1)
+    u, v = halves(keyed_words(seed, ids, (count + 1) // 2))
     radius, angle = (-2 * u.log()).sqrt(), 2 * torch.pi * v
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 

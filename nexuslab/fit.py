@@ -361,7 +361,8 @@ def plan_steps(cfg: Config, source: Source, updaters: Sequence[Updater], rank: i
 # %% ../nbs/engine/08_fit.ipynb #ef9ba8f0
 def where(loop: Loop, training: bool = True) -> At:
     "Where the run stands, as a step is told."
-    at = At(step=loop.progress.step, epoch=int(loop.epoch), total_steps=loop.total_steps, training=training, seed=loop.cfg.seed, rank=loop.rank)
+    step, seed = loop.progress.step, loop.cfg.seed
+    at = At(step=step, epoch=int(loop.epoch), total_steps=loop.total_steps, training=training, seed=seed)
     values = {k: v for u in loop.updaters for k, v in u.values(at).items()}
     return dataclasses.replace(at, values=values) if values else at
 
