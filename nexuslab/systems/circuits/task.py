@@ -11,6 +11,7 @@ __all__ = ['PRIOR_DRAWS', 'PEER_STEPS', 'FIGURES', 'TASK', 'CircuitData', 'Circu
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -382,7 +383,7 @@ class CircuitTraining:
         return make_model(cfg, meta)
 
     def step(self, model, batch, cfg, at):
-        out, weights = model(batch, at.normal), cfg.loss
+        out, weights = model(batch, partial(at.normal, name="latent")), cfg.loss
         warmth = at.values["warmth"]
         loss = objective(cfg)(model, batch, out, warmth)
         weight = {"reconstruction": weights.reconstruction, "transfer": weights.transfer, "kl": weights.kl * warmth}
