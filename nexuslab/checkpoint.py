@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'MIGRATIONS', 'ATTEMPTS', 'pack', 'unpack', 'write_synced', 'detached', 'point', 'step_name', 'write_folder',
            'save_checkpoint', 'steps_kept', 'saves', 'pointed', 'find_checkpoint', 'Saved', 'damaged', 'examine_folder',
            'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint', 'inventory', 'load_weights',
-           'prune_checkpoints', 'load', 'model_of']
+           'prune_checkpoints', 'load_run', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -327,12 +327,12 @@ def prune_checkpoints(
         rest.unlink()
 
 # %% ../nbs/engine/07_checkpoint.ipynb #ef45ced4
-def load(
-    self: Run,
+def load_run(
+    run: Run,
     checkpoint: str = "best",  # best, last, step_N or a path
 ) -> tuple[nn.Module, Any, dict]:
-    "The model of a checkpoint in evaluation mode with its configuration and the data's meta."
-    cfg, saved = self.config, open_checkpoint(self.path / "checkpoints", checkpoint)
+    "The model of a checkpoint in evaluation mode with its configuration and the data's meta; also called `Run.load`."
+    cfg, saved = run.config, open_checkpoint(run.path / "checkpoints", checkpoint)
     return model_of(cfg, saved), cfg, saved.manifest["meta"]
 
 def model_of(cfg: Config, saved: Saved) -> nn.Module:
@@ -343,5 +343,3 @@ def model_of(cfg: Config, saved: Saved) -> nn.Module:
     model = get_task(cfg.system).model(cfg, saved.manifest["meta"])
     load_weights(model, saved.weights(), saved.path)
     return model.eval()
-
-Run.load = load

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'ANSWER_SECONDS', 'git', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_rows',
-           'latest', 'slug', 'new_folder', 'Run', 'find_runs', 'open_run', 'config', 'tree', 'root', 'set_status',
-           'status', 'alive', 'history', 'events', 'evaluation', 'keep', 'exclusive', 'request_stop', 'stop_requested',
-           'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id', 'WandbTracker',
-           'ExperimentTracker', 'runs_table', 'comparison']
+           'latest', 'slug', 'new_folder', 'Run', 'find_runs', 'open_run', 'run_name', 'named', 'config', 'tree',
+           'root', 'set_status', 'status', 'alive', 'history', 'events', 'evaluation', 'keep', 'exclusive',
+           'request_stop', 'stop_requested', 'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence',
+           'kept_id', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 import nexuslab
-from .config import Config, Track, flatten, resolve
+from .config import Config, Track, flatten, validated
 from .core import RunError, atomic_path, did_you_mean, digest, file_digest, plain, project_root, read_json, write_json
 from .task import get_task
 
@@ -189,6 +190,24 @@ class Run:
             temporary.write_text(text, encoding="utf-8")
         return self.path / name
 
+    def checkpoint(self, which: str = "best") -> Path:
+        "The folder of a checkpoint: best, last, step_N or a path."
+        from nexuslab.checkpoint import find_checkpoint  # late: a later chapter, and it imports torch
+
+        return find_checkpoint(self.path / "checkpoints", which)
+
+    def load(self, checkpoint: str = "best"):
+        "The model of a checkpoint in evaluation mode, the configuration, and the data's meta."
+        from nexuslab.checkpoint import load_run  # late: as above
+
+        return load_run(self, checkpoint)
+
+    @property
+    def log(self) -> str:
+        "What was told while it trained: one line an evaluation."
+        path = self.path / "log.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
     def __repr__(self) -> str:
         return f"Run({self.path.parent.name}/{self.path.name}: {self.status.get('state')})"
 
@@ -203,7 +222,7 @@ def open_run(
     run: str | Path | Run,  # a path, a name or part of one, or "last"
     root: Path | str | None = None,  # the project root
 ) -> Run:
-    "A run that exists; also called `Run.open`."
+    "A run that exists; also called `Run.open`. A whole name comes before longer ones that contain it."
     if isinstance(run, Run):
         return run
     root = Path(root or project_root())
@@ -211,19 +230,32 @@ def open_run(
         if (place / "config.yaml").is_file():
             return Run(place)
     known = find_runs(root)
-    matching = known[-1:] if str(run) == "last" else [k for k in known if str(run) in f"{k.path.parent.name}/{k.path.name}"]
-    if len(matching) != 1:
-        names = [k.path.name for k in (matching or known)][-5:]
-        raise RunError(f"run {str(run)!r}", found=f"{len(matching)} runs of that name in {root / 'runs'}", expected="exactly one", remedy=f"choose one of {', '.join(names)}" if names else "train one: nexuslab train")
-    return matching[0]
+    found = known[-1:] if str(run) == "last" else named(str(run), known)
+    if len(found) != 1:
+        names = [run_name(k) for k in (found or known)][-5:]
+        told, remedy = f"{len(found)} runs of that name in {root / 'runs'}", f"choose one of {', '.join(names)}"
+        remedy = remedy if names else "train one: nexuslab train"
+        raise RunError(f"run {str(run)!r}", found=told, expected="exactly one", remedy=remedy)
+    return found[0]
+
+def run_name(run: Run) -> str:
+    "System and name of a run, as its path under `runs/`."
+    return f"{run.path.parent.name}/{run.path.name}"
+
+def named(name: str, runs: list[Run]) -> list[Run]:
+    "The runs of exactly this name; else those of this experiment name; else those whose name contains it."
+    experiment = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(name)}-[0-9a-f]{{6}}(-\d+)?")
+    exact = [r for r in runs if name in (r.path.name, run_name(r))]
+    return exact or [r for r in runs if experiment.fullmatch(r.path.name)] or [r for r in runs if name in run_name(r)]
 
 Run.open = staticmethod(open_run)
 
 # %% ../nbs/engine/06_run.ipynb #36ef2a63
 def config(self: Run) -> Config:
-    "The configuration, checked against the system's classes."
-    tree = self.tree
-    return resolve(get_task(tree["system"]), preset=tree["preset"], file=self.path / "config.yaml")
+    "The configuration, checked against the system's classes; a key that the run was made without has its default."
+    presets = get_task(self.tree["system"]).presets
+    make = presets.get(self.tree["preset"]) or next(iter(presets.values()))
+    return validated(type(make()), self.tree)
 
 def tree(self: Run) -> dict:
     "The configuration as it was written, without importing the system."

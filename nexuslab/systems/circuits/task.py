@@ -13,7 +13,7 @@ __all__ = ['PRIOR_DRAWS', 'PEER_STEPS', 'FIGURES', 'TASK', 'CircuitData', 'Circu
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,6 +86,11 @@ class CircuitLoss(Section):
 
 class CircuitConfig(Config):
     "A run of the circuit autoencoder."
+
+    renamed: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("train_ratio", "val_ratio", "test_ratio"), "data.fractions"),
+        "num_samples": "data.circuits", "latent_dim": "model.latent", "num_layers": "model.rounds",
+    }
 
     system: str = Field("circuits", description="name of the system")
     data: CircuitData = Field(default_factory=CircuitData, description="which circuits")

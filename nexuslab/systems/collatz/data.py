@@ -471,7 +471,7 @@ def make_batch(
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #5e577879
 class Stream(Source):
-    "Fresh training numbers without end."
+    "Training numbers without end; in a small range a number comes again."
 
     size = None
 

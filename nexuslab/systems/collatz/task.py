@@ -12,7 +12,7 @@ __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'WATCHED', 'KNOWN', 'DIGITS', 'BITS'
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -71,6 +71,8 @@ class CollatzLoss(Section):
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
 class CollatzConfig(Config):
     "A run of a Collatz transformer."
+
+    renamed: ClassVar[dict[str, str]] = {"vocab_size": "data.base"}
 
     system: str = Field("collatz", description="name of the system")
     data: CollatzData = Field(default_factory=CollatzData, description="which numbers, and how they are spelt")

@@ -154,7 +154,7 @@ DEEPEST = 9  # depth of the classes whose curves are drawn: deeper ones have too
 def learning_curves(
     table: pd.DataFrame,  # of `class_history`
     title: str,
-    numbers: np.ndarray,  # (V,) validation numbers
+    numbers: np.ndarray | None = None,  # (V,) validation numbers: the legend says how many a depth has
 ) -> plt.Figure:
     "Accuracy of every class over training, coloured by depth."
     fig, ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
@@ -162,13 +162,15 @@ def learning_curves(
     if not classes:
         explained_absence(ax, "this run was not evaluated by class while it trained")
         return fig
-    depths, asked = sorted({sum(c) for c in classes}), np.bincount(long_step(numbers).depth, minlength=DEEPEST + 1)
+    depths = sorted({sum(c) for c in classes})
+    asked = None if numbers is None else np.bincount(long_step(numbers).depth, minlength=DEEPEST + 1)
     colours = dict(zip(depths, plt.get_cmap("plasma")(np.linspace(0, 0.9, len(depths))), strict=True))
     for depth in reversed(depths):
         group = [c for c in classes if sum(c) == depth]
         for c in group:
             ax.plot(table.index, table[c], color=colours[depth], lw=0.8, alpha=0.5)
-        label = f"{depth}  ({len(group)} class{'es' * (len(group) > 1)}, {asked[depth]:,} numbers)"
+        label = f"{depth}  ({len(group)} class{'es' * (len(group) > 1)}"
+        label += ")" if asked is None else f", {asked[depth]:,} numbers)"
         marker = "o" if len(table) < 3 else None
         ax.plot(table.index, table[group].mean(axis=1), color=colours[depth], lw=2.2, marker=marker, label=label)
     ax.axhline(0.9, color=GREY, lw=0.8, ls=":")
@@ -253,7 +255,7 @@ def classes(scene: Scene, run: Run) -> pd.DataFrame:
     return table.assign(depth=depth, residue=residue, modulus=2 ** (depth + 1)).sort_values(["depth", "k"]).set_index(["k", "k_prime"])
 
 # %% ../../../nbs/systems/collatz/07_views.ipynb #61dae78d
-COLOURS = dict(zip(LABELS, (BLUE, SKY, ORANGE, YELLOW, "#BBBBBB", "black"), strict=True))
+COLOURS = dict(zip(LABELS, (BLUE, SKY, ORANGE, YELLOW, GREEN, "#F0E442", "#BBBBBB", "black"), strict=True))
 
 def failures(scene: Scene) -> pd.DataFrame:
     "The taxonomy of a scene's failures: counts, shares, intervals and chance rates."
