@@ -23,6 +23,7 @@ from nexuslab.config import (
     validated,
 )
 from nexuslab.core import ConfigError, RunError
+from nexuslab.fit import fit, plan_steps
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
@@ -307,3 +308,19 @@ def test_a_run_has_its_methods_from_the_start(tmp_path):
     run = train(Scripted(steps=2, eval_every=1), tmp_path).run
     assert run.checkpoint("last").name == "step_00000002" and run.checkpoint() == run.checkpoint("best")
     assert run.log.splitlines() == (run.path / "log.txt").read_text().splitlines() and "step 2/2" in run.log
+
+
+def test_epochs_of_an_endless_source(tmp_path):
+    """A stream says what counts as an epoch; for one that says nothing, epochs are refused with the remedy."""
+    task = get_task("toy_tokens")
+    cfg = resolve(task, "smoke", {"epochs": 2, "eval_every": 1})
+    done = fit(task, cfg, Run.create(cfg, tmp_path))
+    history = done.run.history().dropna(subset=["val/loss"])
+    assert done.step == 20 and history["step"].tolist() == [10, 20] and history["epoch"].tolist() == [1, 2]
+    cfg = resolve(get_task("collatz"), overrides={"epochs": 2})
+    splits = get_task("collatz").data(overlay(cfg, {"data.val_size": 1, "data.test_size": 1}), tmp_path)
+    plan, total = plan_steps(cfg, splits.train, [])
+    assert total == 2 * 2**15 // cfg.loader.batch_size and plan.epoch_of(total - 1) == 1
+    splits.train.epoch_size = None
+    with pytest.raises(ConfigError, match="give steps instead of epochs"):
+        plan_steps(cfg, splits.train, [])

@@ -39,6 +39,8 @@ class TokenConfig(Config):
 class Stream(Source):
     """Sequences that are a function of their id; endless when size is None."""
 
+    epoch_size = 40  # ten steps of the smoke preset
+
     def __init__(self, data: TokenData, seed: int, name: str, size: int | None):
         self.data, self.seed, self.name, self.size = data, seed, name, size
 

@@ -481,8 +481,10 @@ class Stream(Source):
         code: Code,
         seed: int,
         device: str | torch.device = "cpu",  # where the examples are made
+        epoch_size: int | None = None,  # numbers that count as an epoch
     ):
         self.numbers, self.code, self.seed, self.device = numbers, code, mix(seed, "train"), torch.device(device)
+        self.epoch_size = epoch_size
 
     def batch(self, ids, setting, generator):
         ids = np.asarray(ids) if self.device.type == "cpu" else torch.as_tensor(ids, device=self.device)

@@ -39,6 +39,7 @@ class CollatzData(Section):
     start_range: tuple[int, int] = Field((1, 2**20), description="smallest n, and one past the largest; at most 2^40 - 1, where int64 is exact")
     base: int = Field(24, ge=2, le=57, description="base of the digits")
     num_samples: int | None = Field(None, ge=1, description="a fixed training set of so many; None: drawn without end")
+    epoch_size: int = Field(2**15, ge=1, description="numbers that count as an epoch where they are drawn without end")
     max_length: int | None = Field(None, ge=2, description="tokens of a sequence, the end token included; None takes as many as the range needs")
     order: Literal["least", "most"] | None = Field(None, description="which digit comes first; None: least for the aligned kind, most for the others")
     ending: Literal["fixed", "end"] = Field("fixed", description="fixed: leading zeros to one width; end: an end token, then padding")
@@ -409,8 +410,11 @@ class CollatzNumbers(Task):
     def data(self, cfg, root):
         store, code = Store(self.prepare(cfg, root)).verify(), cfg.code()
         arrays = store.arrays()
-        train = Fixed(arrays["train"], code) if cfg.data.num_samples else Stream(cfg.numbers(), code, cfg.seed, "cuda" if cfg.data.on_gpu and torch.cuda.is_available() else "cpu")
-        fingerprint = digest([store.manifest["digest"], cfg.seed, cfg.data.model_dump(exclude={"path", "on_gpu"})], 64)
+        device = "cuda" if cfg.data.on_gpu and torch.cuda.is_available() else "cpu"
+        stream = Stream(cfg.numbers(), code, cfg.seed, device, cfg.data.epoch_size)
+        train = Fixed(arrays["train"], code) if cfg.data.num_samples else stream
+        kept = cfg.data.model_dump(exclude={"path", "on_gpu", "epoch_size"})
+        fingerprint = digest([store.manifest["digest"], cfg.seed, kept], 64)
         return Splits(train, Fixed(arrays["val"], code), Fixed(arrays["test"], code), self.meta(train, cfg), fingerprint)
 
     def meta(self, train, cfg):
