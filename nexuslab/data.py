@@ -382,6 +382,7 @@ class Source(ABC):
     "A split of a dataset, or an endless stream."
 
     size: int | None  # examples; None for an endless stream
+    epoch_size: int | None = None  # of an endless stream: examples that count as an epoch
 
     @abstractmethod
     def batch(
@@ -458,17 +459,19 @@ class Plan:
         rank: int = 0,  # this process
         world: int = 1,  # processes
         setting: Callable[[int], dict] = lambda step: {},  # step -> what the curriculum says
+        epoch_size: int | None = None,  # of an endless source: examples that count as an epoch
     ):
         self.size, self.loader, self.seed, self.accumulate, self.rank, self.world, self.setting = size, loader, seed, accumulate, rank, world, setting
         self.per_step = loader.batch_size * accumulate * world
-        whole, rest = divmod(size, self.per_step) if size else (0, 0)
-        self.steps_per_epoch = None if size is None else whole + (1 if rest and not (loader.drop_last and whole) else 0)
+        length = epoch_size if size is None else size
+        whole, rest = divmod(length or 0, self.per_step)
+        self.steps_per_epoch = None if length is None else whole + (1 if rest and not (loader.drop_last and whole) else 0)
         if size == 0:
             raise DataError("the training split", found="no examples", expected="at least one", remedy="prepare a larger dataset")
         self._epoch, self._order = None, None
 
     def epoch_of(self, step: int) -> int:
-        "The epoch of a step; an endless source stays in epoch 0."
+        "The epoch of a step; an endless source that declares none stays in epoch 0."
         return step // self.steps_per_epoch if self.steps_per_epoch else 0
 
     def global_ids(self, step: int) -> np.ndarray:

@@ -352,9 +352,11 @@ def plan_steps(cfg: Config, source: Source, updaters: Sequence[Updater], rank: i
     def setting(step: int) -> dict:
         return {k: v for u in updaters for k, v in u.setting(step, total).items()}
 
-    plan = Plan(source.size, cfg.loader, cfg.seed, cfg.optim.accumulate, rank, world, setting)
+    plan = Plan(source.size, cfg.loader, cfg.seed, cfg.optim.accumulate, rank, world, setting, source.epoch_size)
     if cfg.budget.epochs and plan.steps_per_epoch is None:
-        raise ConfigError("budget.epochs", found=cfg.budget.epochs, expected="steps, since the training source is endless", remedy="give a number of steps instead")
+        expected = "steps, since the training source is endless and says not what an epoch is"
+        remedy = "give steps instead of epochs, or give the source an epoch_size"
+        raise ConfigError("budget.epochs", found=cfg.budget.epochs, expected=expected, remedy=remedy)
     total = cfg.budget.steps or cfg.budget.epochs * plan.steps_per_epoch
     return plan, total
 
