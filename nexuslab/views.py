@@ -29,10 +29,10 @@ from .checkpoint import find_checkpoint
 from .config import Config, overlay, resolve
 from .contract import probe, step_once
 from .core import ConfigError, FormatError, atomic_path, did_you_mean, project_root, read_bytes, read_json
-from .data import Fetch, Splits, eval_keys, load
+from .data import Fetch, Splits, eval_keys, leaves, load
 from .fit import Loop, forward_backward, plan_steps, where
 from .run import Run
-from .task import HasLatent, Task, get_task, leaves
+from .task import HasLatent, Task, get_task
 
 # %% ../nbs/engine/12_views.ipynb #639324e9
 def describe(batch: Any, name: str = "batch") -> pd.DataFrame:
