@@ -7,18 +7,22 @@ __all__ = ['CHUNK_BYTES', 'FORMAT', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2', 'Reser
            'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path', 'ensure_store', 'Ragged',
            'cores', 'map_parallel', 'signed', 'shift_right', 'scramble', 'keyed_words', 'halves', 'keyed_uniform',
            'keyed_normal', 'split_by_hash', 'Standardiser', 'Source', 'Splits', 'Tensors', 'epoch_order', 'Key', 'Plan',
-           'Fetch', 'KeyStream', 'load', 'eval_keys', 'Movable', 'to_device']
+           'seed_generators', 'Fetch', 'load', 'through_workers', 'eval_keys', 'Movable', 'Listed', 'parts_of',
+           'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'to_device', 'put_together']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
+import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
+import random
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -493,6 +497,12 @@ class Plan:
         return [Key(step, ids, setting) for ids in mine if len(ids)]
 
 # %% ../nbs/engine/02_data.ipynb #93edf497
+def seed_generators(seed: int) -> None:
+    "Seed the default generators of PyTorch (on the CPU), NumPy and Python."
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
 class Fetch(Dataset):
     "A source behind keys, as `DataLoader` wants it."
 
@@ -500,20 +510,12 @@ class Fetch(Dataset):
         self.source, self.seed, self.generator = source, seed, torch.Generator()
 
     def __getitem__(self, key: Key):
+        seed = mix(self.seed, key.step, int(key.ids[0]))
         if get_worker_info() is not None:
             torch.set_num_threads(1)
-        self.generator.manual_seed(mix(self.seed, key.step, int(key.ids[0])))
+            seed_generators(seed)
+        self.generator.manual_seed(seed)
         return self.source.batch(key.ids, key.setting, self.generator)
-
-class KeyStream:
-    "The keys of steps start .. stop - 1, as a sampler that can be iterated afresh."
-
-    def __init__(self, plan: Plan, start: int, stop: int):
-        self.plan, self.start, self.stop = plan, start, stop
-
-    def __iter__(self) -> Iterator[Key]:
-        for step in range(self.start, self.stop):
-            yield from self.plan.micro(step)
 
 # %% ../nbs/engine/02_data.ipynb #56460d87
 def load(
@@ -523,22 +525,30 @@ def load(
     stop: int,  # one past the last step
 ) -> Iterator[list[tuple[Key, Any]]]:
     "For each step its micro-batches with their keys. Closing the iterator stops the workers."
-    fetch, options = Fetch(source, plan.seed), plan.loader
-    if options.num_workers == 0:
+    fetch = Fetch(source, plan.seed)
+    if plan.loader.num_workers == 0:
         for step in range(start, stop):
             yield [(key, fetch[key]) for key in plan.micro(step)]
         return
     while start < stop:  # once for all epochs, or once an epoch
-        end = stop if options.persistent_workers or not plan.steps_per_epoch else min(stop, (plan.epoch_of(start) + 1) * plan.steps_per_epoch)
-        loader = DataLoader(
-            fetch, sampler=KeyStream(plan, start, end), batch_size=None, num_workers=options.num_workers,
-            prefetch_factor=options.prefetch, pin_memory=options.pin_memory,
-            generator=torch.Generator().manual_seed(plan.seed),
-        )
-        batches = iter(loader)
-        for step in range(start, end):
-            yield [(key, next(batches)) for key in plan.micro(step)]
+        end = stop
+        if plan.steps_per_epoch and not plan.loader.persistent_workers:
+            end = min(stop, (plan.epoch_of(start) + 1) * plan.steps_per_epoch)
+        yield from through_workers(fetch, plan, start, end)
         start = end
+
+# %% ../nbs/engine/02_data.ipynb #2dd666f1
+def through_workers(fetch: Fetch, plan: Plan, start: int, stop: int) -> Iterator[list[tuple[Key, Any]]]:
+    "The same by the workers of one `DataLoader`, which runs ahead: its keys are kept until their batches arrive."
+    keys, ahead = itertools.tee(map(plan.micro, range(start, stop)))
+    options = plan.loader
+    batches = iter(DataLoader(
+        fetch, sampler=itertools.chain.from_iterable(ahead), batch_size=None, num_workers=options.num_workers,
+        prefetch_factor=options.prefetch, pin_memory=options.pin_memory,
+        generator=torch.Generator().manual_seed(mix(plan.seed, "workers", start)),
+    ))
+    for micro in keys:
+        yield [(key, next(batches)) for key in micro]
 
 # %% ../nbs/engine/02_data.ipynb #7b1a33c9
 def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, world: int = 1) -> list[Key]:
@@ -549,13 +559,80 @@ def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, worl
     ids = np.arange(source.size)
     return [Key(0, ids[i : i + size], setting) for i in range(rank * size, len(ids), world * size)]
 
-# %% ../nbs/engine/02_data.ipynb #7ad1c623
+# %% ../nbs/engine/02_data.ipynb #c3270845
 @runtime_checkable
 class Movable(Protocol):
     "Anything with a `to`, such as a PyG batch or a system's own."
 
     def to(self, device): ...
 
+@runtime_checkable
+class Listed(Protocol):
+    "Anything that gives its content as a dictionary, such as PyG's `Data`, `HeteroData` and `Batch`."
+
+    def to_dict(self): ...
+
+def parts_of(batch: Any) -> dict[Any, Any]:
+    "The parts of a batch by key, index or attribute; none for a dense tensor, an array, a name."
+    if isinstance(batch, torch.Tensor):
+        return {} if batch.layout is torch.strided else sparse_parts(batch)
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, (list, tuple)):
+        return dict(enumerate(batch))
+    if isinstance(batch, type):
+        return {}
+    if dataclasses.is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    if isinstance(batch, Listed):
+        return batch.to_dict()
+    return vars(batch) if isinstance(batch, Movable) else {}
+
+def sparse_parts(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    "The dense tensors that a sparse one is made of."
+    if matrix.layout is torch.sparse_coo:
+        matrix = matrix.coalesce()
+        return {"indices": matrix.indices(), "values": matrix.values()}
+    rows = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ends, places = ("crow_indices", "col_indices") if rows else ("ccol_indices", "row_indices")
+    return {name: getattr(matrix, name)() for name in (ends, places, "values")}
+
+# %% ../nbs/engine/02_data.ipynb #2c8ac145
+def leaves(
+    batch: Any,  # whatever `parts_of` knows, as deep as it goes
+    name: str = "batch",  # what the path begins with
+) -> list[tuple[str, torch.Tensor | np.ndarray]]:
+    "Every tensor and array of a batch, with the path that leads to it: `batch[0]`, `batch.graph.edge`."
+    found = list(walk(batch, name))
+    if not found:
+        known = "tensors or arrays in dictionaries, lists, tuples, dataclasses, PyG's graphs, or objects with to_dict()"
+        remedy = "make the batch of these, or give its class a to_dict()"
+        raise DataError(f"a batch of type {type(batch).__name__}", found="nothing in it", expected=known, remedy=remedy)
+    return found
+
+def walk(batch: Any, name: str) -> Iterator[tuple[str, torch.Tensor | np.ndarray]]:
+    "The leaves below a path."
+    parts = parts_of(batch)
+    if not parts and isinstance(batch, (torch.Tensor, np.ndarray)):
+        yield name, batch
+    for key, part in parts.items():
+        key = "__".join(map(str, key)) if isinstance(key, tuple) else key  # PyG's edge types, as PyG writes them
+        yield from walk(part, f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}")
+
+# %% ../nbs/engine/02_data.ipynb #971f11db
+def content(batch: Any) -> str:
+    "A digest of a batch: paths, types, shapes and bytes of its tensors."
+    return arrays_digest({path: as_array(leaf) for path, leaf in leaves(batch)})
+
+def as_array(leaf: torch.Tensor | np.ndarray) -> np.ndarray:
+    "The numbers as an array; of a type that NumPy lacks, such as bfloat16, its bits."
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    leaf = leaf.detach().cpu().resolve_conj().resolve_neg()
+    lacking = leaf.is_floating_point() and leaf.dtype not in (torch.float16, torch.float32, torch.float64)
+    return (leaf.contiguous().view({1: torch.uint8, 2: torch.int16}[leaf.itemsize]) if lacking else leaf).numpy()
+
+# %% ../nbs/engine/02_data.ipynb #59ced894
 def to_device(batch: Any, device: torch.device) -> Any:
     "The batch on a device, whatever its structure; what cannot move is passed on as it is."
     if isinstance(batch, torch.Tensor):
@@ -564,11 +641,23 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return type(batch)([to_device(v, device) for v in batch])
     if isinstance(batch, Movable):
         return batch.to(device)
-    if isinstance(batch, dict):
-        return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        moved = [to_device(v, device) for v in batch]
-        return type(batch)(*moved) if isinstance(batch, tuple) and type(batch) is not tuple else type(batch)(moved)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(batch, **{f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch)})
-    return batch
+    if isinstance(batch, Listed) and not dataclasses.is_dataclass(batch):
+        return batch
+    moved = {key: to_device(part, device) for key, part in parts_of(batch).items()}
+    return put_together(batch, moved) if moved else batch
+
+def put_together(batch: Any, parts: dict[Any, Any]) -> Any:
+    "A container like `batch` with other parts."
+    if isinstance(batch, tuple):
+        return tuple(parts.values()) if type(batch) is tuple else type(batch)(*parts.values())
+    if isinstance(batch, list):
+        return type(batch)(parts.values())
+    if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
+        return parts
+    other = copy.copy(batch)
+    for key, part in parts.items():
+        if isinstance(batch, Mapping):
+            other[key] = part
+        else:
+            object.__setattr__(other, key, part)  # a frozen dataclass, too
+    return other
