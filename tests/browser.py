@@ -1,5 +1,7 @@
 """The system's Chromium under Playwright, and JupyterLab on loopback."""
+import ast
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -43,6 +45,36 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def runtime(home: Path) -> Path:
+    """Where JupyterLab writes the connection files of its kernels."""
+    return home / ".jupyter" / "runtime"
+
+
+@contextlib.contextmanager
+def kernel_of(home: Path):
+    """Yields a function that runs code in the newest kernel, between its other work, and gives an expression's value."""
+    from jupyter_client import BlockingKernelClient
+
+    files = sorted(runtime(home).glob("kernel-*.json"), key=lambda path: path.stat().st_mtime)
+    client = BlockingKernelClient(connection_file=str(files[-1]))
+    client.load_connection_file()
+    client.start_channels(iopub=False, stdin=False, hb=False)
+
+    def run(code: str, value: str = "None", seconds: float = 60):
+        asked = client.execute(code, user_expressions={"value": f"__import__('json').dumps({value})"})
+        while (reply := client.get_shell_msg(timeout=seconds))["parent_header"]["msg_id"] != asked:
+            continue
+        assert reply["content"]["status"] == "ok", "\n".join(reply["content"]["traceback"])
+        found = reply["content"]["user_expressions"]["value"]
+        assert found["status"] == "ok", found
+        return json.loads(ast.literal_eval(found["data"]["text/plain"]))
+
+    try:
+        yield run
+    finally:
+        client.stop_channels()
+
+
 @contextlib.contextmanager
 def jupyter_lab(folder: Path, home: Path):
     """JupyterLab on loopback with a token; yields the address of a file name."""
@@ -52,7 +84,9 @@ def jupyter_lab(folder: Path, home: Path):
     quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True, exist_ok=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question about news over the charts
-    environment = os.environ | {"NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
+    places = {"NEXUSLAB_HOME": home, "JUPYTER_CONFIG_DIR": home / ".jupyter", "JUPYTERLAB_SETTINGS_DIR": settings}
+    places |= {"JUPYTER_RUNTIME_DIR": runtime(home)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place) for name, place in places.items()}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
