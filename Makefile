@@ -24,7 +24,7 @@ $(VENV)/.installed: settings.ini setup.py constraints.txt
 	@touch $@
 
 train: install       ## train the circuits system for 200 epochs and print its test figures
-	$(BIN)/papermill nbs/03_train.ipynb -p epochs 200
+	$(BIN)/nexuslab train --epochs 200
 	@$(BIN)/nexuslab runs --latest
 
 tools:               ## programs the tests use: ngspice, chromium, postgresql

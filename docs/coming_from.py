@@ -185,10 +185,10 @@ def remedies() -> list[dict]:
 def unknown_remedies() -> list[str]:
     """Remedies that name an option, a key or a place that is not here."""
     from nexuslab.jobs import job_notebooks, parameters_of  # late: the page needs no import
-    from nexuslab.task import get_task, list_tasks
+    from nexuslab.task import list_tasks
 
     options = {p.replace("_", "-") for path in job_notebooks().values() for p in parameters_of(path)} | {"dry-run", "logdir"}
-    keys = set().union(*(known_keys(s) for s in list_tasks() if vars(type(get_task(s))).get("presets")))
+    keys = set().union(*(known_keys(s) for s in list_tasks()))
     found = []
     for section in remedies():
         for symptom, _, remedy, places in section["rows"]:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_JSON', 'MAX_YAML', 'MAX_DEPTH', 'MAX_NODES', 'SEAL', 'NexusError', 'ConfigError', 'FormatError', 'DataError',
-           'ModelError', 'RunError', 'CheckpointError', 'TrainingError', 'did_you_mean', 'project_root', 'sync_folder',
-           'atomic_path', 'plain', 'write_json', 'read_bytes', 'parse', 'depth_of', 'parse_json', 'read_json',
-           'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml', 'digest', 'file_digest', 'write_sealed',
+           'ModelError', 'RunError', 'CheckpointError', 'TrainingError', 'Interrupted', 'did_you_mean', 'project_root',
+           'sync_folder', 'atomic_path', 'plain', 'write_json', 'read_bytes', 'parse', 'depth_of', 'parse_json',
+           'read_json', 'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml', 'digest', 'file_digest', 'write_sealed',
            'read_sealed', 'mix']
 
 # %% ../nbs/engine/00_core.ipynb #4e62db9e
@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+import nexuslab
 
 # %% ../nbs/engine/00_core.ipynb #f39ffcae
 class NexusError(Exception):
@@ -75,6 +78,11 @@ class CheckpointError(NexusError):
 class TrainingError(NexusError):
     "Training cannot go on: a non-finite loss, memory, a lost worker."
 
+class Interrupted(NexusError):
+    "A signal ended a job, a study or a training before its end; `number` is the signal's, where it is known."
+
+    number = int(signal.SIGINT)
+
 # %% ../nbs/engine/00_core.ipynb #43c191dd
 def did_you_mean(
     name: str,  # what was typed
@@ -95,7 +103,7 @@ def project_root(
     if home:
         return Path(home).expanduser().resolve()
     here = Path(start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
+    for folder in (here, *here.parents, Path(nexuslab.__file__).resolve().parents[1]):
         settings = folder / "settings.ini"
         if settings.is_file() and "lib_name = nexuslab" in settings.read_text(encoding="utf-8"):
             return folder

@@ -26,6 +26,8 @@ import api  # noqa: E402  the path is set above
 import coming_from  # noqa: E402
 import execution  # noqa: E402
 
+from nexuslab.task import list_tasks  # noqa: E402
+
 pytestmark = pytest.mark.xdist_group("docs")
 
 
@@ -135,6 +137,15 @@ def test_a_term_without_a_place_is_found(monkeypatch):
 def test_every_remedy_exists():
     assert sum(len(s["rows"]) for s in coming_from.remedies()) > 20
     assert coming_from.unknown_remedies() == []
+
+
+def test_remedies_may_name_a_key_of_any_system(monkeypatch):
+    own = [sorted(coming_from.known_keys(s) - coming_from.known_keys(None)) for s in list_tasks()]
+    assert len(own) >= 4 and all(own)
+    keys = [keys[0] for keys in own]
+    rows = [["symptom", "why", f"-o {key}=1", ["option:train.overrides"]] for key in [*keys, "model.nosuch"]]
+    monkeypatch.setattr(coming_from, "remedies", lambda: [{"heading": "one", "rows": rows}])
+    assert coming_from.unknown_remedies() == ["-o model.nosuch=1: no key model.nosuch"]
 
 
 def test_the_sixth_system_trains_and_keeps_the_contract(tmp_path):

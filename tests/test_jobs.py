@@ -15,8 +15,18 @@ import pytest
 import yaml
 
 from nexuslab.config import SHORT, Config
-from nexuslab.core import NexusError
-from nexuslab.jobs import INJECTED, begin, job_notebooks, main, parameters_of, run_job
+from nexuslab.core import NexusError, project_root
+from nexuslab.jobs import (
+    INJECTED,
+    begin,
+    job_notebooks,
+    main,
+    parameters_cell,
+    parameters_of,
+    read_parameters,
+    released_notebook,
+    run_job,
+)
 from nexuslab.run import Run, find_runs
 from nexuslab.task import list_tasks
 
@@ -77,7 +87,9 @@ def test_papermill_off_a_terminal(home, how, tmp_path):
         done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", *SMOKE], cwd=ROOT, stdin=stdin, stdout=out, stderr=subprocess.STDOUT, timeout=180)
     assert done.returncode == 0, (tmp_path / "out.txt").read_text()[-3000:]
     whole(home)
-    assert fingerprint() == before and "cells" not in (tmp_path / "out.txt").read_text()
+    told = (tmp_path / "out.txt").read_text()
+    assert fingerprint() == before and "cells" not in told and "eavesdropping" not in told
+    assert Path(re.search(r"Output Notebook: (.+)", told)[1]).exists()
 
 
 def test_explicit_output_is_respected(home, tmp_path):
@@ -125,6 +137,9 @@ def test_the_command_refuses_bad_input(home, arguments, words, capfd):
         ({"overrides": "seed"}, "key=value"),
         ({"resume": "nothing"}, "run 'nothing'"),
         ({"config": "nothing.yaml"}, "configuration file"),
+        ({"device": "cuda:99"}, "compute.device"),
+        ({"init_from": "nothing"}, "run 'nothing'"),
+        ({"epochs": 3, "overrides": {"epochs": 4}}, "epochs is given twice"),
     ],
 )
 def test_a_job_refuses_bad_input_before_any_work(home, given, words):
@@ -218,3 +233,86 @@ def test_dry_run_builds_no_run(home, capfd):
     text = capfd.readouterr().out
     assert "parameters:" in text and "time: about" in text and yaml.safe_load(text.split("parameters: ")[0])["system"] == "toy_graphs"
     assert not find_runs(home)
+
+
+def test_called_from_anywhere_jobs_work_in_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("NEXUSLAB_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == ROOT
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    assert project_root() == tmp_path
+
+
+def test_an_edited_cell_changes_no_command(home, monkeypatch, capfd, tmp_path):
+    """JupyterLab saves by itself: the command keeps its defaults and help, and says what was edited."""
+    path = tmp_path / "03_train.ipynb"
+    text = job_notebooks()["train"].read_text().replace("epochs = None", "epochs = 7")
+    path.write_text(text.replace('system = \\"circuits', 'system = \\"nosuch').replace('preset = \\"base', 'preset = \\"paper'))
+    cell = parameters_cell(json.loads(path.read_text()))
+    assert read_parameters("".join(cell["source"]))["system"].default == "nosuch"
+    monkeypatch.setattr("nexuslab.jobs.job_notebooks", lambda: {"train": path})
+    assert main(["train", "--system", "toy_graphs", "--epochs", "1", "--dry-run"]) == 0
+    printed = capfd.readouterr()
+    assert "preset: base" in printed.out and "parameters: " in printed.out
+    assert "03_train.ipynb has been edited: system = 'nosuch' (default 'circuits')" in printed.err
+    assert "epochs = 7 (default None)" in printed.err
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "nosuch" not in capfd.readouterr().out
+    assert "nosuch" not in released_notebook("train") and len(json.loads(released_notebook("train"))["cells"]) > 10
+
+
+def test_released_defaults_are_those_of_the_notebooks():
+    for verb, path in job_notebooks().items():
+        cell = "".join(parameters_cell(json.loads(path.read_text()))["source"])
+        assert read_parameters(cell) == parameters_of(path), f"{verb}: export it (nbdev_export)"
+
+
+@pytest.mark.xdist_group("jobs")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--resume", "last", "--system", "circuits"], "system: 'toy_graphs' -> 'circuits'"),
+        (["train", "--resume", "last", "--preset", "base"], "preset: 'smoke' -> 'base'"),
+        (["train", "--resume", "last", "--name", "mine"], "name: None -> 'mine'"),
+        (["train", "--resume", "last", "--config", "base.yaml"], "preset: 'smoke' -> 'base'"),
+        (["train", "--resume", "last", "--init-from", "last"], "init_from: None -> '"),
+        (["evaluate", "--split", "tset"], "did you mean test?"),
+        (["evaluate", "--checkpoint", "step_7"], "checkpoint 'step_7'"),
+        (["evaluate", "--device", "cuda:99"], "compute.device"),
+        (["sample", "--inputs", "[1]"], "answers no inputs"),
+        (["analyse", "--views", "latnt"], "did you mean latent?"),
+        (["compare", "--system", "circuits", "--runs", "last"], "of another system"),
+        (["compare", "--split", "tset"], "did you mean test?"),
+    ],
+)
+def test_what_a_job_would_ignore_is_refused(trained, arguments, words, monkeypatch, capfd):
+    """Without a kernel, by the dry run, which asks what the job asks."""
+    home = trained("toy_graphs")
+    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+    (home / "base.yaml").write_text("preset: base\nepochs: 5")
+    name = find_runs(home)[0].path.name
+    assert main([*(name if word == "last" else word for word in arguments), "--dry-run"]) == 2
+    assert words in capfd.readouterr().err
+
+
+@pytest.mark.xdist_group("jobs")
+def test_dry_runs_of_finished_runs(trained, monkeypatch, capfd):
+    home = trained("toy_graphs")
+    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+    run, kept, told = find_runs(home)[0], sorted(home.rglob("*")), {}
+    name = run.path.name
+    longer = ["train", "--resume", name, "--epochs", "9", "--restore-best", "false"]
+    evaluate = ["evaluate", "--run", name, "--split", "val", "--checkpoint", "last"]
+    others = ["sample", "--run", name, "--n", "5"], ["analyse", "--run", name], ["compare", "--runs", name]
+    for arguments in (evaluate, *others, longer):
+        assert main([*arguments, "--dry-run"]) == 0, arguments
+        told[arguments[0]] = capfd.readouterr().out
+    step = json.loads((run.path / "checkpoints" / "last.json").read_text())["step"]
+    assert all(words in told["evaluate"] for words in (f"run: {run.path}", f"step_{step:08d}", "split: val"))
+    assert "n: 5" in told["sample"] and str(run.path / "samples") in told["sample"]
+    assert "views: latent" in told["analyse"] and f"runs: {name}" in told["compare"]
+    asked = yaml.safe_load(told["train"].split("resume: ")[0])
+    assert asked["budget"]["epochs"] == 9 and asked["stop"]["restore_best"] is False and asked["preset"] == "smoke"
+    assert f"resume: {run.path}" in told["train"] and "checkpoint: last" in told["train"]
+    assert sorted(home.rglob("*")) == kept

@@ -1,8 +1,10 @@
 """Studies: bad trials are cut short, every storage goes on where it stood, and the best configuration trains."""
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import time
 import warnings
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from optuna.trial import TrialState
 from tiny import Scripted, train
 
 from nexuslab.config import overlay, resolve
-from nexuslab.core import ConfigError
-from nexuslab.fit import fit
-from nexuslab.run import Run
+from nexuslab.core import ConfigError, Interrupted
+from nexuslab.fit import CHECK_SECONDS, fit
+from nexuslab.run import Run, find_runs
 from nexuslab.task import get_task
 from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, tune
 
@@ -59,6 +61,57 @@ def test_pruning_prunes(tmp_path):
         assert status["step"] == (12 if trial.number < 4 else 3)
         assert (status["state"] == "stopped" and status["reason"].startswith("pruned")) == (trial.number >= 4)
     assert [t for t in told if t.startswith("best trial: 0\nvalue: 0\nparameters:")]
+
+
+class Disturbed(Scripted):
+    """The second trial is asked to end in its sixth step: by SIGTERM, or by a request in its run directory."""
+
+    def __init__(self, root, act):
+        super().__init__(steps=12, eval_every=3)
+        self.root, self.act = root, act
+
+    def space(self, trial):
+        self.number = trial.number
+        return {"optim.lr": trial.suggest_float("lr", 0.01, 0.1)}
+
+    def step(self, model, batch, cfg, at):
+        if self.number == 1 and at.training and at.step == 5:
+            self.act(self)
+        return super().step(model, batch, cfg, at)
+
+    def request(self):
+        find_runs(self.root)[-1].request_stop()
+        time.sleep(2 * CHECK_SECONDS)
+
+
+def test_a_signal_ends_the_study(tmp_path):
+    """The trial that it cut short is no result: it fails, and the next call begins with its parameters."""
+    task = Disturbed(tmp_path, lambda task: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM in trial 1"):
+        tune(task, task.config, trials=4, root=tmp_path, write=lambda text: None)
+    assert signal.getsignal(signal.SIGTERM) == before
+    study = open_study("tiny-base", open_storage(None, tmp_path / "runs" / ".studies" / "tiny-base"), task.config, 0)
+    assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert find_runs(tmp_path)[-1].status["state"] == "interrupted"
+    done = tune(task, task.config, trials=4, root=tmp_path, write=lambda text: None)
+    assert states(done.study)[:3] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert sum(s in (TrialState.COMPLETE, TrialState.PRUNED) for s in states(done.study)) == 4
+    assert done.study.trials[2].params == done.study.trials[1].params
+
+
+def test_a_trial_that_a_person_stops_is_no_result(tmp_path):
+    task = Disturbed(tmp_path, Disturbed.request)
+    done = tune(task, task.config, trials=3, root=tmp_path, write=lambda text: None)
+    assert states(done.study) == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+
+
+def test_a_study_refuses_what_it_would_ignore(tmp_path):
+    task = Scripted(steps=12, eval_every=3)
+    with pytest.raises(ConfigError, match="compute.processes"):
+        tune(task, overlay(task.config, {"processes": 2}), trials=1, root=tmp_path)
+    named = tune(task, overlay(task.config, {"name": "mine"}), trials=1, root=tmp_path, write=lambda text: None)
+    assert named.study.study_name == "mine"
 
 
 def test_pruner_reports_evaluations_only(tmp_path):
