@@ -471,16 +471,17 @@ FIXED = ("system", "preset", "name", "init_from")  # keys of a configuration tha
 
 def resumed(run, given: dict[str, Any], chosen: set[str]):
     "The configuration of a run that goes on: its own, changed by a file and by parameters. What is fixed is refused."
-    from nexuslab.config import overlay, read_yaml  # late: these import torch
+    from nexuslab.config import overlay, read_layer  # late: these import torch
 
-    old = run.config
-    file = read_yaml(given["config"]) if given.get("config") else {}
-    cfg = overlay(overlay(old, file), as_overrides(given) | {k: given[k] for k in FIXED[:2] if k in chosen})
-    wrong = [k for k in FIXED if getattr(cfg, k) != getattr(old, k)]
-    if wrong:
-        told = "; ".join(f"{k}: {getattr(old, k)!r} -> {getattr(cfg, k)!r}" for k in wrong)
-        raise ConfigError(f"resuming {run.path.name}", found=told, expected=f"the run's own {', '.join(wrong)}",
-                          remedy=f"leave {', '.join(wrong)} out; or leave resume out, to start a new run")
+    cfg = run.config
+    layers = [read_layer(given["config"])] if given.get("config") else []
+    for layer in (*layers, as_overrides(given) | {k: given[k] for k in ("system", "preset") if k in chosen}):
+        wrong = [k for k in FIXED if layer.get(k, getattr(cfg, k)) not in (getattr(cfg, k), None)]
+        if wrong:
+            told = "; ".join(f"{k}: {getattr(cfg, k)!r} -> {layer[k]!r}" for k in wrong)
+            raise ConfigError(f"resuming {run.path.name}", found=told, expected=f"the run's own {', '.join(wrong)}",
+                              remedy=f"leave {', '.join(wrong)} out; or leave resume out, to start a new run")
+        cfg = overlay(cfg, {k: v for k, v in layer.items() if k not in FIXED})
     return cfg
 
 # %% ../nbs/engine/14_jobs.ipynb #8f703f44
