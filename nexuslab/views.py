@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['POLICY', 'TAGS', 'describe', 'parameter_table', 'learning_rate_range', 'gradient_norms', 'batch_costs',
-           'cost_of_steps', 'estimate', 'smooth', 'plot_curves', 'project', 'is_class', 'scatter', 'silhouette',
-           'encode_split', 'latent_map', 'once_a_checkpoint', 'render_views', 'harmless', 'clean_html', 'fenced',
-           'embedded', 'figures_table', 'summary_cells', 'report', 'received_cells', 'write_html', 'comparison_report']
+           'cost_of_steps', 'cost_of_run', 'estimate', 'smooth', 'plot_curves', 'project', 'is_class', 'scatter',
+           'silhouette', 'encode_split', 'latent_map', 'once_a_checkpoint', 'known_views', 'render_views', 'harmless',
+           'clean_html', 'fenced', 'embedded', 'figures_table', 'summary_cells', 'report', 'received_cells',
+           'write_html', 'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
 import base64
@@ -114,10 +115,8 @@ def cost_of_steps(loop: Loop) -> tuple[float, float]:
     return memory / 2**20, (loop.total_steps - 1) * loop.plan.per_step / seconds
 
 # %% ../nbs/engine/12_views.ipynb #3f7933a1
-def estimate(system: str, preset: str | None, overrides: dict[str, Any], file: str | None = None) -> tuple[Config, dict[str, Any]]:
-    "The resolved configuration, and what a run of it would take: parameters, steps, memory, time."
-    task = get_task(system)
-    cfg = resolve(task, preset, overrides, file)
+def cost_of_run(task: Task, cfg: Config) -> dict[str, Any]:
+    "What a run would take: parameters, steps, memory, time. Builds its data."
     task.prepare(cfg, project_root())
     splits = task.data(cfg, project_root())
     loop = probe(task, cfg, splits)
@@ -126,7 +125,18 @@ def estimate(system: str, preset: str | None, overrides: dict[str, Any], file: s
     memory, rate = cost_of_steps(loop) if loop.total_steps > 1 else (float("nan"), float("nan"))
     minutes = total * loop.plan.per_step / rate / 60
     count = sum(p.numel() for p in loop.model.parameters())
-    return cfg, {"parameters": f"{count:,}", "steps": f"{total:,}", "memory": f"about {memory:,.0f} MiB", "time": f"about {minutes:.1f} minutes of training steps on this machine"}
+    return {"parameters": f"{count:,}", "steps": f"{total:,}", "memory": f"about {memory:,.0f} MiB",
+            "time": f"about {minutes:.1f} minutes of training steps on this machine"}
+
+def estimate(
+    system: str, preset: str | None,
+    overrides: dict[str, Any],  # dotted or short names
+    file: str | None = None,  # YAML with changes
+) -> tuple[Config, dict[str, Any]]:
+    "The resolved configuration, and what a run of it would take."
+    task = get_task(system)
+    cfg = resolve(task, preset, overrides, file)
+    return cfg, cost_of_run(task, cfg)
 
 # %% ../nbs/engine/12_views.ipynb #38fae195
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
@@ -236,19 +246,25 @@ def once_a_checkpoint(make: Callable) -> Callable:
     return look
 
 # %% ../nbs/engine/12_views.ipynb #a692cec4
+def known_views(task: Task, names: list[str] | str | None = None) -> list[str]:
+    "The names of these views of a system, or of all; an unknown one is refused."
+    views = task.views()
+    chosen = [names] if isinstance(names, str) else names or list(views)
+    for name in chosen:
+        if name not in views:
+            raise ConfigError(f"unknown view {name!r} of {task.name}", found=name, expected="a view of the system",
+                              remedy=did_you_mean(name, views))
+    return chosen
+
 def render_views(
     task: Task,
     run: Run,
-    names: list[str] | None = None,  # all by default
+    names: list[str] | str | None = None,  # all by default
     write: Callable[[str], None] = print,
 ) -> dict[str, Path]:
-    "Draw every view a system declares into the run's figures/; name -> file (PNG for a figure, CSV for a table)."
-    views = task.views()
-    for name in names or []:
-        if name not in views:
-            raise ConfigError(f"unknown view {name!r} of {task.name}", found=name, expected="a view of the system", remedy=did_you_mean(name, views))
-    files = {}
-    for name in names or views:
+    "Draw views that a system declares into the run's figures/; name -> file (PNG for a figure, CSV for a table)."
+    files, views = {}, task.views()
+    for name in known_views(task, names):
         started = time.perf_counter()
         files[name] = run.keep(name, views[name](run))
         write(f"{name}: {time.perf_counter() - started:.1f} s")
