@@ -28,7 +28,14 @@ from nexuslab.systems.circuits.reconstruct import (
     to_circuits,
     verdict,
 )
-from nexuslab.systems.circuits.task import Circuits, by_group, guesses, statistics_of, untrained_figures, untrained_model
+from nexuslab.systems.circuits.task import (
+    Circuits,
+    by_group,
+    guesses,
+    statistics_of,
+    untrained_figures,
+    untrained_model,
+)
 from nexuslab.task import get_task
 
 LOW_PASS = "low-pass\nV1 in 0\nR1 in out 1k\nC1 out 0 100n\nR2 out 0 1k\n"
@@ -44,7 +51,8 @@ DRAWS = {  # a hand-made draw for each thing that may be said of one
     "part without effect": LOW_PASS + "C2 in 0 1n",
     "value out of range": LOW_PASS.replace("R2 out 0 1k", "R2 out 0 2e21"),
     "rings too long": "resonator\nV1 in 0\nL1 in out 100u\nC1 out 0 1u\nR1 out 0 100k",
-    "accidental cancellation": "twin-T\nV1 in 0\nR1 in a 10k\nR2 a out 10k\nC1 a 0 2n\nC2 in b 1n\nC3 b out 1n\nR3 b 0 5k\nR4 out 0 100k",
+    "accidental cancellation": "twin-T\nV1 in 0\nR1 in a 10k\nR2 a out 10k\nC1 a 0 2n\nC2 in b 1n\nC3 b out 1n\n"
+    "R3 b 0 5k\nR4 out 0 100k",
     "output too small": "divider\nV1 in 0\nR1 in out 100k\nC1 out 0 1n\nR2 out 0 10",
 }
 
@@ -84,7 +92,8 @@ def test_the_curve_of_a_family_is_asked_of_its_graph_only():
 
 
 def test_clean_draws_are_counted_beside_valid_ones():
-    circuits = drawn(["clean", "clean", "clean", "dangling node", "value out of range", "order 0", "empty", "rings too long"])
+    names = ["clean", "clean", "clean", "dangling node", "value out of range", "order 0", "empty", "rings too long"]
+    circuits = drawn(names)
     told = prior_figures(circuits, {})
     assert told == {"prior_valid": 6 / 8, "prior_clean": 3 / 8, "prior_unique": 3 / 6, "prior_novel": 1.0}
 
@@ -96,7 +105,7 @@ def test_every_circuit_of_the_data_is_clean(population):
 
 
 def test_a_part_without_effect_is_one_that_the_response_does_not_see(ladders):
-    """Against the nodal equations: H with the part made a thousand times larger, in graphs with parts added at random."""
+    """Against the nodal equations: H with the part a thousand times larger, in graphs with one more part."""
     arrays, rng, hz = ladders.train.arrays, np.random.default_rng(0), np.geomspace(1e2, 1e7, 7)
     seen = Counter()
     for row in ladders.train.members[:25]:
@@ -155,7 +164,7 @@ def test_figures_of_means_and_samples_stand_in_the_evaluation(run):
 
 
 def test_what_was_not_trained_matches_the_mean(run):
-    """The identity code is exact; the untrained model, told the graph, has the pole error of the trained one to the order."""
+    """The identity code is exact; the untrained model, told the graph, has the trained one's pole error to the order."""
     table = evaluation_table(run, "val")
     assert table.loc["graph_exact", "identity code"] == 1 and table.loc["pole_error_median", "identity code"] < 1e-6
     assert table.loc["graph_exact", "untrained, true graph"] == 1
@@ -171,15 +180,18 @@ def test_the_untrained_model_is_that_of_step_0_and_is_measured_in_the_same_way(r
     model = untrained_model(cfg, splits.meta)
     assert torch.equal(state, torch.get_rng_state())
     first = initial_model(task, cfg, splits, run).state_dict()
-    assert first.keys() == model.state_dict().keys() and all(torch.equal(w, first[k]) for k, w in model.state_dict().items())
+    weights = model.state_dict()
+    assert first.keys() == weights.keys() and all(torch.equal(w, first[k]) for k, w in weights.items())
     again = untrained_figures(splits, "val", cfg)["untrained model"]
-    assert task.examine(model, splits, "val", cfg, None) == again == run.evaluation["val"]["baselines"]["untrained model"]
+    stored = run.evaluation["val"]["baselines"]["untrained model"]
+    assert task.examine(model, splits, "val", cfg, None) == again == stored
 
 
 def test_samples_depend_on_the_seed_and_follow_the_posterior(run):
     model, cfg, _ = run.load()
     val = get_task("circuits").data(cfg, run.root).val
-    z, again, other = (reconstruct(model, val.flat, val.members, block, seed)[0] for block, seed in ((512, 1), (5, 1), (512, 2)))
+    ways = ((512, 1), (5, 1), (512, 2))
+    z, again, other = (reconstruct(model, val.flat, val.members, block, seed)[0] for block, seed in ways)
     mean, log_variance = posteriors(model, val.flat, val.members)
     assert torch.allclose(z, again, atol=1e-5) and not torch.allclose(z, other, atol=1e-2)
     unit = (z - mean) / (0.5 * log_variance).exp()
@@ -191,7 +203,8 @@ def test_circuits_kept_aside_have_every_figure_too(ladders):
     cfg = resolve(get_task("circuits"), "ladders", {"model.beam": 1, "model.hidden": 16, "model.read": 24})
     beside = guesses(ladders, "test") | {"untrained": untrained_figures(ladders, "test", cfg)["untrained, true graph"]}
     for name in ("pole_error_median", "pole_error_median_unseen", "pole_error_median_beyond"):
-        assert beside["identity code"][name] < 1e-5 < beside["untrained"][name] < beside["nearest training circuit"][name] <= 1
+        assert beside["identity code"][name] < 1e-5 < beside["untrained"][name]
+        assert beside["untrained"][name] < beside["nearest training circuit"][name] <= 1
         assert beside["untrained"][name] < beside["untrained"][name.replace("median", "median_sampled")] <= 1
     counts = by_group(ladders, "test", lambda source, rows: {"circuits": len(rows)})
     assert sum(counts.values()) == (ladders.test.arrays["split"] >= 2).sum() and counts["circuits_beyond"] > 0

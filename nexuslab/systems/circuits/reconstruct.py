@@ -174,7 +174,8 @@ def reconstruct(
         z = z + (0.5 * log_variance).exp() * torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
     device, circuits = next(model.parameters()).device, []
     for start in range(0, len(ids), block):
-        batch, part = collate(flat, ids[start : start + block], roots=False).to(device), z[start : start + block].to(device)
+        span = slice(start, start + block)
+        batch, part = collate(flat, ids[span], roots=False).to(device), z[span].to(device)
         read = replace(batch, value=model.score(batch, model.study(batch), part)[1]) if given else model.decode(part)
         circuits += to_circuits(read, flat.statistics)
     return z, circuits
@@ -268,7 +269,7 @@ def appraise(
     circuits: Sequence[Circuit | None],
     families: Mapping[int, str],  # topology hash -> the family whose curve such a graph must have
 ) -> list[str]:
-    "For each circuit `clean`, or the first thing that is wrong: its verdict, an objection, or a test of the population."
+    "For each circuit `clean`, or the first thing wrong: its verdict, an objection, or a test of the population."
     told = [verdict(c) for c in circuits]
     told = [(objection(c) or "clean") if t == "valid" else t for c, t in zip(circuits, told, strict=True)]
     rest = [k for k, t in enumerate(told) if t == "clean"]

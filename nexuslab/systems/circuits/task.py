@@ -294,13 +294,15 @@ def peer_figures(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, di
     home, own = splits.train.home, peer_setting(cfg, splits.train.size)
     name = f"slot VAE ({own.budget.epochs} epochs)"
     parts = own.tree()
-    key = digest({"split": split, "figures": FIGURES} | {k: parts[k] for k in ("seed", "model", "loss", "loader", "optim", "schedule", "budget")})
+    names = ("seed", "model", "loss", "loader", "optim", "schedule", "budget")
+    key = digest({"split": split, "figures": FIGURES} | {k: parts[k] for k in names})
     kept = home / f"{splits.fingerprint[:16]}-peer-{key}.json" if home else None
     if kept and kept.exists():
         return {name: read_json(kept)}
     print(f"baseline: training the {name}, once for this data and budget", flush=True)
     model = train_peer(splits.train, own, splits.meta["nodes"])
-    found = {k: v for k, v in figures(model, splits, split, own.seed).items() if not k.endswith("_topology")}  # no branch
+    found = figures(model, splits, split, own.seed)
+    found = {k: v for k, v in found.items() if not k.endswith("_topology")}  # it has no branch for topology
     if kept:
         write_json(kept, found)
     return {name: found}
