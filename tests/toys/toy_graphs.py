@@ -1,5 +1,6 @@
 """A toy system of the other kind: ragged graphs in epochs, with a batch statistic, a set-level metric and sampling."""
 import dataclasses
+from typing import Annotated
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -164,8 +165,8 @@ class GraphTask(Task, CanSample, HasLatent):
     def labels(self, source, ids):
         return {"kind": source.labels[source.members[ids]]}
 
-    def sample(self, model, n, cfg, meta, seed, **how):
-        z = torch.randn(n, cfg.model.latent, generator=torch.Generator().manual_seed(seed))
+    def sample(self, model, n, cfg, meta, seed, *, scale: Annotated[float, Field(gt=0)] = 1.0):
+        z = scale * torch.randn(n, cfg.model.latent, generator=torch.Generator().manual_seed(seed))
         return {"centre": model.decoder(z).numpy(), "ring": model.head(z)[:, 0].sigmoid().numpy()}
 
     def contact_sheet(self, samples, cfg, meta):

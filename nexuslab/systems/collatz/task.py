@@ -12,7 +12,7 @@ __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'WATCHED', 'KNOWN', 'DIGITS', 'BITS'
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -477,7 +477,7 @@ class CollatzTask(CollatzNumbers, CanPredict):
 
         return VIEWS
 
-    def predict(self, model, inputs, cfg, meta):
-        return answers(model, ASKED if inputs is None else inputs, cfg.code(), cfg.data.start_range[1])
+    def predict(self, model, inputs, cfg, meta, *, beam: Annotated[int, Field(ge=1)] = 1):
+        return answers(model, ASKED if inputs is None else inputs, cfg.code(), cfg.data.start_range[1], beam)
 
 TASK = CollatzTask()
