@@ -159,7 +159,8 @@ def sample(
 
 def origin(run: Run, saved: Saved, how: dict[str, Any]) -> dict[str, Any]:
     "Where samples or answers come from: equal for the same weights and choices, whatever the checkpoint was called."
-    return {"run": run.path.name, "step": saved.manifest["step"], "manifest": saved.seal or digest(saved.manifest), "how": how}
+    seal = saved.seal or digest(saved.manifest)
+    return {"run": run.path.name, "step": saved.manifest["step"], "manifest": seal, "how": how}
 
 # %% ../nbs/engine/09_evaluate.ipynb #f38d78bd
 def predict(
