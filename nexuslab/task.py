@@ -305,17 +305,17 @@ class Task(ABC):
 
 # %% ../nbs/engine/04_task.ipynb #e501a85c
 class CanPredict(ABC):
-    "A system that answers given inputs."
+    "A system that answers given inputs. Keyword-only parameters of its `predict` are what a user may choose."
 
     @abstractmethod
     def predict(self, model: nn.Module, inputs: Any, cfg: Config, meta: dict) -> list[dict]:
         "One row an input: the answer, and the truth where it is known."
 
 class CanSample(ABC):
-    "A system that makes new examples."
+    "A system that makes new examples. Keyword-only parameters of its `sample` are what a user may choose."
 
     @abstractmethod
-    def sample(self, model: nn.Module, n: int, cfg: Config, meta: dict, seed: int, **how) -> dict[str, np.ndarray]:
+    def sample(self, model: nn.Module, n: int, cfg: Config, meta: dict, seed: int) -> dict[str, np.ndarray]:
         "n new examples as arrays, rows first."
 
     @abstractmethod

@@ -431,7 +431,7 @@ class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
         rows, arrays = source.members[np.asarray(ids)], source.arrays
         return {"family": np.array(FAMILIES)[arrays["family"][rows]], "kind": np.array(KINDS)[arrays["kind"][rows]], "log10 cutoff [Hz]": np.log10(arrays["cutoff_hz"][rows]), "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3))}
 
-    def sample(self, model, n, cfg, meta, seed, **how):
+    def sample(self, model, n, cfg, meta, seed):
         return as_arrays(draw_prior(model, n, np.asarray(meta["statistics"]), seed))
 
     def contact_sheet(self, samples, cfg, meta):
