@@ -7,8 +7,8 @@ __all__ = ['SHORT', 'RENAMED', 'FOLDERS', 'DATASETS', 'PRECISION', 'GONE', 'SYNO
            'sections_in', 'is_dictionary', 'Compute', 'Loader', 'Budget', 'Optim', 'Schedule', 'Stop', 'Checkpoint',
            'Guard', 'Track', 'Escaping', 'escaping', 'Config', 'flatten', 'put', 'fields_of', 'sections_of',
            'full_name', 'instead_of', 'refuse_unknown', 'spelt_out', 'opened', 'is_whole', 'overlay', 'refuse_labels',
-           'one_budget', 'validated', 'moved_on', 'read_layer', 'resolve', 'popped', 'agreed', 'with_small_model',
-           'smaller', 'difference', 'explain']
+           'one_budget', 'kept_unit', 'validated', 'moved_on', 'read_layer', 'resolve', 'popped', 'agreed',
+           'with_small_model', 'smaller', 'difference', 'explain']
 
 # %% ../nbs/engine/01_config.ipynb #8e6faa31
 import typing
@@ -100,6 +100,11 @@ class Budget(Section):
     )
     steps: int | None = Field(None, ge=1, description="optimiser steps")
     max_minutes: float | None = Field(None, gt=0, description="wall-clock limit [min]: saves a checkpoint and pauses; never shapes the schedule")
+    unit: Literal["epochs", "steps"] | None = Field(
+        None,
+        description="unit of checkpoint.eval_every, checkpoint.save_every and schedule.step_size; None is the budget's "
+        "own. A change from epochs to steps or back, without a new eval_every or save_every, keeps the unit they had",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self):
@@ -146,9 +151,9 @@ class Stop(Section):
     verbose: bool = Field(True, description="print 'new best' and 'no improvement k/patience'")
 
 class Checkpoint(Section):
-    "When to evaluate and save; in epochs under an epoch budget, else in steps."
+    "When to evaluate and save; in epochs under an epoch budget, else in steps, unless `budget.unit` says otherwise."
 
-    eval_every: int = Field(1, ge=1, description="epochs or steps between two evaluations")
+    eval_every: int = Field(1, ge=1, description="epochs or steps (budget.unit) between two evaluations")
     save_every: int | None = Field(None, ge=1, description="epochs or steps between two periodic checkpoints; None saves at evaluations only when best, and at the end")
     best_only: bool = Field(False, description="keep no periodic checkpoints, only best and last")
     save_total_limit: int | None = Field(3, ge=1, description="periodic checkpoints kept; best and last come on top; None keeps all")
@@ -391,7 +396,7 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
     cls, tree, present = type(base), base.tree(), base.flat()
     dotted = spelt_out(changes, cls)
     refuse_labels(dotted, base)
-    dotted |= one_budget(dotted)
+    dotted |= one_budget(dotted) | kept_unit(dotted, base.budget)
     sections = sections_of(cls)
     for key in sorted(dotted, key=lambda k: k.count(".")):  # a whole before its parts
         cleared = [k for k in sections if key.startswith(f"{k}.") and dotted.get(k, k) is None]
@@ -421,6 +426,16 @@ def one_budget(dotted: dict[str, Any]) -> dict[str, Any]:
         remedy = "drop one: the other follows from the size of the data"
         raise ConfigError("budget", found=found, expected="one of them", remedy=remedy)
     return both if given else {}
+
+def kept_unit(dotted: dict[str, Any], budget: Budget) -> dict[str, Any]:
+    "The unit that `eval_every` was meant in, where epochs give way to steps or the other way round."
+    given = [k for k in ("budget.epochs", "budget.steps") if dotted.get(k) is not None]
+    if not given or "budget.unit" in dotted:
+        return {}
+    if {"checkpoint.eval_every", "checkpoint.save_every"} & dotted.keys():
+        return {"budget.unit": None}
+    before = "epochs" if budget.epochs else "steps"
+    return {} if given == [f"budget.{before}"] else {"budget.unit": budget.unit or before}
 
 # %% ../nbs/engine/01_config.ipynb #3ed3ef04
 def validated(cls: type[Config], tree: dict) -> Config:

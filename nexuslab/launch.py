@@ -123,5 +123,5 @@ def result_of(run: Run) -> Result:
     "The result of a training that other processes did."
     status, rows = run.status, latest(read_rows(run.path / "metrics.jsonl")[0])
     metrics = next((({k: v for k, v in r.items() if k.startswith("val/")}) for r in reversed(rows) if "val/loss" in r), {})
-    model, _, _ = run.load("best" if (run.path / "checkpoints" / "best.json").exists() else "last")
+    model, _, _ = run.load("last" if status.get("best_step") is None else "best")
     return Result(run, model, status["step"], status.get("best"), status.get("best_step"), status["reason"], metrics)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEWTON_SCHULZ', 'decays', 'parameter_groups', 'orthogonalised', 'orthogonal_steps', 'Muon', 'make_optimizer',
-           'warmup_length', 'learning_rate', 'Plateau']
+           'load_moments', 'warmup_length', 'learning_rate', 'Plateau']
 
 # %% ../nbs/engine/05_optim.ipynb #d791bb8e
 import math
@@ -108,6 +108,14 @@ def make_optimizer(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=floats)
 
+# %% ../nbs/engine/05_optim.ipynb #f3d1ff64
+def load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    "Go on from a checkpoint's moments with the optimiser's own settings: decay, betas and the like."
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
 # %% ../nbs/engine/05_optim.ipynb #3a73cd2d
 def warmup_length(config: Schedule, total_steps: int) -> int:
     "Steps of warm-up; the ratio wins over the number."
@@ -155,6 +163,10 @@ class Plateau:
         self.waited += 1
         if self.waited > self.config.patience:
             self.factor, self.waited = self.factor * self.config.factor, 0
+
+    def forget(self) -> None:
+        "Begin anew with another scalar; the factor stays."
+        self.best, self.waited = math.inf, 0
 
     def state_dict(self) -> dict[str, float]:
         "For a checkpoint."

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,16 +14,19 @@ import numpy as np
 import pytest
 import torch
 from tiny import Halt, Scripted, comparable, events, same_weights, train
+from torchmetrics import MeanMetric
 
 import nexuslab.checkpoint
+import nexuslab.fit
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
 from nexuslab.config import overlay, resolve
 from nexuslab.core import CheckpointError, DataError, NexusError, RunError, TrainingError, digest
 from nexuslab.data import Store, ensure_store, write_store
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit
+from nexuslab.metrics import Part
 from nexuslab.run import Run, read_rows
-from nexuslab.task import get_task
+from nexuslab.task import StepOut, get_task
 
 
 @pytest.fixture
@@ -83,6 +87,130 @@ def test_exploding_loss(tmp_path):
     saved = open_checkpoint(run.path / "checkpoints", "last")
     assert saved.manifest["step"] == run.status["step"] > 1
     assert all(torch.isfinite(w).all() for w in saved.weights().values())
+
+
+def test_overflow_of_a_scaled_loss_is_no_fault(tmp_path, monkeypatch):
+    """fp16 finds its loss scale by overflowing: such steps are left out and told; a fault of the loss itself still stops."""
+    monkeypatch.setattr(nexuslab.fit, "pick_precision", lambda name, device: ("fp16", None))
+    task = Scripted(factor=lambda step: 100.0, lr=1e-4, steps=30, device="cpu")
+    done = train(task, tmp_path, [Halt(20)])
+    found = events(done.run, "rescaled")
+    assert [e["scale"] for e in found] == [2.0 ** (15 - i) for i in range(len(found))] and found[3]["step"] == 3
+    assert len(found) < 12 and not events(done.run, "nonfinite") and done.run.history()["train/loss"].iloc[-1] > 0
+    again = train(task, tmp_path, run=done.run, resume="last")
+    assert len(events(again.run, "rescaled")) == len(found) and same_weights(again.model, train(task, tmp_path).model)
+    task.factor = lambda step: float("nan") if step == 2 else 1.0
+    with pytest.raises(TrainingError, match="non-finite loss part loss at step 2"):
+        train(task, tmp_path)
+    endless = Scripted(steps=60, device="cpu")
+    endless.loss = lambda model, batch: (model(batch[0]).float() * 0).sqrt().sum()  # finite, and its slope is not
+    with pytest.raises(TrainingError, match="non-finite gradient at step 16"):  # 65,536 is 2 to the 16th
+        train(endless, tmp_path)
+
+
+@pytest.mark.parametrize("solve", [lambda: torch.linalg.inv(torch.zeros(2, 2)), lambda: np.linalg.inv(np.eye(2) * 0)])
+def test_equations_without_a_solution(solve, tmp_path):
+    """A solver's failure is a step that cannot be used, and in an evaluation a named end."""
+    task = Scripted(steps=8, factor=lambda step: solve() if step in (3, 4) else 1.0)
+    with pytest.raises(TrainingError, match="(?i)singular.* at step 3"):
+        train(task, tmp_path)
+    done = train(task, tmp_path, **{"guard.nonfinite": "skip"})
+    assert done.step == 8 and [e["step"] for e in events(done.run, "unsolvable")] == [3, 4]
+    with pytest.raises(TrainingError, match="(?i)singular.* at step 4.*\n.*2 steps in a row"):
+        train(task, tmp_path, **{"guard.nonfinite": "skip", "guard.max_skips": 1})
+    with pytest.raises(TrainingError, match="the evaluation after step 2.*\n.*(?i:singular)"):
+        train(Scripted(script=lambda step: solve() if step == 2 else 1.0), tmp_path)
+
+
+class Masked(Scripted):
+    """A line whose targets are given for some examples only: `keep` of each micro-batch counts the items."""
+
+    def step(self, model, batch, cfg, at):
+        error = (model(batch[0]) - batch[1]).square()[:, 0]
+        return StepOut((error * batch[2]).sum() / batch[2].sum(), self.weigh(batch))
+
+    def weigh(self, batch):
+        return float(batch[2].sum())
+
+
+def masked(keep, **changes):
+    """Thirty-two examples in their order, of which `keep` says which have a target."""
+    task = Masked(**{"loader.shuffle": "none", "restore_best": False}, **changes)
+    for source in task.sources:
+        source.tensors = (*source.tensors, torch.ones(source.size))
+    task.sources[0].tensors[2][:] = torch.tensor([float(keep(i)) for i in range(32)])
+    return task
+
+
+def test_batches_without_items(tmp_path):
+    """A micro-batch whose targets are all masked adds nothing; a step of nothing else is left out and counted."""
+    some = masked(lambda i: i % 8 < 4, batch_size=4, steps=4, **{"optim.accumulate": 2})
+    whole = masked(lambda i: i % 8 < 4, batch_size=8, steps=4)
+    assert same_weights(train(some, tmp_path).model, train(whole, tmp_path).model)
+    sparse = masked(lambda i: i < 8, batch_size=4, steps=4, **{"optim.accumulate": 2})
+    done = train(sparse, tmp_path)
+    assert done.step == 4 and [e["step"] for e in events(done.run, "empty")] == [1, 2, 3]
+    assert all(torch.isfinite(p).all() for p in done.model.parameters())
+    with pytest.raises(TrainingError, match="no item in any micro-batch at step 2.*\n.*2 steps in a row"):
+        train(sparse, tmp_path, **{"guard.max_skips": 1})
+
+
+class Named(Scripted):
+    """A task that calls a part, or a metric, by a name that is taken."""
+
+    part = metric = None
+
+    def step(self, model, batch, cfg, at):
+        out = super().step(model, batch, cfg, at)
+        parts = {name: Part(out.loss, out.n) for name in ("fit", self.part) if name}
+        return StepOut(out.loss, out.n, parts, {self.metric: (out.loss.detach(), out.n)} if self.metric else {})
+
+    def metrics(self, cfg):
+        return {self.metric: MeanMetric()} if self.metric else {}
+
+
+@pytest.mark.parametrize("taken", ["part loss", "part weighted_fit", "metric loss", "metric fit"])
+def test_names_that_are_taken(taken, tmp_path):
+    kind, name = taken.split()
+    task = Named(steps=2)
+    setattr(task, kind, name)
+    with pytest.raises(TrainingError, match=f"a {kind}.* is called '{name}'"):
+        train(task, tmp_path)
+
+
+def test_a_start_that_fails(tmp_path):
+    """The status of a run that never began says why; that of a run that was trained stays."""
+    def last():
+        return max((Run(p) for p in (tmp_path / "runs" / "tiny").iterdir()), key=lambda r: r.path.stat().st_mtime_ns)
+
+    endless = Scripted(epochs=2)
+    endless.sources[0].size = None
+    absent, orphan = {"device": "cuda:99"}, {"init_from": "nothing"}
+    for task, changes, word in ((Scripted(), absent, "lacks"), (Scripted(), orphan, "nothing"), (endless, {}, "endless")):
+        with pytest.raises(NexusError):
+            train(task, tmp_path, **changes)
+        assert last().status["state"] == "failed" and word in last().status["reason"]
+    run = train(Scripted(), tmp_path, [Halt(2)]).run
+    with pytest.raises(NexusError):
+        train(Scripted(), tmp_path, run=run, resume="last", device="cuda:99")
+    assert run.status["state"] == "stopped"
+    assert train(Scripted(), tmp_path, run=run, resume="last").run.status["reason"] == "budget reached"
+
+
+def test_a_tracker_that_cannot_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.warns(UserWarning, match="a tracker failed .*Error: .*tensorboard.*metrics.jsonl goes on"):
+        done = train(Scripted(), tmp_path, tensorboard=True)
+    assert done.step == 12 and done.run.status["state"] == "finished"
+
+
+def test_a_record_that_cannot_be_opened(tmp_path):
+    """A run does not stay in the state "running" when its start fails late."""
+    run = Run.create(Scripted().config, tmp_path)
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match="cannot write"):
+        train(Scripted(), tmp_path, run=run)
+    assert run.status["state"] == "failed" and "cannot write" in run.status["reason"]
 
 
 # ---- disks

@@ -9,14 +9,17 @@ import torch
 from tiny import Halt, Scripted, events, points, rates, same_weights, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchmetrics import MeanMetric
 
 import nexuslab.data
+import nexuslab.fit
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
 from nexuslab.core import ConfigError, TrainingError
 from nexuslab.fit import Recomputes, pick_device, pick_precision, set_up
 from nexuslab.optim import Muon, learning_rate
 from nexuslab.run import Run
+from nexuslab.task import StepOut
 
 PROVED = {  # option -> the test that shows it acting; "file::test" where it is another file's
     "system": "test_names_and_seed", "preset": "test_names_and_seed", "name": "test_names_and_seed", "seed": "test_names_and_seed",
@@ -27,6 +30,7 @@ PROVED = {  # option -> the test that shows it acting; "file::test" where it is 
     "loader.block_size": "test_order_of_examples", "loader.drop_last": "test_drop_last", "loader.num_workers": "test_loader_processes",
     "loader.prefetch": "test_loader_processes", "loader.pin_memory": "test_loader_processes", "loader.persistent_workers": "test_loader_processes",
     "budget.epochs": "test_budgets", "budget.steps": "test_budgets", "budget.max_minutes": "test_max_minutes",
+    "budget.unit": "test_unit",
     "optim.name": "test_optimisers", "optim.lr": "test_schedule_shapes", "optim.betas": "test_optimisers", "optim.eps": "test_optimisers",
     "optim.momentum": "test_optimisers", "optim.step_rms": "test_step_rms", "optim.weight_decay": "test_optimisers", "optim.clip": "test_clip", "optim.accumulate": "test_accumulate",
     "schedule.name": "test_schedule_shapes", "schedule.min_lr": "test_schedule_shapes", "schedule.warmup_steps": "test_warm_up", "schedule.warmup_ratio": "test_warm_up",
@@ -71,10 +75,10 @@ def test_schedule_shapes(name, tmp_path):
 
 def test_step_schedule(tmp_path):
     """step_size counts epochs under an epoch budget, and steps under a step budget."""
-    task = Scripted(scheduler="step", lr=0.1, **{"schedule.step_size": 2, "schedule.gamma": 0.5, "min_lr": 0.03})
-    by_epoch = rates(train(task, tmp_path, epochs=5).run)
+    shape = {"scheduler": "step", "lr": 0.1, "schedule.step_size": 2, "schedule.gamma": 0.5, "min_lr": 0.03}
+    by_epoch = rates(train(Scripted(epochs=5, **shape), tmp_path).run)
     assert by_epoch == pytest.approx([0.1] * 8 + [0.05] * 8 + [0.03] * 4)  # 4 steps an epoch; 0.025 is below min_lr
-    by_step = rates(train(task, tmp_path, steps=6).run)
+    by_step = rates(train(Scripted(steps=6, **shape), tmp_path).run)
     assert by_step == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.03, 0.03])
 
 
@@ -100,12 +104,22 @@ def test_warm_up(tmp_path):
 
 def test_budgets(tmp_path):
     """An epoch budget counts evaluations in epochs, a step budget in steps."""
-    by_epoch = train(Scripted(eval_every=2), tmp_path, epochs=5)
+    by_epoch = train(Scripted(eval_every=2, epochs=5), tmp_path)
     assert by_epoch.step == 20 and by_epoch.reason == "budget reached" and by_epoch.run.status["state"] == "finished"
     evaluated = by_epoch.run.history().dropna(subset=["val/loss"])
     assert evaluated["step"].tolist() == [8, 16, 20] and evaluated["epoch"].tolist() == [2, 4, 5]
     by_step = train(Scripted(eval_every=5), tmp_path, steps=11)
     assert by_step.run.history().dropna(subset=["val/loss"])["step"].tolist() == [5, 10, 11]
+
+
+@pytest.mark.parametrize(("task", "change", "evaluated"), [
+    ({"epochs": 5}, {"steps": 7}, [4, 7]), ({"epochs": 5}, {"steps": 7, "eval_every": 3}, [3, 6, 7]),
+    ({"steps": 99, "eval_every": 3}, {"epochs": 2}, [3, 6, 8]), ({"steps": 7}, {"budget.unit": "epochs"}, [4, 7]),
+])
+def test_unit(task, change, evaluated, tmp_path):
+    """A budget in the other unit leaves `eval_every` as it was meant: one epoch, 4 steps, does not become one step."""
+    run = train(Scripted(**task), tmp_path, **change).run
+    assert run.history().dropna(subset=["val/loss"])["step"].tolist() == evaluated
 
 
 def test_order_of_examples(tmp_path):
@@ -270,7 +284,7 @@ def test_periodic_checkpoints(tmp_path):
     everything = overlay(task.config, {"save_total_limit": None})
     task.config = everything
     assert kept(train(task, tmp_path).run) == [2, 3, 4, 6, 8, 10, 12, 13]
-    by_epoch = train(Scripted(script=falling_until(1), save_every=2), tmp_path, epochs=5).run
+    by_epoch = train(Scripted(script=falling_until(1), save_every=2, epochs=5), tmp_path).run
     assert kept(by_epoch) == [4, 8, 16, 20]  # best after epoch 1; every second epoch of 4 steps; last
 
 
@@ -373,8 +387,11 @@ def test_spike(tmp_path):
 
 def test_overfit_event(tmp_path):
     task = Scripted(script=lambda step: 1e6 if step == 8 else 1e-9, eval_every=4)
-    found = events(train(task, tmp_path).run, "overfit")
+    run = train(task, tmp_path).run
+    found = events(run, "overfit")
     assert [e["step"] for e in found] == [8] and found[0]["val"] == 1e6 > 1.2 * found[0]["train"]
+    told = (run.path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert ["overfit: val/loss is" in line for line in told] == [False, True, False]
     task.config = overlay(task.config, {"guard.overfit": None})
     assert not events(train(task, tmp_path).run, "overfit")
 
@@ -517,3 +534,61 @@ def test_empty_training_split(tmp_path):
     task.sources = (points(0, 1), points(4, 2))
     with pytest.raises(nexuslab.data.DataError, match="training split"):
         train(task, tmp_path)
+
+
+# ---- what an evaluation leaves behind
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_modes_of_modules(whole, tmp_path):
+    """A part that its model holds in evaluation mode stays there; a model that comes so as a whole is trained."""
+    def make():
+        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        model[2].bias.requires_grad_(False)
+        return model.eval() if whole else (model[1].eval(), model)[1]
+
+    done = train(Scripted(make=make, steps=4, restore_best=False), tmp_path)
+    assert bool(done.model[1].running_mean.any()) is whole  # the statistics of a frozen layer do not move
+    fresh = set_up(Scripted(make=make), Scripted().config, Run(tmp_path / "runs" / "tiny" / "none"), None).model
+    assert torch.equal(done.model[2].bias, fresh[2].bias) and not torch.equal(done.model[2].weight, fresh[2].weight)
+
+
+def test_throughput_is_that_of_training(tmp_path, monkeypatch):
+    """Evaluations, checkpoints and listeners take no part in the examples a second; nor do earlier attempts."""
+    now, real = [0.0], nexuslab.fit.save
+
+    def pass_seconds(seconds, value=1.0):
+        now[0] += seconds
+        return value
+
+    monkeypatch.setattr(nexuslab.fit.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(nexuslab.fit, "save", lambda *args, **options: pass_seconds(1000, real(*args, **options)))
+    script = lambda step: pass_seconds(500)
+    task = Scripted(script, factor=lambda step: pass_seconds(2), steps=12, eval_every=4, log_every=2)
+    run = train(task, tmp_path, [Halt(6, look=lambda snapshot: pass_seconds(70))]).run
+    found = train(task, tmp_path, run=run, resume="last", log_every=5).run.history()
+    assert found["step"].tolist() == [2, 4, 6, 8, 10, 12] and set(found["system/samples_per_second"]) == {4.0}
+    assert set(found["system/tokens_per_second"]) == {4.0}
+
+
+class Measured(Scripted):
+    """A line with a metric: the mean number of the step, weighted by items."""
+
+    def step(self, model, batch, cfg, at):
+        out = super().step(model, batch, cfg, at)
+        return StepOut(out.loss, out.n, {}, {"when": (float(at.step), out.n)})
+
+    def metrics(self, cfg):
+        return {"when": MeanMetric()}
+
+
+def test_metrics_of_training(tmp_path):
+    """`train/<metric>` stands where `val/<metric>` does, over the steps logged since the last; resume is exact."""
+    task = Measured(steps=12, eval_every=5, log_every=2)
+    history = train(task, tmp_path).run.history()
+    found = history.dropna(subset=["val/when"])
+    assert found["step"].tolist() == [5, 10, 12] and history["train/when"].count() == 3
+    expected = [(1 + 3 + 4) / 3, (5 + 7 + 9) / 3, 11.0]  # a step is told how many were before it
+    assert found["train/when"].tolist() == pytest.approx(expected)
+    run = train(task, tmp_path, [Halt(8)]).run
+    assert train(task, tmp_path, run=run, resume="last").run.history()["train/when"].equals(history["train/when"])

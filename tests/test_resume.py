@@ -11,12 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tiny import comparable, same_weights
+from tiny import Halt, Scripted, comparable, events, same_weights, train
 
-from nexuslab.config import overlay, resolve
+from nexuslab.checkpoint import find_checkpoint, load_weights, pointed, read_checkpoint
+from nexuslab.config import Config, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
+from nexuslab.core import CheckpointError
 from nexuslab.data import load
-from nexuslab.fit import fit, forward_backward, set_up, start_clock, where
+from nexuslab.fit import RESUMABLE, fit, forward_backward, holds, restore, set_up, start_clock, where
+from nexuslab.optim import make_optimizer
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
@@ -196,3 +199,122 @@ def test_accumulation_is_exact(tmp_path):
     print(f"relative difference {difference:.1e}")
     assert difference <= 1e-12
     assert losses["loss"] == pytest.approx(loss["loss"], rel=1e-12)
+
+
+# ---- what may change on resume, and what follows from it
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory):
+    """A run that was asked to stop after 3 of 12 steps."""
+    return train(Scripted(), tmp_path_factory.mktemp("halted"), [Halt(3)]).run
+
+
+def test_the_list_of_what_may_change_names_keys(halted):
+    keys = fields_of(Config)
+    assert len(RESUMABLE) > 20 and all(k in keys or any(key.startswith(f"{k}.") for key in keys) for k in RESUMABLE)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("seed", 1), ("optim.name", "adam"), ("optim.accumulate", 2), ("loader.batch_size", 4), ("loader.shuffle", "none"),
+    ("loader.block_size", 7), ("loader.drop_last", True), ("preset", "other"), ("init_from", "itself"),
+])
+def test_what_is_not_listed_is_refused(key, value, halted):
+    value = halted.path.name if value == "itself" else value
+    with pytest.raises(CheckpointError, match=f"{key}: .* -> ") as caught:
+        train(Scripted(), halted.root, run=halted, resume="last", **{key: value})
+    assert f"put {key} back" in caught.value.remedy and halted.status["state"] == "stopped"
+
+
+CHANGES = {"weight_decay": 0.5, "optim.betas": (0.5, 0.6), "optim.eps": 1e-3, "optim.momentum": 0.5, "optim.step_rms": 0.7}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+def test_settings_of_the_optimiser_are_those_recorded(name, tmp_path):
+    """A resumed optimiser has the moments of the checkpoint and the settings of the configuration in force."""
+    task = Scripted(steps=4, **{"optim.name": name, "optim.momentum": 0.9})
+    run, cfg = train(task, tmp_path, [Halt(2)]).run, overlay(task.config, CHANGES)
+    before, loop = set_up(task, task.config, run), set_up(task, cfg, run)
+    for each in (before, loop):
+        start_clock(each)
+    restore(before, "last"), restore(loop, "last")
+
+    def settings(optimizer):
+        plain = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in optimizer.param_groups]
+        return plain, {k: v for k, v in vars(optimizer).items() if k in ("momentum", "step_rms")}
+
+    assert settings(loop.optimizer) == settings(make_optimizer(cfg.optim, loop.model)) != settings(before.optimizer)
+    moments = [list(each.optimizer.state_dict()["state"].values()) for each in (before, loop)]
+    assert moments[0] and all(torch.equal(a[k], b[k]) for a, b in zip(*moments) for k in a if torch.is_tensor(a[k]))
+
+
+def test_another_monitored_scalar_has_a_best_of_its_own(tmp_path, capsys):
+    task = Scripted(script=lambda step: step + 1.0, steps=6)
+    run = train(task, tmp_path, [Halt(3)]).run
+    assert run.status["best"] == 2.0
+    again = train(task, tmp_path, run=run, resume="last", monitor="val/score", **{"stop.mode": "max"})
+    assert (again.best, again.best_step) == (-5.0, 4) and "best and patience begin anew" in capsys.readouterr().out
+    assert find_checkpoint(run.path / "checkpoints", "best").name == "step_00000004"
+    assert events(run, "start")[-1]["changes"] == {"stop.monitor": ["val/loss", "val/score"], "stop.mode": ["min", "max"]}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_best_belongs_to_what_is_resumed(kept, tmp_path, capsys):
+    """Back at step 4, step 5 was never the best: step 3 is again, if it is still there; else the next evaluation is."""
+    loss = {3: 3.0, 5: 1.0}
+    task = Scripted(script=lambda step: loss.get(step, 9.0), steps=8, save_every=1 if kept else 2, save_total_limit=9)
+    run = train(task, tmp_path, [Halt(6)]).run
+    assert run.status["best_step"] == 5
+    loss.pop(5)
+    again = train(task, tmp_path, run=run, resume="step_4")
+    folder = run.path / "checkpoints"
+    assert (again.best, again.best_step) == ((3.0, 3) if kept else (9.0, 5))
+    assert find_checkpoint(folder, "best").name == f"step_{again.best_step:08d}"
+    assert ("best begins anew" in capsys.readouterr().out) is not kept
+    assert holds(find_checkpoint(folder, "best"), again.best) and not holds(find_checkpoint(folder, "best"), 1.0)
+    assert same_weights(again.model, run_weights(task, folder / f"step_{again.best_step:08d}"))
+
+
+def run_weights(task, path):
+    """The model of a checkpoint."""
+    model = task.make()
+    load_weights(model, read_checkpoint(path).weights(), path)
+    return model
+
+
+def test_before_any_best_there_is_none(tmp_path):
+    """A best that came after the resumed step is forgotten, and a run that ends without one says so."""
+    task = Scripted(script=lambda step: 1.0, steps=6, eval_every=4, save_every=2)
+    run = train(task, tmp_path, [Halt(5)]).run
+    assert run.status["best_step"] == 4
+    again = train(task, tmp_path, [Halt(3)], run=run, resume="step_2")
+    assert again.best is None and pointed(run.path / "checkpoints", "best") is None
+
+
+def test_an_ended_run_stays_as_it_is(tmp_path, capsys):
+    """Resumed unchanged, a run that stopped early or used up its budget says so; what it lacked lets it go on."""
+    task = Scripted(script=lambda step: 1.0, steps=9, early_stopping=True, patience=3)
+    run = train(task, tmp_path).run
+    before = comparable(run)
+    assert run.status["step"] == 4
+    again = train(task, tmp_path, run=run, resume="last")
+    assert again.step == 4 and again.reason.startswith("early stop") and comparable(run).equals(before)
+    assert "had ended at step 4 (early stop" in capsys.readouterr().out and run.status["state"] == "finished"
+    assert train(task, tmp_path, run=run, resume="last", steps=12).step == 4  # a larger budget is not what it lacked
+    assert train(task, tmp_path, run=run, resume="last", patience=5).step == 6
+    assert train(task, tmp_path, run=run, resume="last", early_stopping=False).step == 9
+    assert "a larger budget goes on" not in capsys.readouterr().out
+    assert train(task, tmp_path, run=run, resume="last", early_stopping=False).step == 9
+    assert "had ended at step 9 (budget reached): a larger budget goes on" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="resume at step 9.*\n.*8 steps"):
+        train(task, tmp_path, run=run, resume="last", early_stopping=False, steps=8)
+    assert run.status["state"] == "finished"
+
+
+def test_a_checkpoint_of_another_run(halted, tmp_path):
+    """A path resumes from elsewhere; `last` and `best` stay names of the run's own checkpoints."""
+    task = Scripted(steps=4)
+    run = Run.create(task.config, tmp_path)
+    done = train(task, tmp_path, run=run, resume=str(find_checkpoint(halted.path / "checkpoints", "last")))
+    assert done.step == 4 and find_checkpoint(run.path / "checkpoints", "last").name == "step_00000004"
+    assert same_weights(done.model, train(task, tmp_path).model)

@@ -35,8 +35,13 @@ class Scripted(OwnTask):
     """A linear regression whose validation loss is `script(step)` and whose training loss is multiplied by `factor(step)`."""
 
     def __init__(self, script=None, factor=None, dtype=torch.float32, make=None, train=32, val=8, **changes):
-        base = Config(system="tiny", optim=Optim(name="sgd", lr=0.05, momentum=0.0, weight_decay=0.0, clip=None), schedule=Schedule(name="constant"), track=Track(log_every=1), checkpoint=Checkpoint(save_minutes=None))
-        config = overlay(base, {"batch_size": 8, **({} if "epochs" in changes else {"steps": 12}), **changes})
+        budget = {"epochs": changes.pop("epochs")} if "epochs" in changes else {"steps": changes.pop("steps", 12)}
+        base = Config(
+            system="tiny", budget=budget, schedule=Schedule(name="constant"), track=Track(log_every=1),
+            optim=Optim(name="sgd", lr=0.05, momentum=0.0, weight_decay=0.0, clip=None),
+            checkpoint=Checkpoint(save_minutes=None),
+        )
+        config = overlay(base, {"batch_size": 8, **changes})
         super().__init__("tiny", make or (lambda: nn.Linear(3, 1, dtype=dtype)), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), points(train, 1, dtype), points(val, 2, dtype), config)
         self.script, self.factor, self.config = script, factor, config
 
