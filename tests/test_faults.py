@@ -90,7 +90,7 @@ def test_exploding_loss(tmp_path):
 
 
 def test_overflow_of_a_scaled_loss_is_no_fault(tmp_path, monkeypatch):
-    """fp16 finds its loss scale by overflowing: such steps are left out and told; a fault of the loss itself still stops."""
+    """fp16 finds its loss scale by overflowing: such steps are left out; a fault of the loss itself stops."""
     monkeypatch.setattr(nexuslab.fit, "pick_precision", lambda name, device: ("fp16", None))
     task = Scripted(factor=lambda step: 100.0, lr=1e-4, steps=30, device="cpu")
     done = train(task, tmp_path, [Halt(20)])
@@ -186,7 +186,8 @@ def test_a_start_that_fails(tmp_path):
     endless = Scripted(epochs=2)
     endless.sources[0].size = None
     absent, orphan = {"device": "cuda:99"}, {"init_from": "nothing"}
-    for task, changes, word in ((Scripted(), absent, "lacks"), (Scripted(), orphan, "nothing"), (endless, {}, "endless")):
+    starts = ((Scripted(), absent, "lacks"), (Scripted(), orphan, "nothing"), (endless, {}, "endless"))
+    for task, changes, word in starts:
         with pytest.raises(NexusError):
             train(task, tmp_path, **changes)
         assert last().status["state"] == "failed" and word in last().status["reason"]
