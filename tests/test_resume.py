@@ -216,8 +216,8 @@ def test_the_list_of_what_may_change_names_keys(halted):
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("seed", 1), ("optim.name", "adam"), ("loader.drop_last", True), ("loader.batch_size", 4), ("loader.shuffle", "none"),
-    ("loader.block_size", 7), ("preset", "other"), ("init_from", "itself"),
+    ("seed", 1), ("optim.name", "adam"), ("loader.drop_last", True), ("loader.batch_size", 4),
+    ("loader.shuffle", "none"), ("loader.block_size", 7), ("preset", "other"), ("init_from", "itself"),
 ])
 def test_what_is_not_listed_is_refused(key, value, halted):
     value = halted.path.name if value == "itself" else value
@@ -228,7 +228,9 @@ def test_what_is_not_listed_is_refused(key, value, halted):
         train(Scripted(), halted.root, run=halted, resume="last", **{"optim.accumulate": 2})
 
 
-CHANGES = {"weight_decay": 0.5, "optim.betas": (0.5, 0.6), "optim.eps": 1e-3, "optim.momentum": 0.5, "optim.step_rms": 0.7}
+CHANGES = {
+    "weight_decay": 0.5, "optim.betas": (0.5, 0.6), "optim.eps": 1e-3, "optim.momentum": 0.5, "optim.step_rms": 0.7,
+}
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
