@@ -84,9 +84,9 @@ def detached(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "Weights as safetensors wants them: on the CPU, contiguous, sharing nothing."
     return {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
 
-def point(folder: Path, name: str, step: int) -> None:
-    "Let `best` or `last` name the checkpoint of a step, by its number and the seal of its manifest."
-    manifest = read_json(folder / step_name(step) / "manifest.json")
+def point(folder: Path, name: str, step: int | None) -> None:
+    "Let `best` or `last` name the checkpoint of a step, by its number and the seal of its manifest; None names nothing."
+    manifest = {} if step is None else read_json(folder / step_name(step) / "manifest.json")
     write_sealed(folder / f"{name}.json", {"step": step, "manifest": manifest.get(SEAL)})
 
 def step_name(step: int) -> str:
@@ -165,7 +165,8 @@ def saves(folder: Path) -> list[dict[str, Any]]:
 def pointed(folder: Path, name: str) -> int | None:
     "The step that `best` or `last` names; where the pointer is lost, what the record says. None if there is no such step."
     with contextlib.suppress(FormatError, KeyError, TypeError):
-        return int(read_sealed(folder / f"{name}.json")["step"])
+        step = read_sealed(folder / f"{name}.json")["step"]
+        return None if step is None else int(step)
     with contextlib.suppress(FormatError, KeyError, TypeError, ValueError):
         pointer = read_json(folder / f"{name}.json")
         if SEAL not in pointer:  # of a run of format 1, which had no seals
@@ -184,7 +185,7 @@ def find_checkpoint(folder: Path, which: str | Path) -> Path:
         return sound
     if step is None and (Path(name) / "manifest.json").is_file():
         return Path(name)
-    kept = [n for n in ("last", "best") if n != name and (folder / f"{n}.json").exists()]
+    kept = [n for n in ("last", "best") if n != name and pointed(folder, n) is not None]
     kept += [f"step_{s}" for s in steps_kept(folder)]
     raise CheckpointError(f"checkpoint {name!r}", found=f"none of that name in {folder}",
                           expected="last, best, step_N or a path",

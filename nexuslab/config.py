@@ -417,6 +417,7 @@ def refuse_labels(dotted: dict[str, Any], base: Config) -> None:
             remedy = f"choose it at the start: nexuslab train --{name} {dotted[name]}, or resolve"
             raise ConfigError(name, found=dotted[name], expected=expected, remedy=remedy)
 
+# %% ../nbs/engine/01_config.ipynb #c6ae789c
 def one_budget(dotted: dict[str, Any]) -> dict[str, Any]:
     "Both budgets where one is given: epochs take the steps of the layer below away, and the other way round."
     both = {k: dotted.get(k) for k in ("budget.epochs", "budget.steps")}

@@ -27,8 +27,8 @@ from .config import Config, overlay, validated
 from .core import NexusError, digest, project_root
 from .data import Fetch, Key, Source, Splits, content, load
 from nexuslab.fit import (
-    Listener, Loop, StepModule, clip, evaluate_source, fit, forget_gradient, forward_backward, gradient, seed_step, set_up,
-    start_clock, where,
+    Listener, Loop, StepModule, Unusable, clip, evaluate_source, fit, forget_gradient, forward_backward, gradient,
+    seed_step, set_up, start_clock, training_mode, where,
 )
 from .run import Run
 from .task import At, Task
@@ -111,17 +111,20 @@ def probe(
     "An untrained loop on the training data, without a run directory."
     loop = set_up(task, cfg, Run(Path(root or project_root()) / "runs" / cfg.system / "probe"), splits)
     start_clock(loop)
-    loop.module.train()
+    training_mode(loop)
     return loop
 
 def step_once(loop: Loop, micro: list) -> float:
-    "One optimiser step on given micro-batches; returns the loss before it."
+    "One optimiser step on given micro-batches; returns the loss before it, NaN where the step cannot be used."
     seed_step(loop)
-    forward_backward(loop, micro, where(loop))
-    clip(loop)
-    loss = loop.window.compute()["loss"]
+    try:
+        forward_backward(loop, micro, where(loop))
+        clip(loop)
+        loss = loop.window.compute()["loss"]
+        loop.optimizer.step()
+    except (Unusable, torch.linalg.LinAlgError, np.linalg.LinAlgError):
+        loss = math.nan
     loop.window.reset()
-    loop.optimizer.step()
     forget_gradient(loop)
     loop.progress.step += 1
     return loss

@@ -217,7 +217,7 @@ def test_the_list_of_what_may_change_names_keys(halted):
 
 @pytest.mark.parametrize(("key", "value"), [
     ("seed", 1), ("optim.name", "adam"), ("loader.drop_last", True), ("loader.batch_size", 4),
-    ("loader.shuffle", "none"), ("loader.block_size", 7), ("preset", "other"), ("init_from", "itself"),
+    ("loader.shuffle", "none"), ("loader.block_size", 7), ("init_from", "itself"),
 ])
 def test_what_is_not_listed_is_refused(key, value, halted):
     value = halted.path.name if value == "itself" else value
