@@ -230,7 +230,7 @@ def test_read_only_run_directory(small_disk):
     with pytest.raises(RunError, match="cannot create"):
         Run.create(task.config, root)
     with pytest.raises(RunError, match="cannot create"):
-        Run.create(overlay(task.config, {"system": "another"}), root)
+        Run.create(task.config.model_copy(update={"system": "another"}), root)
     with pytest.raises(DataError, match="could not write"):
         graphs.prepare(overlay(cfg, {"seed": 1}), root)
     assert Store(built).verify() and graphs.prepare(cfg, root) == built  # what is there already can be used
