@@ -164,7 +164,7 @@ def test_figures_of_means_and_samples_stand_in_the_evaluation(run):
 
 
 def test_what_was_not_trained_matches_the_mean(run):
-    """The identity code is exact; the untrained model, told the graph, has the pole error of the trained one."""
+    """The identity code is exact; the untrained model, told the graph, comes near the pole error of the trained one."""
     table = evaluation_table(run, "val")
     assert table.loc["graph_exact", "identity code"] == 1 and table.loc["pole_error_median", "identity code"] < 1e-6
     assert table.loc["graph_exact", "untrained, true graph"] == 1
