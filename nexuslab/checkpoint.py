@@ -174,6 +174,7 @@ def pointed(folder: Path, name: str) -> int | None:
     kept, rows = steps_kept(folder), [row for row in saves(folder) if name == "last" or row.get("best")]
     return next((row["step"] for row in reversed(rows) if row["step"] in kept), None)
 
+# %% ../nbs/engine/07_checkpoint.ipynb #5a362adc
 def find_checkpoint(folder: Path, which: str | Path) -> Path:
     "The folder of a checkpoint by name or path."
     name = str(which)
