@@ -306,7 +306,7 @@ def read_sealed(path: Path | str) -> dict:
     seal = value.pop(SEAL, None) if isinstance(value, dict) else None
     if seal != digest(value, 64):
         raise FormatError(f"{path} has changed", found="content that its seal does not fit" if seal else "no seal",
-                          expected="what nexuslab wrote", remedy="restore it from a copy, or write it again")
+                          expected="the content that was written", remedy="restore it from a copy, or write it again")
     return value
 
 # %% ../nbs/engine/00_core.ipynb #fac162df
