@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from nexuslab.config import overlay
 from nexuslab.core import RunError
 from nexuslab.data import Store
 from nexuslab.evaluate import evaluate, reproduce
@@ -59,6 +60,14 @@ def test_what_changed_is_named(finished, what):
         target.unlink()
         target.write_bytes(before)
     Store(data_file(finished)).verify()
+
+
+def test_a_child_finds_its_parent(finished):
+    """A run that began with another's weights comes out again in a folder of its own."""
+    task = get_task("toy_graphs")
+    cfg = overlay(task.presets["smoke"](), {"init_from": finished.path.name, "epochs": 1})
+    child = fit(task, cfg, Run.create(cfg, finished.root)).run
+    assert reproduce(child, write=lambda text: None) == []
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
