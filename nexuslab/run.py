@@ -353,13 +353,16 @@ def exclusive(self: Run) -> Iterator[None]:
     finally:
         lock.release()
 
-def request_stop(self: Run) -> None:
+def request_stop(self: Run, reason: str = "stopped on request") -> None:
     "Ask whoever trains in this directory to stop after the step at hand."
-    (self.path / "stop").touch()
+    self.write_text("stop", reason)
 
-def stop_requested(self: Run) -> bool:
-    "Whether a stop was asked for."
-    return (self.path / "stop").exists()
+def stop_requested(self: Run) -> str | None:
+    "Why a stop was asked for, or None; an empty file, as `touch` leaves it, asks as well."
+    try:
+        return (self.path / "stop").read_text(encoding="utf-8") or "stopped on request"
+    except FileNotFoundError:
+        return None
 
 Run.exclusive, Run.request_stop, Run.stop_requested = exclusive, request_stop, stop_requested
 
