@@ -52,7 +52,8 @@ def pair(tmp_path_factory, alone):
     again, taken_over = (prepared("toy_tokens", root, n) for n in (2, 1))
     outcome("toy_tokens", taken_over.path, 1)
     resumed = {"resumed": again, "taken over": taken_over}
-    jobs += [("toy_tokens", again.path, None), ("toy_tokens", again.path, "step_3"), ("toy_tokens", taken_over.path, "step_3")]
+    jobs += [("toy_tokens", path, resume) for path, resume in (
+        (again.path, None), (again.path, "step_3"), (taken_over.path, "step_3"))]
     found = group_of_two(jobs, folder)
     done = {name: (outs, runs[name]) for name, outs in zip(runs, found)}
     return done | {name: (outs, resumed[name]) for name, outs in zip(resumed, found[-2:])}
@@ -64,8 +65,10 @@ def assert_close(one, many):
     for key, value in one.items():
         if isinstance(value, dict):
             assert_close(value, many[key])
+        elif isinstance(value, float):
+            assert many[key] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), key
         else:
-            assert many[key] == (pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True) if isinstance(value, float) else value), key
+            assert many[key] == value, key
 
 
 @pytest.mark.parametrize("name", ALIKE)
