@@ -23,12 +23,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from .checkpoint import Saved, model_of, open_checkpoint
-from .config import Config, accepts_boolean, difference, validated
+from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
     ConfigError, DataError, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json,
 )
 from .data import Splits, write_store
-from .fit import StepModule, evaluate_source, fit, pick_device
+from .fit import Result, StepModule, evaluate_source, fit, pick_device
 from .run import Run, environment
 from .task import At, CanPredict, CanSample, Task, get_task
 
@@ -250,6 +250,7 @@ def reproduce(
     task: Task | None = None,  # its system; found by name by default
     folder: Path | None = None,  # where to build and train; a temporary one by default
     write=print,
+    train: Callable[[Task, Config, Run], Result] = fit,  # a run of several processes needs nexuslab.launch.train
 ) -> list[str]:
     "Build the data and train again from a run directory; returns what differs, empty when nothing does."
     if run.status["state"] != "finished":
@@ -259,11 +260,13 @@ def reproduce(
         home = Path(folder or stack.enter_context(tempfile.TemporaryDirectory()))
         found = differences_of_record(run)
         cfg = run.config
+        if cfg.init_from:  # the parent stays where it is
+            cfg = overlay(cfg, {"init_from": str(Run.open(cfg.init_from, run.root).path)})
         task.prepare(cfg, home)
         splits = task.data(cfg, home)
         found += differences_of_data(run, task, splits)
         torch.set_num_threads(read_json(run.path / "environment.json")["hardware"]["threads"])
-        again = fit(task, cfg, Run.create(cfg, home), splits=splits).run
+        again = train(task, cfg, Run.create(cfg, home)).run
         found += differences_of_history(run.history(), again.history())
         found += differences_of_figures(run, again, task, splits)
     write("\n".join(found) if found else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again")

@@ -682,12 +682,16 @@ def optimise(loop: Loop, out: StepOut) -> None:
         for updater in loop.updaters:
             updater.after_step(at, loop.model, out)
 
-def last_out(loop: Loop, out: StepOut | None) -> StepOut:
-    "What the step's last micro-batch gave: updaters of all processes follow the same."
+def last_out(
+    loop: Loop,
+    out: StepOut | None,  # of this process; None if it had no micro-batch with items
+    arguments: bool = False,  # of metrics, too
+) -> StepOut | None:
+    "What the last micro-batch of the step gave, the same on all processes; None if the step was left out."
     if loop.world == 1:
         return out
-    own = out and portable(dataclasses.replace(out, out={}))
-    return to_device(next(o for o in reversed(gathered(loop, own)) if o is not None), loop.device)
+    own = out and portable(out if arguments else dataclasses.replace(out, out={}))
+    return to_device(next((o for o in reversed(gathered(loop, own)) if o is not None), None), loop.device)
 
 def portable(out: StepOut) -> StepOut:
     "A step's loss, parts and arguments of metrics, fit to be sent to another process."
@@ -700,7 +704,7 @@ def portable(out: StepOut) -> StepOut:
 
 # %% ../nbs/engine/08_fit.ipynb #3888ade8
 def measure(loop: Loop, out: StepOut) -> None:
-    "Feed the metrics of training with a step; the first process does it, for its own batches."
+    "Feed the metrics of training with the last micro-batch of a step; the first process does it."
     if loop.rank != 0:
         return
     for name, arguments in out.out.items():
@@ -734,10 +738,10 @@ def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: 
     scalars = means | extra
     if "train/loss" in means:
         watch_spike(loop, means["train/loss"])
-    if loop.record:
-        loop.record.write(loop.progress.step, loop.epoch, scalars)
     if evaluated:
         note = "; ".join(filter(None, (note, watch_overfit(loop, scalars))))
+    if loop.record:
+        loop.record.write(loop.progress.step, loop.epoch, scalars | ({"note": note} if note else {}))
     tell(loop, scalars, evaluated, note)
     loop.clock |= {"row": time.perf_counter(), "row_step": loop.progress.step, "wait": 0.0, "carried": 0.0}
 
@@ -1116,8 +1120,7 @@ def finished(loop: Loop) -> str | None:
         loop.reason = f"paused after {loop.cfg.budget.max_minutes:g} minutes; resume to go on"
     elif now - loop.clock["check"] > CHECK_SECONDS:
         loop.clock["check"] = now
-        if loop.run.stop_requested():
-            loop.reason = "stopped on request"
+        loop.reason = loop.run.stop_requested() or loop.reason
         if loop.rank == 0 and now - loop.clock["status"] > STATUS_SECONDS:
             loop.clock["status"] = now
             loop.run.set_status(step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best)
@@ -1303,13 +1306,13 @@ def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]]:
 
 # %% ../nbs/engine/08_fit.ipynb #b9daa65d
 def log_evaluate_save(loop: Loop, scalars: dict[str, float], out: StepOut | None) -> None:
-    "What is due after a step; `out` is None if it was left out."
+    "What is due after a step; `out` is None if this process had no item in it, or it was left out."
     step, every, best = loop.progress.step, loop.cfg.checkpoint, False
     final = step == loop.total_steps
     evaluated = step % (every.eval_every * loop.unit) == 0 or final
     logged = evaluated or step % (1 if loop.cfg.debug else loop.cfg.track.log_every) == 0
-    if logged and out:
-        measure(loop, out)
+    if logged and (last := last_out(loop, out, arguments=True)):
+        measure(loop, last)
     if evaluated:
         with aside(loop):
             loop.metrics = evaluate_loop(loop)
