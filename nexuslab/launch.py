@@ -177,7 +177,8 @@ def train(
     if cfg.compute.processes == 1:
         return fit(task, cfg, run, listeners, resume)
     with run.exclusive():  # one that is busy is refused before anything is started
-        # a store that outlives a group tells the next one addresses of the dead (pytorch/pytorch issue 135712)
+        # a store that outlives a group would tell the next one addresses of the dead:
+        # https://github.com/pytorch/pytorch/issues/135712
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with following(run, listeners), kept_handlers():
         train_group(run, cfg, resume, restarts)
