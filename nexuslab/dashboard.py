@@ -7,11 +7,11 @@ __all__ = ['AXES', 'POINTS', 'TAIL', 'PALETTE', 'DASHES', 'LOOK_JS', 'TICKS_JS',
            'PAINT_JS', 'DRAW_JS', 'CANVAS_JS', 'CHART_JS', 'FOLLOW_JS', 'MOUSE_JS', 'CHART_CSS', 'END_BYTES', 'COLUMNS',
            'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS', 'PANELS', 'Growing', 'Curve',
            'Follower', 'take', 'forget', 'decimate', 'Trace', 'Looks', 'chart_picture', 'this_loop', 'Chart', 'show',
-           'last_scalars', 'config_of', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job', 'option', 'refusal',
-           'refusals', 'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm', 'read', 'start', 'tell_ends',
-           'marks_of', 'stacked', 'filled', 'Dashboard', 'make_controls', 'later', 'do_queued', 'attempt',
-           'refresh_table', 'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark', 'advice',
-           'difference_table', 'act', 'act_on', 'report', 'tick', 'watch', 'live', 'Live']
+           'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job', 'option', 'refusal', 'refusals',
+           'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm', 'read', 'start', 'tell_ends', 'marks_of',
+           'stacked', 'filled', 'Dashboard', 'make_controls', 'later', 'do_queued', 'attempt', 'refresh_table',
+           'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark', 'advice', 'difference_table', 'act',
+           'act_on', 'report', 'tick', 'watch', 'live', 'Live']
 
 # %% ../nbs/engine/13_dashboard.ipynb #7db277b1
 import asyncio
@@ -39,10 +39,10 @@ from scipy.signal import lfilter
 from tsdownsample import MinMaxLTTBDownsampler
 
 from .config import flatten
-from .core import MAX_YAML, NexusError, RunError, parse_yaml, plain, project_root, read_bytes
+from .core import NexusError, parse_yaml, plain, project_root
 from .fit import Listener, Snapshot
 from .jobs import Parameter, job_notebooks, parameters_of, parse_changes, planned
-from .run import Run, find_runs, read_rows
+from .run import Run, damage, find_runs, read_rows
 
 # %% ../nbs/engine/13_dashboard.ipynb #2582a87c
 class Growing:
@@ -710,14 +710,6 @@ def last_scalars(path: Path) -> dict[str, float]:
     rows, _ = read_rows(path, start)
     return {k: v for row in rows if isinstance(row, dict) and "event" not in row for k, v in row.items() if "/" in k}
 
-def config_of(run: Run) -> dict[str, Any]:
-    "The configuration of a run as it was written; refused when it names no system and preset."
-    tree = yaml.load(read_bytes(run.path / "config.yaml", MAX_YAML), Loader=yaml.CSafeLoader)
-    named = isinstance(tree, dict) and isinstance(tree.get("system"), str) and isinstance(tree.get("preset"), str)
-    if not named:
-        raise RunError("config.yaml names no system and preset", found=type(tree).__name__, expected="both, as texts")
-    return tree
-
 def facts_of(run: Run, tree: dict, now: float) -> dict[str, Any]:
     "What the table says of a run; times in minutes, speed in examples a second."
     status, scalars = run.status, last_scalars(run.path / "metrics.jsonl")
@@ -736,14 +728,11 @@ COLUMNS = ("preset", "status", "age", "step", "done", "best", "speed", "left")
 def row_of(run: Run, now: float) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the status says what is wrong."
     system, name = run.path.parent.name, run.path.name
-    row, file = {"id": f"{system}/{name}", "system": system, "run": name}, "config.yaml"
+    row = {"id": f"{system}/{name}", "system": system, "run": name}
     try:
-        tree, file = config_of(run), "status.json"
-        return row | plain(facts_of(run, tree, now))
+        return row | plain(facts_of(run, run.tree, now))
     except Exception as error:  # a stranger's files raise anything
-        told = error.what if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
-        said = " ".join(told.replace(f"{run.path}/", "").split())[:200]
-        return row | dict.fromkeys(COLUMNS) | {"status": f"damaged: {said if file in said else f'{file}: {said}'}"}
+        return row | dict.fromkeys(COLUMNS) | {"status": damage(run, error)}
 
 # %% ../nbs/engine/13_dashboard.ipynb #a5275bbb
 ROW_JS = """
@@ -849,7 +838,7 @@ TABLE_CSS = """
 .nexuslab-look { display: inline-block; width: 26px; padding-left: 4px; }
 .nexuslab-status { max-width: 24em; overflow: hidden; text-overflow: ellipsis; }
 .nexuslab-table tr[data-status=running] .nexuslab-status { color: #009E73; font-weight: bold; }
-.nexuslab-table tr:is([data-status=failed], [data-status=died]) .nexuslab-status { color: #D55E00; }
+.nexuslab-table tr:is([data-status=failed], [data-status=died], [data-status=lost]) .nexuslab-status { color: #D55E00; }
 .nexuslab-table tr[data-status^=damaged] .nexuslab-status { color: #D55E00; }
 .nexuslab-table input:not([type=checkbox]) { width: 22em; margin: 2px 0; }
 .nexuslab-fault pre, .nexuslab-trouble pre { color: var(--jp-error-color1, #b00020); }
@@ -1239,7 +1228,7 @@ def difference_table(followers: list[Follower]) -> str:
     trees, damaged = [], []
     for follower in followers:
         try:
-            trees.append((follower.run.path.name, flatten(config_of(follower.run))))
+            trees.append((follower.run.path.name, flatten(follower.run.tree)))
         except Exception:  # a stranger's files raise anything
             said = f"{follower.run.path.name}: {row_of(follower.run, 0)['status']}"
             damaged.append(f"<p>{html.escape(said)}</p>")

@@ -49,6 +49,7 @@ def test_what_changed_is_named(finished, what):
         else:
             record = json.loads(before)
             if what == "figure":
+                del record["seal"]  # what follows is a careful forgery, not damage
                 record["test"]["figures"]["auroc"] += 0.01
             else:
                 record |= {"code": "0" * 16} if what == "code" else {"packages": record["packages"] | {"torch": "1.0"}}

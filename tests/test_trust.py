@@ -1,0 +1,145 @@
+"""Run directories that are damaged, foreign or shared: a named error or a mark, and never another figure."""
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tiny import Scripted, train
+
+from nexuslab.core import FormatError, NexusError, RunError, read_json, write_json
+from nexuslab.dashboard import Follower, difference_table, row_of
+from nexuslab.evaluate import evaluation_table, write_evaluation
+from nexuslab.jobs import main
+from nexuslab.run import Run, comparison, find_runs, open_run, runs_table
+
+ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small trained run with figures of one split; copied, never changed."""
+    run = train(Scripted(steps=4), tmp_path_factory.mktemp("made")).run
+    write_evaluation(run, "test", ENTRY)
+    return run
+
+
+@pytest.fixture
+def run(made, home):
+    """A copy of that run in a project root of the test's own."""
+    return Run(shutil.copytree(made.path, home / "runs" / "tiny" / made.path.name))
+
+
+# ---- one bad directory
+
+BAD = {
+    "config.yaml": [b"", b"a: [", b"preset: base\n", b"- 1\n", b"system: 3\npreset: x\n", "system: é".encode("latin-1"),
+                    b"[" * 200_000, None],
+    "status.json": [b"", b"{}", b"[]", b'{"state": 3}', b'{"step": 3}', b'{"state": "running", "pid": "x"}', b'{"state"',
+                    b'{"state": "running", "updated": "now"}', b"\xff\xfe", None],
+    "evaluation.json": [b"", b"[]", b'{"test": 3}', b'{"test": {}}', b"\xff", None],
+}
+
+
+def spoil(run: Run, file: str, content: bytes | None) -> None:
+    """Put these bytes, or a folder, in the place of a file."""
+    (run.path / file).unlink()
+    if content is None:
+        (run.path / file).mkdir()
+    else:
+        (run.path / file).write_bytes(content)
+
+
+def test_one_bad_directory_stops_nobody(run, home, capsys):
+    """Each damage is a row that says so, here, in the dashboard and in the comparison; named errors elsewhere."""
+    spoilt = []
+    for file, contents in BAD.items():
+        for number, content in enumerate(contents):
+            copy = Run(shutil.copytree(run.path, home / "runs" / "bad" / f"{file}-{number}"))
+            spoil(copy, file, content)
+            spoilt.append((copy, file))
+    assert len(spoilt) == 24 and len(find_runs(home)) == 25 and open_run(run.path.name, home).path == run.path
+    table = runs_table(home).set_index("run")
+    beside = comparison([run, *(copy for copy, _ in spoilt)])
+    assert table.state[run.path.name] == beside[run.path.name]["state"] == "finished"
+    assert beside[run.path.name]["loss"] == 0.25
+    for copy, file in spoilt:
+        name = copy.path.name
+        said = beside[name]["state"]
+        assert open_run(f"bad/{name}", home).path == copy.path and said.startswith("damaged: ") and file in said
+        if file == "evaluation.json":
+            assert table.state[name] == "finished"
+            with pytest.raises(FormatError, match="evaluation.json"):
+                evaluation_table(copy)
+            with pytest.raises(FormatError, match="evaluation.json"):
+                write_evaluation(copy, "val", ENTRY)
+            continue
+        assert table.state[name] == said == row_of(copy, 0)["status"]
+        with pytest.raises(FormatError, match=file):
+            copy.tree, copy.status
+    assert "damaged: config.yaml" in difference_table([Follower(r) for r in (run, spoilt[0][0])])
+    assert main(["runs"]) == 0 and capsys.readouterr().out.count("damaged: ") == 18
+
+
+def test_wrong_names_of_runs_and_systems(home):
+    for system in ("/", "..", "../..", "a/b", ""):
+        with pytest.raises(RunError, match="system"):
+            runs_table(home, system)
+    assert main(["runs", "--system", "/"]) == 2
+    for name in ("x" * 5000, "a\0b", "/", ".."):
+        with pytest.raises(RunError, match="exactly one"):
+            open_run(name, home)
+
+
+def test_a_run_of_another_machine_that_says_nothing_is_lost(run):
+    """Its process cannot be seen: minutes without a word end what it says of itself."""
+    run.set_status(state="running", host="elsewhere")
+    assert run.status["state"] == "running"
+    old = {k: v for k, v in read_json(run.path / "status.json").items() if k != "seal"}
+    write_json(run.path / "status.json", old | {"updated": time.time() - 600})
+    assert run.status["state"] == runs_table(run.root).state[0] == "lost"
+    assert train(Scripted(steps=6), run.root, run=run, resume="last", steps=6).run.status["state"] == "finished"
+
+
+# ---- shared and changed files
+
+
+def put(path, number: int) -> None:
+    """What one of several processes writes."""
+    write_evaluation(Run(path), f"split_{number}", ENTRY)
+    Run(path).set_status(**{f"field_{number}": number})
+
+
+def test_nothing_is_lost_when_many_write(run):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: put(run.path, n), range(24)))
+    assert set(run.evaluation) == {"test", *(f"split_{n}" for n in range(24))}
+    assert [run.status[f"field_{n}"] for n in range(24)] == list(range(24)) and run.status["state"] == "finished"
+
+
+def test_a_changed_byte_is_no_other_figure(run):
+    """Every byte of evaluation.json and status.json, one at a time: an error, or the same content."""
+    for name, read in (("evaluation.json", lambda: run.evaluation), ("status.json", lambda: run.status)):
+        path, whole = run.path / name, read()
+        data = path.read_bytes()
+        refused = 0
+        for place in range(len(data)):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            try:
+                assert read() == whole, place
+            except NexusError:
+                refused += 1
+        assert refused > 0.8 * len(data)
+        path.write_bytes(data)
+    text = (run.path / "evaluation.json").read_text().replace("0.25", "0.20")
+    (run.path / "evaluation.json").write_text(text)
+    assert comparison([run])[run.path.name]["state"].startswith("damaged: evaluation.json")
+    assert main(["runs", "--latest"]) == 2
+
+
+def test_files_from_before_there_were_seals(run):
+    for name in ("evaluation.json", "status.json"):
+        write_json(run.path / name, {k: v for k, v in read_json(run.path / name).items() if k != "seal"})
+    assert run.evaluation["test"]["figures"] == {"loss": 0.25} and run.status["state"] == "finished"
+    write_evaluation(run, "val", ENTRY)
+    assert set(run.evaluation) == {"test", "val"} and len(json.loads((run.path / "evaluation.json").read_text())) == 3
