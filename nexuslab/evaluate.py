@@ -25,11 +25,11 @@ from pydantic import TypeAdapter, ValidationError
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
-    ConfigError, DataError, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json,
+    ConfigError, DataError, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json, write_sealed,
 )
 from .data import Splits, write_store
 from .fit import Result, StepModule, evaluate_source, fit, pick_device
-from .run import Run, environment
+from .run import Run, environment, evaluated
 from .task import At, CanPredict, CanSample, Task, get_task
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -46,8 +46,8 @@ def final_at(task: Task, cfg: Config, model, state: dict) -> tuple[At, dict]:
 # %% ../nbs/engine/09_evaluate.ipynb #d8389992
 def write_evaluation(run: Run, split: str, entry: dict[str, Any]) -> None:
     "Put one split's figures into evaluation.json; the other splits stay."
-    path = run.path / "evaluation.json"
-    write_json(path, (read_json(path) if path.exists() else {}) | {split: entry})
+    with run.changing():
+        write_sealed(run.path / "evaluation.json", evaluated(run) | {split: entry})
 
 # %% ../nbs/engine/09_evaluate.ipynb #d4c34bed
 def evaluate(
@@ -59,8 +59,9 @@ def evaluate(
     device: str = "auto",  # where to compute
 ) -> dict[str, float]:
     "Figures of a checkpoint on a split; written to evaluation.json with the baselines."
-    started = time.perf_counter()
-    cfg, saved = run.config, open_checkpoint(run.path / "checkpoints", checkpoint)
+    started, cfg = time.perf_counter(), run.config
+    evaluated(run)  # raises where the figures could not be added
+    saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model = model_of(cfg, saved)
     splits = splits or task.data(cfg, run.root)
     same_data(run, saved, splits)
