@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import comparable, same_weights
+from tiny import Scripted, comparable, same_weights, train
 
 from nexuslab.config import resolve
 from nexuslab.fit import fit
@@ -83,6 +83,20 @@ def finish(home: Path, run: Path, whole) -> None:
 
 
 START = ["nexuslab", "train", "--system", "toy_tokens", "--preset", "smoke", *TRAIN]
+
+
+@pytest.mark.parametrize("place", ["model", "step"])
+def test_an_exception_of_a_signal_is_an_interruption(tmp_path, place):
+    """A second Ctrl-C, or a signal while everything is set up: nothing is saved, and the state is no failure."""
+    def unwound(*_, **__):
+        raise KeyboardInterrupt("SIGTERM")
+
+    task = Scripted()
+    setattr(task, place, unwound)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path)
+    status = find_runs(tmp_path)[0].status
+    assert (status["state"], status["reason"]) == ("interrupted", "KeyboardInterrupt: SIGTERM")
 
 
 @pytest.mark.xdist_group("signals")
