@@ -15,8 +15,8 @@ __all__ = ['OWN_NAMES', 'BUCKET_BYTES', 'SMALLEST_SCALE', 'NEXT_STEP', 'NEXT_EVA
            'evaluate_loop', 'solvable', 'judge', 'early_stop', 'watch_overfit', 'state_of', 'save', 'effect', 'say',
            'check_same', 'refuse_other_steps', 'restore_window', 'told', 'check_budget', 'restore', 'restore_progress',
            'forget_best', 'name_checkpoints', 'holds', 'ended', 'signals', 'finished', 'agree', 'state_name',
-           'recording', 'open_record', 'mirrors', 'close', 'append', 'Result', 'fit', 'begun', 'start_clock',
-           'refuse_other_group', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
+           'state_of_error', 'recording', 'open_record', 'mirrors', 'close', 'append', 'Result', 'fit', 'begun',
+           'start_clock', 'refuse_other_group', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -1143,6 +1143,10 @@ def state_name(reason: str) -> str:
     "The run's state after a reason to end."
     return STATES.get(reason.replace(":", "").split()[0], "stopped")
 
+def state_of_error(error: BaseException) -> str:
+    "The run's state after an error that ended it."
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
 # %% ../nbs/engine/08_fit.ipynb #5e86ea3a
 @contextlib.contextmanager
 def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Iterator[None]:
@@ -1154,7 +1158,7 @@ def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Itera
         yield
         state, reason = state_name(loop.reason), loop.reason
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
+        state, reason = state_of_error(error), f"{type(error).__name__}: {error}"
         raise
     finally:
         if loop.rank == 0:
@@ -1236,7 +1240,7 @@ def fit(
     "Train: batch, forward, loss, backward, clip, optimise, schedule, follow, log, evaluate, checkpoint, stop."
     with begun(task, cfg, run, splits) as loop:
         changed = restore(loop, resume) if resume else refuse_used(loop)
-        with recording(loop, listeners, changed), signals(loop):
+        with signals(loop), recording(loop, listeners, changed):
             batches = load(loop.splits.train, loop.plan, loop.progress.step, loop.total_steps)
             training_mode(loop)
             while not finished(loop):
@@ -1271,7 +1275,7 @@ def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[
     except BaseException as error:
         if ranks()[0] == 0 and run.status["state"] == "created":
             with contextlib.suppress(OSError, NexusError):  # the error itself is what counts
-                run.set_status(state="failed", reason=f"{type(error).__name__}: {error}")
+                run.set_status(state=state_of_error(error), reason=f"{type(error).__name__}: {error}")
         raise
 
 # %% ../nbs/engine/08_fit.ipynb #db738513
