@@ -42,7 +42,7 @@ from .config import flatten
 from .core import NexusError, parse_yaml, plain, project_root
 from .fit import Listener, Snapshot
 from .jobs import Parameter, job_notebooks, parameters_of, parse_changes, planned
-from .run import Run, damage, find_runs, read_rows
+from .run import Run, damage, find_runs, read_lines, read_rows
 
 # %% ../nbs/engine/13_dashboard.ipynb #2582a87c
 class Growing:
@@ -113,7 +113,8 @@ class Follower:
         if self.offset and path.exists() and path.stat().st_size < self.offset:
             self.forget(-math.inf)
             self.offset, self.clock, self.damaged = 0, None, 0
-        rows, self.offset = read_rows(path, self.offset)
+        rows, self.offset, damaged = read_lines(path, self.offset)
+        self.damaged += damaged
         for row in rows:
             try:
                 self.take(row)

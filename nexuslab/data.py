@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHUNK_BYTES', 'FORMAT', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2', 'Reserved', 'write_zeros', 'arrays_digest',
-           'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path', 'ensure_store', 'Ragged',
-           'cores', 'map_parallel', 'signed', 'shift_right', 'scramble', 'keyed_words', 'halves', 'keyed_uniform',
-           'keyed_normal', 'split_by_hash', 'Standardiser', 'Source', 'Splits', 'Tensors', 'epoch_order', 'Key', 'Plan',
-           'seed_generators', 'Fetch', 'load', 'through_workers', 'eval_keys', 'Movable', 'Listed', 'parts_of',
-           'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'to_device', 'put_together']
+           'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path', 'ensure_store', 'clear_left',
+           'Ragged', 'cores', 'map_parallel', 'signed', 'shift_right', 'scramble', 'keyed_words', 'halves',
+           'keyed_uniform', 'keyed_normal', 'split_by_hash', 'Standardiser', 'Source', 'Splits', 'Tensors',
+           'epoch_order', 'Key', 'Plan', 'seed_generators', 'Fetch', 'load', 'through_workers', 'eval_keys', 'Movable',
+           'Listed', 'parts_of', 'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'to_device', 'put_together']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
@@ -30,7 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import h5py
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm.auto import tqdm
 
@@ -223,6 +223,7 @@ def ensure_store(
         lock = FileLock(f"{path}.lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            clear_left(path.parent)
             lock.acquire()
         except OSError as error:
             raise DataError(f"could not write {path}", found=str(error), expected="a folder that can be written", remedy="mend its permissions, or set NEXUSLAB_HOME to another place") from error
@@ -233,6 +234,13 @@ def ensure_store(
             lock.release()
     Store(path).close()
     return path
+
+def clear_left(folder: Path) -> None:
+    "Remove the half-written stores of processes that were killed: those whose lock nobody else holds."
+    for left in folder.glob(".*.h5.*.tmp"):
+        lock = FileLock(folder / f"{left.name[1:].rsplit('.', 2)[0]}.lock")
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            left.unlink(missing_ok=True)
 
 # %% ../nbs/engine/02_data.ipynb #d7dbcdc0
 class Ragged:

@@ -503,6 +503,9 @@ def planned(given: dict[str, Any], chosen: set[str] | None = None):
     else:
         task, checkpoint = get_task(given["system"]), None
         cfg = resolve(task, given["preset"], as_overrides(given), given.get("config"))
+    if run and checkpoint == "last" and not any((run.path / "checkpoints").glob("step_*")):
+        print(f"{run.path.name} has no checkpoint yet: it is started again from the beginning", flush=True)
+        checkpoint = None
     pick_device(cfg.compute.device)
     if cfg.init_from and not run:
         find_checkpoint(Run.open(cfg.init_from).path / "checkpoints", "best")

@@ -1,17 +1,25 @@
 """Run directories that are damaged, foreign or shared: a named error or a mark, and never another figure."""
+import importlib
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from filelock import FileLock
 from tiny import Scripted, train
 
+from nexuslab.config import resolve
 from nexuslab.core import FormatError, NexusError, RunError, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
+from nexuslab.data import ensure_store
 from nexuslab.evaluate import evaluation_table, write_evaluation
-from nexuslab.jobs import main
-from nexuslab.run import Run, comparison, find_runs, open_run, runs_table
+from nexuslab.jobs import main, planned
+from nexuslab.run import Run, comparison, find_runs, open_run, read_lines, runs_table
+from nexuslab.task import get_task
 
 ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
 
@@ -143,3 +151,66 @@ def test_files_from_before_there_were_seals(run):
     assert run.evaluation["test"]["figures"] == {"loss": 0.25} and run.status["state"] == "finished"
     write_evaluation(run, "val", ENTRY)
     assert set(run.evaluation) == {"test", "val"} and len(json.loads((run.path / "evaluation.json").read_text())) == 3
+
+
+# ---- the record
+
+
+def test_damaged_rows_are_counted_and_left_out(run):
+    """Any changed byte of a row takes the row away, with a word; no figure of it comes through changed."""
+    path = run.path / "metrics.jsonl"
+    data, (rows, _, none) = path.read_bytes(), read_lines(path)
+    assert len(rows) == data.count(b"\n") > 4 and none == 0
+    start, end = (found.start() for found in list(re.finditer(rb"\n", data))[1:3])
+    for place in range(start + 1, end):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        kept, _, damaged = read_lines(path)
+        assert damaged >= 1 and all(row in rows for row in kept) and len(kept) == len(rows) - 1
+    with pytest.warns(UserWarning, match="1 damaged"):
+        assert len(run.history()) <= len(rows)
+    follower = Follower(run)
+    follower.poll()
+    assert follower.damaged == 1
+    text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)  # as older runs have it
+    path.write_bytes(text + b"5\n[]\n" + b"[" * 100_000 + b'\n{"a": 1}\n{"step": 9, "val/loss": "x"}\n')
+    assert read_lines(path)[0] == rows and read_lines(path)[2] == 5
+
+
+def test_the_cache_of_the_peer(tmp_path, monkeypatch):
+    """A changed figure of the peer is computed again; one from before there were seals is read."""
+    task = importlib.import_module("nexuslab.systems.circuits.task")
+    asked = []
+    monkeypatch.setattr(task, "train_peer", lambda *given: asked.append(1))
+    monkeypatch.setattr(task, "figures", lambda *given: {"loss": 0.25})
+    splits = SimpleNamespace(train=SimpleNamespace(home=tmp_path, size=64), fingerprint="f" * 64, meta={"nodes": 8})
+    cfg = task.TASK.presets["smoke"]()
+    first = task.peer_figures(splits, "test", cfg)
+    [kept] = tmp_path.glob("*-peer-*.json")
+    assert task.peer_figures(splits, "test", cfg) == first and len(asked) == 1
+    kept.write_text(kept.read_text().replace("0.25", "0.75"))
+    assert task.peer_figures(splits, "test", cfg) == first and len(asked) == 2
+    write_json(kept, {"loss": 0.5})
+    assert list(task.peer_figures(splits, "test", cfg).values()) == [{"loss": 0.5}] and len(asked) == 2
+
+
+# ---- what a killed process leaves
+
+
+def test_a_run_without_a_checkpoint_starts_again(home, capsys):
+    task = get_task("toy_graphs")
+    run = Run.create(resolve(task, "smoke"), home)
+    assert planned({"resume": run.path.name})[3] is None
+    assert "started again from the beginning" in capsys.readouterr().out
+    (run.path / "checkpoints" / "step_00000001").mkdir()
+    assert planned({"resume": "last"})[3] == "last"
+
+
+def test_half_written_stores_are_removed(tmp_path):
+    """Those of killed processes, by the next build in the folder; not that of one that is still at work."""
+    dead, busy = tmp_path / ".a.h5.x1_.tmp", tmp_path / ".b.h5.x2_.tmp"
+    dead.touch(), busy.touch()
+    with FileLock(tmp_path / "b.h5.lock"):
+        ensure_store(tmp_path / "c.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
+        assert not dead.exists() and busy.exists()
+    ensure_store(tmp_path / "b.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
+    assert not list(tmp_path.glob("*.tmp"))

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
-from ...core import DataError, digest, mix, read_json, write_json
+from ...core import DataError, FormatError, digest, mix, read_sealed, write_sealed
 from ...data import Source, Splits, Store, store_path
 from ...metrics import Part
 from ...optim import learning_rate, make_optimizer
@@ -298,13 +298,16 @@ def peer_figures(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, di
     key = digest({"split": split, "figures": FIGURES} | {k: parts[k] for k in names})
     kept = home / f"{splits.fingerprint[:16]}-peer-{key}.json" if home else None
     if kept and kept.exists():
-        return {name: read_json(kept)}
+        try:
+            return {name: read_sealed(kept, unsealed=True)}
+        except FormatError as error:
+            print(f"baseline: {error.brief}; it is computed again", flush=True)
     print(f"baseline: training the {name}, once for this data and budget", flush=True)
     model = train_peer(splits.train, own, splits.meta["nodes"])
     found = figures(model, splits, split, own.seed)
     found = {k: v for k, v in found.items() if not k.endswith("_topology")}  # it has no branch for topology
     if kept:
-        write_json(kept, found)
+        write_sealed(kept, found)
     return {name: found}
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #3da0afea
