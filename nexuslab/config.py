@@ -197,9 +197,11 @@ class Config(Section):
     renamed: ClassVar[dict[str, str]] = {}  # names people know from elsewhere -> this system's key
     moved: ClassVar[dict[str, str | None]] = {}  # keys of older runs -> where their values are now; None: dropped
 
-    system: str = Field(description="name of the research system")
+    system: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="name of the research system, and of its folder")
     preset: str = Field("base", description="name of the preset this configuration grew from")
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", description="experiment name, part of the run directory's name: letters, digits, dot, dash, underscore")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", max_length=100,
+                             description="experiment name, part of the run directory's name: "
+                                         "at most 100 letters, digits, dots, dashes, underscores")
     seed: int = Field(0, ge=0, lt=2**63, description="every draw is a function of this number")
     debug: bool = Field(
         False, description="detect anomalies in the backward pass, log every step, and take a small model (see `resolve`)"

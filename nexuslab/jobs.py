@@ -551,7 +551,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         if message.startswith("unrecognized arguments: "):
-            wrong = message.removeprefix("unrecognized arguments: ").split()[0].lstrip("-").split("=")[0]
+            wrong = message.removeprefix("unrecognized arguments: ").partition(" ")[0].lstrip("-").split("=")[0]
             known = [o.lstrip("-") for a in self._actions for o in a.option_strings if o.startswith("--")]
             message = f"unknown option --{wrong}: {did_you_mean(wrong, known)}"
         super().error(message)

@@ -140,6 +140,7 @@ def tune(
 ) -> Tuned:
     """Run a study until it has `trials` finished trials; going on with a stored one is the same call.
 
+    Calls at the same time share the storage and what it has learnt; each runs the trials that were missing when it began.
     A signal ends the study: the trial at hand fails, its parameters are queued for the next call, `Interrupted` is raised.
     """
     root, interruptions = Path(root or project_root()), []
@@ -147,8 +148,9 @@ def tune(
     if cfg.compute.processes != 1:
         raise ConfigError("compute.processes of a study", found=cfg.compute.processes, expected="1: a trial is one process",
                           remedy="start the same study several times instead: they share its storage")
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise StudyError("study name", found=name, expected="letters, digits, dot, dash, underscore", remedy="choose a name that can be a folder")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise StudyError("study name", found=name[:200], remedy="choose a name that can be a folder",
+                         expected="at most 100 letters, digits, dots, dashes, underscores; a letter or digit first")
     folder = root / "runs" / ".studies" / name
     study = open_study(name, open_storage(storage, folder), cfg, cfg.seed)
     splits = splits or task.data(cfg, root)

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from filelock import FileLock
+from pydantic import ValidationError
 from tiny import Scripted, train
 
-from nexuslab.config import resolve
+from nexuslab.config import Config, resolve
 from nexuslab.core import FormatError, NexusError, RunError, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.data import ensure_store
@@ -20,6 +21,7 @@ from nexuslab.evaluate import evaluation_table, write_evaluation
 from nexuslab.jobs import main, planned
 from nexuslab.run import Run, comparison, find_runs, open_run, read_lines, runs_table
 from nexuslab.task import get_task
+from nexuslab.tune import StudyError, tune
 
 ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
 
@@ -214,3 +216,47 @@ def test_half_written_stores_are_removed(tmp_path):
         assert not dead.exists() and busy.exists()
     ensure_store(tmp_path / "b.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
     assert not list(tmp_path.glob("*.tmp"))
+
+
+# ---- names that are no names
+
+
+@pytest.mark.parametrize("words", [
+    ["train", "--system", "../../../esc"], ["train", "--system", "toy_graphs", "-o", "system=../../../esc"],
+    ["train", "--system", "toy_graphs", "--name", "a/b"], ["train", "--system", "toy_graphs", "--name", "n" * 5000],
+    ["train", "--system", "toy_graphs", "-o", "model.hidden=["], ["train", "--lr", "%"], ["train", "--epochs", "["],
+    ["train", "--resume", "r" * 5000], ["tune", ""], ["runs", "--system", "../.."],
+])
+def test_hostile_words_are_refused(words, home, capsys):
+    """Exit status 2 and an error of ours, before anything is written."""
+    try:
+        code = main([*words, "--dry-run"] if words[0] == "train" else words)
+    except SystemExit as ended:  # argparse's own way
+        code = ended.code
+    told = capsys.readouterr().err
+    assert code == 2 and "nexuslab" in told and "Traceback" not in told and not list(home.rglob("*"))
+
+
+def test_names_of_studies(home):
+    task = Scripted(steps=4)
+    for name in ("..", ".", "a/b", "../x", ".hidden", "s" * 101):
+        with pytest.raises(StudyError, match="study name"):
+            tune(task, task.config, trials=1, study_name=name, root=home)
+    with pytest.raises(ValidationError, match="system"):
+        Config(system="../../../esc")
+    assert not list(home.rglob("*"))
+
+
+def test_two_studies_at_once_each_do_what_was_asked(home):
+    """The second begins while the first trial of the first is at work."""
+    task = Scripted(steps=2)
+    task.space = lambda trial: {"optim.lr": trial.suggest_float("lr", 0.01, 0.02)}
+    inner = []
+
+    def write(text):
+        if not inner:
+            inner.append(None)
+            inner[0] = tune(task, task.config, trials=2, study_name="shared", root=home)
+
+    tune(task, task.config, trials=2, study_name="shared", root=home, write=write)
+    assert [t.state.name for t in inner[0].study.get_trials()] == ["COMPLETE"] * 4
