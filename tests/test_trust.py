@@ -43,10 +43,10 @@ def run(made, home):
 # ---- one bad directory
 
 BAD = {
-    "config.yaml": [b"", b"a: [", b"preset: base\n", b"- 1\n", b"system: 3\npreset: x\n", b"system: \xe9", b"[" * 200_000,
-                    None],
-    "status.json": [b"", b"{}", b"[]", b'{"state": 3}', b'{"step": 3}', b'{"state": "running", "pid": "x"}', b"\xff\xfe",
-                    b'{"state"', b'{"state": "running", "updated": "now"}', None],
+    "config.yaml": [b"", b"a: [", b"preset: base\n", b"- 1\n", b"system: 3\npreset: x\n", b"system: \xe9",
+                    b"[" * 200_000, None],
+    "status.json": [b"", b"{}", b"[]", b'{"state": 3}', b'{"step": 3}', b'{"state": "running", "pid": "x"}',
+                    b'{"state"', b'{"state": "running", "updated": "now"}', b"\xff\xfe", None],
     "evaluation.json": [b"", b"[]", b'{"test": 3}', b'{"test": {}}', b"\xff", None],
 }
 
