@@ -7,7 +7,7 @@ __all__ = ['AXES', 'POINTS', 'TAIL', 'PALETTE', 'DASHES', 'LOOK_JS', 'TICKS_JS',
            'PAINT_JS', 'DRAW_JS', 'CANVAS_JS', 'CHART_JS', 'FOLLOW_JS', 'MOUSE_JS', 'CHART_CSS', 'END_BYTES', 'COLUMNS',
            'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS', 'PANELS', 'Growing', 'Curve',
            'Follower', 'take', 'forget', 'decimate', 'Trace', 'Looks', 'chart_picture', 'this_loop', 'Chart', 'show',
-           'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job', 'option', 'refusal', 'refusals',
+           'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job', 'with_defaults', 'refusal', 'refusals',
            'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm', 'read', 'start', 'tell_ends', 'marks_of',
            'stacked', 'filled', 'Dashboard', 'make_controls', 'later', 'do_queued', 'attempt', 'refresh_table',
            'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark', 'advice', 'difference_table', 'act',
@@ -19,6 +19,7 @@ import html
 import io
 import logging
 import math
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,14 +35,13 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import traitlets
-import yaml
 from scipy.signal import lfilter
 from tsdownsample import MinMaxLTTBDownsampler
 
 from .config import flatten
 from .core import NexusError, parse_yaml, plain, project_root
 from .fit import Listener, Snapshot
-from .jobs import Parameter, job_notebooks, parameters_of, parse_changes, planned
+from .jobs import Parameter, command_line, job_notebooks, parameters_of, parse_changes, planned, split_changes
 from .run import Run, damage, find_runs, read_lines, read_rows
 
 # %% ../nbs/engine/13_dashboard.ipynb #2582a87c
@@ -839,8 +839,8 @@ TABLE_CSS = """
 .nexuslab-look { display: inline-block; width: 26px; padding-left: 4px; }
 .nexuslab-status { max-width: 24em; overflow: hidden; text-overflow: ellipsis; }
 .nexuslab-table tr[data-status=running] .nexuslab-status { color: #009E73; font-weight: bold; }
-.nexuslab-table tr:is([data-status=failed], [data-status=died], [data-status=lost]) .nexuslab-status { color: #D55E00; }
-.nexuslab-table tr[data-status^=damaged] .nexuslab-status { color: #D55E00; }
+.nexuslab-table tr:is([data-status=failed], [data-status=died]) .nexuslab-status { color: #D55E00; }
+.nexuslab-table tr:is([data-status=lost], [data-status^=damaged]) .nexuslab-status { color: #D55E00; }
 .nexuslab-table input:not([type=checkbox]) { width: 22em; margin: 2px 0; }
 .nexuslab-fault pre, .nexuslab-trouble pre { color: var(--jp-error-color1, #b00020); }
 """
@@ -887,32 +887,26 @@ class Job(NamedTuple):
 
 def start_job(verb: str, parameters: dict[str, Any], what: str = "") -> Job:
     "Run a job in a process of its own; its prints go to runs/.jobs/<verb>-*.log."
-    options = [part for name, value in parameters.items() if value not in (None, "") for part in option(name, value)]
+    words = shlex.split(command_line(verb, parameters))[1:]
     folder = project_root() / "runs" / ".jobs"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", "import sys; from nexuslab.jobs import main; sys.exit(main())", verb, *options]
+    command = [sys.executable, "-c", "import sys; from nexuslab.jobs import main; sys.exit(main())", *words]
     with tempfile.NamedTemporaryFile("w", prefix=f"{verb}-", suffix=".log", dir=folder, delete=False) as file:
         streams = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         process = subprocess.Popen(command, cwd=project_root(), start_new_session=True, **streams)
     return Job(what or verb, process, Path(file.name))
 
-def option(name: str, value: Any) -> list[str]:
-    "A parameter as the command's option."
-    flag = name.replace("_", "-")
-    if name == "overrides":
-        said = lambda changed: yaml.safe_dump(changed, default_flow_style=True, width=math.inf).splitlines()[0]
-        return [part for key, changed in value.items() for part in ("-o", f"{key}={said(changed)}")]
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}={value}"]
-
 # %% ../nbs/engine/13_dashboard.ipynb #1137b4cb
 FIRST = ("resume", "system", "preset", "config")  # what the other fields build upon
+
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    "The parameters of a training job, those that were not given by their defaults."
+    return {name: p.default for name, p in parameters_of(job_notebooks()["train"]).items()} | given
 
 def refusal(given: dict[str, Any]) -> str | None:
     "Why a training job would refuse these parameters before it begins; None if it would not."
     try:
-        planned({name: p.default for name, p in parameters_of(job_notebooks()["train"]).items()} | given)
+        planned(with_defaults(given))
         return None
     except Exception as error:  # of a system's own module, besides ours
         return str(error) if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
@@ -934,7 +928,7 @@ def refusals(given: dict[str, Any]) -> dict[str, str]:
 
 def nothing_left(given: dict[str, Any]) -> str | None:
     "Why the run to resume has nothing left to do; None if it has, or if a new run is asked for."
-    _, cfg, run, _ = planned({"preset": None, "resume": None} | given)
+    _, cfg, run, _ = planned(with_defaults(given))
     done = run is not None and run.status["state"] == "finished" and cfg.budget == run.config.budget
     return f"{run.path.name} is finished\n  do: give more epochs or steps to train it longer" if done else None
 
@@ -950,7 +944,7 @@ def field_of(name: str, parameter: Parameter) -> widgets.ValueWidget:
 
 def preformatted(text: str) -> str:
     "Text as HTML that keeps its lines."
-    style = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; font: inherit; margin: 2px 0"
+    style = "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; font: inherit; line-height: 1.4"
     return f'<pre style="{style}">{html.escape(text)}</pre>' if text else ""
 
 def at_once(action: Callable[[], None]) -> None:
@@ -976,17 +970,17 @@ class JobForm(widgets.VBox):
 
 # %% ../nbs/engine/13_dashboard.ipynb #f8119d34
 def read(self: JobForm) -> tuple[dict[str, Any], dict[str, str]]:
-    "What was filled in, read as the command reads it; and what could not be read, by field."
+    "What was filled in and is no default, read as the command reads it; and what could not be read, by field."
     values, found = {}, {}
     for name, field in self.fields.items():
         try:
             if text := field.value.strip():
                 values[name] = text if isinstance(self.declared[name].default, str) else parse_yaml(text, name)
             if name == "overrides" and isinstance(values.get(name), str):
-                values[name] = parse_changes(values[name].split(","))
+                values[name] = parse_changes(split_changes(values[name]))
         except NexusError as error:
             found[name] = f"{error.what}: {error.found}"
-    return values, found
+    return {name: value for name, value in values.items() if value != self.declared[name].default}, found
 
 def start(self: JobForm) -> None:
     "Check what was filled in, and start the job if nothing is wrong."
@@ -1217,7 +1211,7 @@ def advice(self: Dashboard) -> str:
         return "Tick a run in the table to see its curves."
     there = {name for f in self.followers.values() for name in f.curves}
     waiting = [name for name, f in self.followers.items() if not f.curves]
-    lines = [f"No figures yet of {name}: its curves begin with its first row." for name in waiting]
+    lines = [f"No figures yet of {', '.join(waiting)}: curves begin with the first row."] if waiting else []
     absent = [name for name in self.scalars.value if name not in there] if len(waiting) < len(self.followers) else []
     lines += [f"{name}: no row of the ticked runs has it so far." for name in absent]
     bad = {name: f.damaged for name, f in self.followers.items() if f.damaged}
