@@ -66,7 +66,7 @@ def learning_rate_range(
     for i, micro in enumerate(load(splits.train, loop.plan, 0, steps)):
         rate = low * (high / low) ** (i / max(1, steps - 1))
         for group in loop.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         loss = step_once(loop, micro)
         smooth = loss if smooth is None else 0.8 * smooth + 0.2 * loss
         rows.append({"rate": rate, "loss": smooth})

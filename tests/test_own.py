@@ -1,0 +1,256 @@
+"""A user's own model, data, optimiser and metrics: trained, resumed, loaded and evaluated, in a session and from the shell."""
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tiny import Halt, comparable, same_weights
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader as GraphLoader
+from torchmetrics import MeanSquaredError
+
+from nexuslab.config import Config, overlay
+from nexuslab.core import CheckpointError, ConfigError, DataError, RunError
+from nexuslab.data import Source, Tensors
+from nexuslab.evaluate import evaluate
+from nexuslab.fit import OwnTask, fit, set_up
+from nexuslab.run import Run
+from nexuslab.task import SESSION, get_task, list_tasks
+
+RUN = "import sys; from nexuslab.jobs import main; sys.exit(main(sys.argv[1:]))"
+X = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5]])
+TEST = TensorDataset(X[40:], 2 * Y[40:])
+
+
+class Jittered(Dataset):
+    """Rows with noise from the default generators, as transforms draw it."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        return X[i] + 0.1 * torch.randn(3) + 0.1 * np.random.random(), Y[i]
+
+
+def graphs(first, last):
+    return [Data(x=X[i : i + 1], y=Y[i] * (2 if i >= 40 else 1)) for i in range(first, last)]
+
+
+def squared(model, batch):
+    x, y = (batch.x, batch.y[:, None]) if isinstance(batch, Data) else batch
+    answer = model(x)
+    return (answer - y).square().mean(), {"error": (answer, y)}
+
+
+def make(name="own", train=None, val=None, test=TEST, **more):
+    """A linear regression that is over in 8 steps."""
+    train = TensorDataset(X[:32], Y[:32]) if train is None else train
+    val = TensorDataset(X[32:40], Y[32:40]) if val is None else val
+    more = {"metrics": lambda: {"error": MeanSquaredError()}, "config": settings(name)} | more
+    return OwnTask(name, lambda: nn.Linear(3, 1), squared, train, val, test=test, **more)
+
+
+def settings(name, **changes):
+    base = Config(system=name, loader={"batch_size": 8}, budget={"epochs": 2}, track={"log_every": 1}, optim={"lr": 0.1})
+    return overlay(base, {"stop.restore_best": False} | changes)
+
+
+def trained(task, root, **more):
+    cfg = task.presets["base"]()
+    return fit(task, cfg, Run.create(cfg, root), **more)
+
+
+PARTS = (X[:32], Y[:32]), (X[32:40], Y[32:40]), TEST.tensors
+DATA = {  # train, val, test
+    "source": lambda: [Tensors(*part) for part in PARTS],
+    "dataset": lambda: [TensorDataset(*part) for part in PARTS],
+    "examples": lambda: [list(zip(*part)) for part in PARTS],
+    "loader": lambda: [DataLoader(TensorDataset(*part), batch_size=8, shuffle=True) for part in PARTS],
+    "graphs": lambda: [GraphLoader(graphs(*ends), batch_size=8, shuffle=True) for ends in ((0, 32), (32, 40), (40, 48))],
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_any_kind_of_data_is_trained_on_and_evaluated(kind, tmp_path):
+    result = trained(make("own", *DATA[kind]()), tmp_path)
+    row = result.run.history().iloc[-1]
+    assert result.step == 8 and row["val/error"] == pytest.approx(row["val/loss"], rel=1e-5)
+    figures = evaluate(make("own", *DATA[kind]()), result.run, "test", "last")
+    with torch.no_grad():
+        expected = (result.model(X[40:]) - TEST.tensors[1]).square().mean().item()
+    assert figures["error"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loader_gives_its_batch_size_unless_two_are_given():
+    train = DataLoader(TensorDataset(X, Y), batch_size=5, drop_last=True)
+    loader = make(train=train, config=None).presets["base"]().loader
+    assert loader.batch_size == 5 and loader.drop_last
+    with pytest.raises(ConfigError, match="5 in the DataLoader, 8 in the configuration"):
+        make(train=train)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y))
+
+
+WRONG = [
+    (Endless(), "Endless without length"), (list(zip(X[:0], Y[:0])), "list without"), (graphs(0, 4), "Data"),
+    (DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([1.0] * 48, 48)), "WeightedRandomSampler"),
+]
+
+
+@pytest.mark.parametrize("data, word", WRONG)
+def test_data_that_cannot_be_ordered_or_batched_are_refused(data, word):
+    with pytest.raises(DataError, match=word):
+        make(train=data)
+
+
+# ---- the same data, and others
+
+
+def test_a_run_goes_on_with_the_same_data_only(tmp_path):
+    cfg = settings("own")
+    run = Run.create(cfg, tmp_path)
+    fit(make(), cfg, run, [Halt(4)])
+    other = TensorDataset(X[:32], Y[:32] + 1e-3)
+    with pytest.raises(CheckpointError, match="data"):
+        fit(make(train=other), cfg, run, resume="last")
+    again = fit(make(), cfg, run, resume="last")
+    assert same_weights(again.model, trained(make(), tmp_path).model)
+    with pytest.raises(RunError, match="fingerprint"):
+        evaluate(make(test=TensorDataset(X[40:], Y[40:])), run, "test")
+
+
+def test_figures_of_a_test_that_is_the_validation_set_say_so(tmp_path):
+    task = make(test=None)
+    run = trained(task, tmp_path).run
+    with pytest.warns(UserWarning, match="no test set"):
+        figures = evaluate(task, run, "test", "last")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert evaluate(task, run, "val", "last") == figures
+
+
+class Counted(Source):
+    """A source that is more than can be read in full."""
+
+    def __init__(self, size, changed=()):
+        self.size, self.changed, self.read = size, set(changed), 0
+
+    def batch(self, ids, setting, generator):
+        self.read += len(ids)
+        return torch.tensor([[float(i) + (i in self.changed)] for i in ids]), torch.ones(len(ids), 1)
+
+
+def prints(source, **more):
+    return make(train=source, **more).data(None, None).fingerprint
+
+
+def test_a_large_source_is_sampled_and_an_endless_one_declared():
+    one = Counted(10**6)
+    assert prints(one) == prints(Counted(10**6)) and one.read < 1100
+    others = [prints(Counted(10**6 + 1)), prints(Counted(10**6, {0})), prints(Counted(10**6, {10**6 - 1}))]
+    assert len({prints(one), *others, prints(one, fingerprint="release 3")}) == 5
+    with pytest.raises(DataError, match="endless|no end"):
+        prints(Counted(None))
+    declared = [prints(Counted(None), fingerprint=text) for text in "aab"]
+    assert declared[0] == declared[1] != declared[2]
+
+
+class Undetermined(Jittered):
+    def __getitem__(self, i):
+        return X[i] + np.random.default_rng().random(), Y[i]
+
+
+def test_transforms_follow_the_seed_and_what_follows_nothing_is_refused(tmp_path):
+    whole = trained(make(train=Jittered()), tmp_path)
+    cfg = settings("own", num_workers=2)
+    run = Run.create(cfg, tmp_path)
+    fit(make(train=Jittered()), cfg, run, [Halt(3)])
+    again = fit(make(train=Jittered()), cfg, run, resume="last")
+    assert same_weights(whole.model, again.model) and comparable(whole.run).equals(comparable(run))
+    with pytest.raises(DataError, match="another one when read again"):
+        prints(Undetermined())
+
+
+# ---- an optimiser of one's own
+
+
+def two_rates(model, cfg):
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.5}]
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+
+def test_an_optimiser_of_ones_own_keeps_its_rates_under_the_schedule(tmp_path):
+    cfg = settings("own", **{"schedule.name": "linear", "optim.clip": None})
+    task = make(optimizer=two_rates, config=cfg)
+    start = set_up(task, cfg, Run(tmp_path / "runs" / "own" / "probe"))
+    plain, rates = two_rates(start.model, cfg), []
+    for step in range(8):
+        rates.append(0.1 * (1 - step / 7))  # of the configuration, linear to 0
+        for group, own in zip(plain.param_groups, (0.05, 0.5)):
+            group["lr"] = own * (1 - step / 7)
+        [key] = start.plan.micro(step)
+        plain.zero_grad()
+        squared(start.model, start.splits.train.batch(key.ids, {}, None))[0].backward()
+        plain.step()
+    run = Run.create(cfg, tmp_path)
+    fit(task, cfg, run, [Halt(3)])
+    result = fit(task, cfg, run, resume="last")
+    assert np.allclose(run.history()["train/learning_rate"], rates)
+    assert torch.allclose(start.model.weight, result.model.weight, atol=1e-6)
+    assert torch.allclose(start.model.bias, result.model.bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda model, cfg: None, lambda model, cfg: torch.optim.LBFGS(model.parameters())])
+def test_what_is_no_optimiser_for_this_loop_is_refused(wrong, tmp_path):
+    with pytest.raises(ConfigError, match="the optimiser"):
+        trained(make(optimizer=wrong), tmp_path)
+
+
+# ---- found by its name
+
+
+def test_a_task_of_the_session_is_found_until_the_session_ends(tmp_path):
+    result = trained(make("of_this_session"), tmp_path)
+    model, cfg, _ = Run(result.run.path).load("last")
+    assert same_weights(model, result.model) and cfg.system == "of_this_session"
+    assert get_task("of_this_session") is SESSION["of_this_session"] and "of_this_session" in list_tasks()
+    del SESSION["of_this_session"]
+    with pytest.raises(ConfigError, match=r"unknown system.*(\n.*)*systems/of_this_session.py with TASK"):
+        result.run.load("last")
+    assert evaluate(make("of_this_session"), result.run, "val", "last")
+
+
+def test_a_name_of_another_system_is_refused(home):
+    with pytest.raises(ConfigError, match="a name of its own"):
+        trained(make("toy_graphs"), home)
+    (home / "systems").mkdir()
+    (home / "systems" / "circuits.py").write_text("raise RuntimeError('never read')")
+    with pytest.raises(ConfigError, match="two systems 'circuits'"):
+        get_task("circuits")
+
+
+def test_the_example_of_the_readme_trains_and_is_evaluated_from_the_shell(home):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "TASK = OwnTask(" in block]
+    (home / "systems").mkdir()
+    (home / "systems" / "digits.py").write_text(code)
+    task = get_task("digits")
+    assert trained(task, home).step > 0
+    said = [line for line in text.splitlines() if line.startswith("nexuslab evaluate --run last")]
+    assert said and len(code.strip().splitlines()) <= 30
+    command = [sys.executable, "-c", RUN, *said[0].split("#")[0].split()[1:]]
+    done = subprocess.run(command, env={**os.environ}, cwd=home, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [run] = (home / "runs" / "digits").iterdir()
+    assert Run(run).evaluation["test"]["figures"]["accuracy"] >= 0.95
