@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['OWN_NAMES', 'BUCKET_BYTES', 'SMALLEST_SCALE', 'NEXT_STEP', 'NEXT_EVALUATION', 'ROUNDING', 'SHARED', 'RESUMABLE',
-           'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask', 'pick_device', 'pick_precision',
-           'StepModule', 'evaluating', 'training_mode', 'Snapshot', 'Listener', 'Mirror', 'go_blind', 'Console',
-           'Progress', 'Setup', 'Loop', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'own_gpu',
-           'plan_steps', 'where', 'seed_step', 'Unusable', 'unusable_together', 'shares', 'forward_backward', 'count',
-           'refuse_name', 'emit', 'gathered', 'over_processes', 'pool', 'buckets', 'add_gradients', 'spread',
-           'saved_buffers', 'cut', 'np_split', 'forget_gradient', 'gradient', 'halve', 'clip', 'rescaled', 'leave_out',
-           'hopeless', 'set_rate', 'optimise', 'last_out', 'portable', 'measure', 'fresh_metric', 'measured', 'log_row',
-           'this_process', 'aside', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'collected', 'apart',
-           'evaluate_loop', 'solvable', 'judge', 'early_stop', 'watch_overfit', 'state_of', 'save', 'effect', 'say',
-           'check_same', 'refuse_other_steps', 'restore_window', 'told', 'check_budget', 'restore', 'restore_progress',
-           'forget_best', 'name_checkpoints', 'holds', 'ended', 'signals', 'finished', 'agree', 'state_name',
-           'state_of_error', 'recording', 'open_record', 'mirrors', 'close', 'append', 'Result', 'fit', 'begun',
-           'start_clock', 'refuse_other_group', 'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
+           'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask', 'own_config', 'examples_of', 'Graphs',
+           'pick_device', 'pick_precision', 'StepModule', 'evaluating', 'training_mode', 'Snapshot', 'Listener',
+           'Mirror', 'go_blind', 'Console', 'Progress', 'Setup', 'Loop', 'enrol', 'optimizer_of', 'ranks', 'set_up',
+           'initial_model', 'Recomputes', 'wrap', 'own_gpu', 'plan_steps', 'where', 'seed_step', 'Unusable',
+           'unusable_together', 'shares', 'forward_backward', 'count', 'refuse_name', 'emit', 'gathered',
+           'over_processes', 'pool', 'buckets', 'add_gradients', 'spread', 'saved_buffers', 'cut', 'np_split',
+           'forget_gradient', 'gradient', 'halve', 'clip', 'rescaled', 'leave_out', 'hopeless', 'set_rate', 'optimise',
+           'last_out', 'portable', 'measure', 'fresh_metric', 'measured', 'log_row', 'this_process', 'aside', 'speed',
+           'watch_spike', 'tell', 'evaluate_source', 'collected', 'apart', 'evaluate_loop', 'solvable', 'judge',
+           'early_stop', 'watch_overfit', 'state_of', 'save', 'effect', 'say', 'check_same', 'refuse_other_steps',
+           'restore_window', 'told', 'check_budget', 'restore', 'restore_progress', 'forget_best', 'name_checkpoints',
+           'holds', 'ended', 'signals', 'finished', 'agree', 'state_name', 'state_of_error', 'recording', 'open_record',
+           'mirrors', 'close', 'append', 'Result', 'fit', 'begun', 'start_clock', 'refuse_other_group', 'refuse_used',
+           'next_batch', 'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -33,28 +34,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader
 
 from nexuslab.checkpoint import (
     load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
 )
 from .config import Compute, Config, difference, validated
 from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
-from .data import Fetch, Key, Plan, Source, Splits, Tensors, eval_keys, load, to_device
+from nexuslab.data import (
+    Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, to_device,
+)
 from .metrics import Averages
 from .optim import Plateau, learning_rate, load_moments, make_optimizer
 from .run import ExperimentTracker, NoTracker, Record, Run, Tracker
-from .task import At, StepOut, Task, Updater
+from .task import At, HasOptimizer, StepOut, Task, Updater, get_task, register, system_modules
 
 # %% ../nbs/engine/08_fit.ipynb #5bf6f498
 class PlainTask(Task):
-    "A task without figures, baselines, updaters or views of its own."
+    "A task without figures, baselines, updaters or views; a batch is shown as a picture of its numbers."
 
     def prepare(self, cfg, root):
         return Path(root)
@@ -83,43 +87,91 @@ class PlainTask(Task):
     def views(self):
         return {}
 
+    def show(self, batch, cfg, meta):
+        import matplotlib.pyplot as plt  # late: training needs no plots
+
+        fig, ax = plt.subplots(figsize=(5, 3))
+        first = torch.as_tensor(leaves(batch)[0][1])
+        ax.imshow(first.reshape(len(first), -1).float(), aspect="auto")
+        ax.set(xlabel="column", ylabel="example", title=self.name)
+        return fig
+
 # %% ../nbs/engine/08_fit.ipynb #8b1a5a1b
-class OwnTask(PlainTask):
-    "An adapter for a user's own model, loss and data."
+class OwnTask(PlainTask, HasOptimizer):
+    "An adapter for a user's own model, loss and data; a split is a `Source`, a map-style `Dataset` or a `DataLoader`."
 
     def __init__(
         self,
-        name: str,  # of the runs' folder
+        name: str,  # of the system: in the configuration, and of the runs' folder
         make: Callable[[], nn.Module],  # builds the untrained model
-        loss: Callable[[nn.Module, Any], torch.Tensor],  # (model, batch) -> mean loss over the batch
-        train: Source,  # such as Tensors(x, y)
-        val: Source,
-        config: Config,
-        weigh: Callable[[Any], float] = lambda batch: float(len(batch[0])),  # items of a batch
+        loss: Callable[[nn.Module, Any], Any],  # (model, batch) -> mean loss, or (mean loss, metric -> its arguments)
+        train: Any,
+        val: Any,
+        config: Config | None = None,  # the defaults with the batches of the training loader where there is none
+        weigh: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean
+        test: Any = None,  # the validation set serves where there is none
+        metrics: Callable[[], dict[str, Any]] = dict,  # makes the metrics of torchmetrics, by name
+        optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] | None = None,  # the configured one by default
+        fingerprint: str | None = None,  # what the data are, where their content cannot be read or takes too long
     ):
+        config = own_config(name, config, train)
         self.name, self.title, self.presets = name, name, {"base": lambda: config}
-        self.make, self.loss, self.sources, self._weigh = make, loss, (train, val), weigh
+        self.make, self.loss, self.measures, self.declared = make, loss, metrics, fingerprint
+        self.count, self.build = weigh or examples_of, optimizer
+        self.sources = [data if data is None else as_source(data) for data in (train, val, test)]
+        register(self)
 
     def data(self, cfg, root):
-        train, val = self.sources
-        return Splits(train, val, val, meta={}, fingerprint=digest([train.size, val.size]))
+        train, val, test = self.sources
+        test = val if test is None else test
+        given = [source for source in self.sources if source is not None]
+        read = [source.size if self.declared else fingerprint_of(source) for source in given]
+        return Splits(train, val, test, meta={}, fingerprint=digest([self.declared, read]))
 
     def weigh(self, batch):
-        return self._weigh(batch)
+        return self.count(batch)
 
     def model(self, cfg, meta):
         return self.make()
 
     def step(self, model, batch, cfg, at):
-        return StepOut(self.loss(model, batch), self.weigh(batch))
+        told = self.loss(model, batch)
+        loss, fed = told if isinstance(told, tuple) else (told, {})
+        return StepOut(loss, self.weigh(batch), out=fed)
 
-    def show(self, batch, cfg, meta):
-        import matplotlib.pyplot as plt  # late: training needs no plots
+    def metrics(self, cfg):
+        return self.measures()
 
-        fig, ax = plt.subplots(figsize=(5, 3))
-        ax.imshow(torch.as_tensor(batch[0]).flatten(1).float(), aspect="auto")
-        ax.set(xlabel="column", ylabel="example", title=self.name)
-        return fig
+    def optimizer(self, model, cfg):
+        return self.build(model, cfg) if self.build else make_optimizer(cfg.optim, model)
+
+# %% ../nbs/engine/08_fit.ipynb #6d72c9b2
+def own_config(name: str, config: Config | None, train: Any) -> Config:
+    "The configuration of a task of one's own; a loader's batch size is the configuration's, or refused."
+    said = isinstance(train, DataLoader) and train.batch_size != 1  # 1 is what a DataLoader has unless it is told
+    size = train.batch_size if said else None
+    if config is None:
+        config = Config(system=name, loader={"batch_size": size, "drop_last": train.drop_last} if size else {})
+    if config.system != name:
+        found, remedy = f"a configuration of {config.system!r}", f"Config(system={name!r}, ...)"
+        raise ConfigError(f"the task {name!r}", found=found, expected=name, remedy=remedy)
+    if size and size != config.loader.batch_size:
+        found = f"{size} in the DataLoader, {config.loader.batch_size} in the configuration"
+        remedy = f"Config(loader={{'batch_size': {size}}})"
+        raise ConfigError("loader.batch_size", found=found, expected="one size", remedy=remedy)
+    return config
+
+def examples_of(batch: Any) -> float:
+    "The examples of a batch: its graphs if it counts them, as PyG does, else the rows of its first tensor."
+    if type(batch) in (tuple, list) and isinstance(batch[0], torch.Tensor):
+        return float(len(batch[0]))  # the usual batch, in the shortest way
+    return float(batch.num_graphs if isinstance(batch, Graphs) else len(leaves(batch)[0][1]))
+
+@runtime_checkable
+class Graphs(Protocol):
+    "A batch of PyG."
+
+    num_graphs: int
 
 # %% ../nbs/engine/08_fit.ipynb #91e15933
 def pick_device(name: str) -> torch.device:
@@ -314,12 +366,31 @@ class Loop(Setup):
         return self.progress.step / (self.plan.steps_per_epoch or self.total_steps)
 
 # %% ../nbs/engine/08_fit.ipynb #a10e332d
+def enrol(task: Task) -> None:
+    "Make a task known in this session; one of a user's own must not have the name of another system."
+    register(task)
+    if isinstance(task, OwnTask) and task.name in system_modules() and get_task(task.name) is not task:
+        found, expected = "a system of that name, which would be loaded in its place", "a name of its own"
+        raise ConfigError(f"the task {task.name!r}", found=found, expected=expected, remedy="rename the task")
+
+def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    "The configured optimiser, or the task's own; its rates are kept as multiples of `optim.lr`."
+    optimizer = task.optimizer(model, cfg) if isinstance(task, HasOptimizer) else make_optimizer(cfg.optim, model)
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        found, expected = type(optimizer).__name__, "a torch.optim.Optimizer whose step needs no closure"
+        raise ConfigError("the optimiser", found=found, expected=expected, remedy="return another one")
+    for group in optimizer.param_groups:
+        group["scale"] = group["lr"] / cfg.optim.lr
+    return optimizer
+
+# %% ../nbs/engine/08_fit.ipynb #8b612fb2
 def ranks() -> tuple[int, int]:
     "This process and the number of processes."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> Loop:
     "Build everything the loop works with, untrained."
+    enrol(task)
     rank, world = ranks()
     if cfg.compute.threads:
         torch.set_num_threads(cfg.compute.threads)
@@ -339,8 +410,9 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
     by_epoch = (cfg.budget.unit or ("epochs" if cfg.budget.epochs else "steps")) == "epochs"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return Loop(
-        task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module, optimizer=make_optimizer(cfg.optim, model),
-        plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters, plan=plan, total_steps=total,
+        task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module,
+        optimizer=optimizer_of(task, cfg, model), plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
+        plan=plan, total_steps=total,
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
         autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext, scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world,
@@ -665,7 +737,7 @@ def set_rate(loop: Loop) -> float:
     "Set and return the learning rate of the step at hand."
     rate = learning_rate(loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor)
     for group in loop.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
     return rate
 
 def optimise(loop: Loop, out: StepOut) -> None:
