@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -323,3 +324,25 @@ def test_a_checkpoint_of_another_run(halted, tmp_path):
     done = train(task, tmp_path, run=run, resume=str(find_checkpoint(halted.path / "checkpoints", "last")))
     assert done.step == 4 and find_checkpoint(run.path / "checkpoints", "last").name == "step_00000004"
     assert same_weights(done.model, train(task, tmp_path).model)
+
+
+def test_other_rules_of_early_stopping_count_from_here(tmp_path):
+    """Patience that is lowered on resume is not used up by what was before; a new baseline must be beaten."""
+    task = Scripted(script=lambda step: 1.0, steps=12, eval_every=1, **{"stop.enabled": True, "stop.patience": 9})
+    halted = train(task, tmp_path, [Halt(5)])
+    assert halted.run.status["best_step"] == 1
+    again = train(task, tmp_path, run=halted.run, resume="last", **{"stop.patience": 2})
+    assert (again.step, again.reason.split(":")[0]) == (7, "early stop")
+    plain = Scripted(script=lambda step: 1.0, steps=12, eval_every=1, **{"stop.enabled": True, "stop.patience": 3})
+    halted = train(plain, tmp_path, [Halt(2)])
+    again = train(plain, tmp_path, run=halted.run, resume="last", **{"stop.baseline": 1e-4})
+    assert (again.step, again.reason.split(":")[0]) == (5, "early stop")
+
+
+def test_a_child_goes_on_without_its_parent(tmp_path):
+    """Weights of another run begin a run; what goes on has its own."""
+    task = Scripted(steps=6, save_every=2)
+    parent = train(task, tmp_path).run
+    child = train(task, tmp_path, [Halt(4)], init_from=parent.path.name).run
+    shutil.rmtree(parent.path)
+    assert train(task, tmp_path, run=child, resume="last", init_from=parent.path.name).step == 6
