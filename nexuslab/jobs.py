@@ -487,9 +487,9 @@ def resumed(run, given: dict[str, Any], chosen: set[str]):
 # %% ../nbs/engine/15_jobs.ipynb #8f703f44
 def planned(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
-    from nexuslab.checkpoint import find_checkpoint  # late: these import torch
+    from nexuslab.checkpoint import find_checkpoint, open_checkpoint  # late: these import torch
     from nexuslab.config import resolve
-    from nexuslab.fit import pick_device
+    from nexuslab.fit import changes_since, pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
 
@@ -507,8 +507,13 @@ def planned(given: dict[str, Any], chosen: set[str] | None = None):
         print(f"{run.path.name} has no checkpoint yet: it is started again from the beginning", flush=True)
         checkpoint = None
     pick_device(cfg.compute.device)
-    if cfg.init_from and not run:
-        find_checkpoint(Run.open(cfg.init_from).path / "checkpoints", "best")
+    if cfg.init_from and not run:  # by its whole name: "last" will soon be another run
+        parent = Run.open(cfg.init_from)
+        find_checkpoint(parent.path / "checkpoints", "best")
+        cfg = cfg.model_copy(update={"init_from": parent.path.name})
+    if run and checkpoint:
+        saved = open_checkpoint(run.path / "checkpoints", checkpoint)
+        changes_since(saved.manifest, cfg, saved.path)
     return task, cfg, run, checkpoint
 
 def begin(given: dict[str, Any], chosen: set[str] | None = None):
