@@ -1,15 +1,30 @@
 """What was asked is done, or refused by name: no option, key, preset, choice or file is ignored in silence."""
 
+import ast
+import json
 import shutil
+import typing
 
 import pandas as pd
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nexuslab.config import resolve
-from nexuslab.core import ConfigError
+from nexuslab.config import SHORT, Config, fields_of, put, resolve
+from nexuslab.core import ConfigError, NexusError
 from nexuslab.data import Store
 from nexuslab.evaluate import keep_answers, predict, sample
 from nexuslab.fit import fit
+from nexuslab.jobs import (
+    configured,
+    job_notebooks,
+    parameters_of,
+    plan_of_comparison,
+    plan_of_run,
+    planned,
+    said_by,
+)
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
@@ -34,7 +49,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
 
 
 def test_another_call_writes_another_file(runs):
-    """Samples of another number, seed, checkpoint or choice stand beside the first; the same call writes the same file."""
+    """Samples of another number, seed, checkpoint or choice are a file of their own; the same call writes the same."""
     task, run = get_task("toy_graphs"), runs["toy_graphs"]
     calls = [{"n": 3}, {"n": 4}, {"n": 3, "seed": 5}, {"n": 3, "scale": 2.0}, {"n": 3, "scale": 2.0, "seed": 5}]
     calls = [c | {"checkpoint": f"step_{step}"} for c in calls for step in (5, 10)]
@@ -92,3 +107,189 @@ def test_circuits_refuses_a_choice(tmp_path):
     with pytest.raises(ConfigError, match="nosuch"):
         sample(task, Run.create(resolve(task, "smoke"), tmp_path), 3, nosuch=1)
     shutil.rmtree(tmp_path / "runs")
+
+
+# ---- options and keys
+
+SYSTEM = "toy_graphs"
+KEYS = fields_of(type(resolve(get_task(SYSTEM), "smoke")))
+TRAINING = ("prepare", "inspect", "train", "tune")  # jobs that take a configuration
+VALUES = [None, True, False, 1, 3, -5, 0.25, 2.5, "cpu", "val/loss", "nonsense", "", [0.5, 0.7], ["a"], {"a": 1}, {}]
+VALUES += sorted({v for f in KEYS.values() for v in typing.get_args(f.annotation) if isinstance(v, str)})
+
+
+@st.composite
+def requests(draw):
+    """A job, a key of its configuration, a value, and one of the ways to say it."""
+    verb, key, value = (
+        draw(st.sampled_from(TRAINING)),
+        draw(st.sampled_from(sorted(KEYS))),
+        draw(st.sampled_from(VALUES)),
+    )
+    flags = [
+        n for n in parameters_of(job_notebooks()[verb]) if SHORT.get(n, n) == key and (verb, n) != ("inspect", "steps")
+    ]
+    way = draw(st.sampled_from(["override", "short override", "file", "parameter", *["flag"] * 3 * len(flags)]))
+    short = next((s for s, k in SHORT.items() if k == key), key)
+    return verb, key, value, way, flags[0] if way == "flag" else short if way == "short override" else key
+
+
+def as_given(verb: str, name: str, value, way: str, folder, more: dict) -> tuple[dict, set[str]]:
+    """The parameters of a job that was asked for a value in one of the ways, and which of them were said."""
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    said, dry = said_by(
+        verb,
+        {
+            "override": ["-o", f"{name}={text}"],
+            "short override": ["-o", f"{name}={text}"],
+            "flag": [f"--{name.replace('_', '-')}={text}"],
+        }.get(way, []),
+    )
+    assert not dry
+    if way == "file":
+        tree: dict = {}
+        put(tree, name, value)
+        (folder / "asked.yaml").write_text(yaml.safe_dump(tree))
+        said["config"] = str(folder / "asked.yaml")
+    if way == "parameter":
+        said["overrides"] = {name: value}
+    said = more | said
+    return {n: p.default for n, p in parameters_of(job_notebooks()[verb]).items()} | said, set(said)
+
+
+def value_at(cfg: Config, key: str):
+    node = cfg.tree()
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(request=requests(), resume=st.booleans())
+def test_an_option_is_done_or_refused(request, resume, runs, tmp_path, monkeypatch, capsys):
+    """Any key of the configuration, of any job, said in any way, with and without --resume."""
+    verb, key, value, way, name = request
+    run, resume = runs[SYSTEM], resume and verb == "train"
+    monkeypatch.setenv("NEXUSLAB_HOME", str(run.root))
+    more = {"resume": f"{run.path.name}@step_5"} if resume else {"system": SYSTEM}
+    if not resume and key != "preset":
+        more["preset"] = "smoke"
+    try:
+        asked, chosen = as_given(verb, name, value, way, tmp_path, more)
+        cfg = planned(asked, chosen)[1] if verb == "train" else configured(verb, asked)[1]
+    except NexusError as error:
+        words = [key.rsplit(".", 1)[-1], name, str(value) or "configuration"]
+        assert any(w in str(error).replace("-", "_") for w in words), f"{key} = {value!r} is refused without its name: {error}"
+        return
+    except SystemExit:  # argparse's way
+        told = capsys.readouterr().err
+        assert f"--{name.replace('_', '-')}" in told, told
+        return
+    assert value_at(cfg, key) == value or (value_at(cfg, key) == [] and value in ({}, [])), (
+        f"{key} = {value!r} was ignored"
+    )
+
+
+def test_two_values_of_a_key_are_refused():
+    """A key that an option and an override name with two values: none of them wins in silence."""
+    examined = 0
+    for verb in TRAINING:
+        usual = {n: p.default for n, p in parameters_of(job_notebooks()[verb]).items()} | {"system": SYSTEM}
+        for flag in (n for n in usual if SHORT.get(n, n) in KEYS and n not in ("system", "preset")):
+            if (verb, flag) == ("inspect", "steps"):
+                continue
+            for name in {flag, SHORT.get(flag, flag)}:
+                examined += 1
+                with pytest.raises(ConfigError, match="given twice"):
+                    configured(verb, usual | {flag: 3, "overrides": {name: 4}})
+    assert examined > 40
+
+
+def test_every_parameter_of_a_job_is_used():
+    """A parameter is a key of the configuration that the job resolves, or its name is read by the job's own cells."""
+    jobs = job_notebooks()
+    for verb, path in jobs.items():
+        sources = [
+            "".join(c["source"])
+            for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+        ]
+        read = {n.id for s in sources for n in ast.walk(ast.parse(s)) if isinstance(n, ast.Name)}
+        passed = (
+            {"system", "preset", "config", "overrides", *SHORT, *Config.model_fields} if verb in TRAINING else set()
+        )
+        passed |= {"resume"} if verb == "train" else set()
+        names = set(parameters_of(path))
+        assert len(names) >= 2 and not names - passed - read, f"{verb}: {names - passed - read}"
+        assert verb not in TRAINING or {"configured", "begin"} & read
+
+
+# ---- jobs on runs: for each parameter, what must change the plan and what must be refused
+
+DONE = {
+    "evaluate": {"run": ["toy_tokens"], "split": ["val", "train"], "checkpoint": ["step_5"]},
+    "sample": {
+        "run": ["toy_tokens"],
+        "checkpoint": ["step_5"],
+        "n": [3],
+        "seed": [0, 5],
+        "output": ["x.h5"],
+        "how": [{"scale": 2}],
+    },
+    "analyse": {"run": ["toy_tokens"]},
+    "compare": {
+        "runs": [["toy_tokens"], "toy_graphs"],
+        "system": ["toy_graphs"],
+        "split": ["val"],
+        "scalars": [["val/auroc"], "train/bce"],
+        "smoothing": [0.5],
+        "output": ["elsewhere"],
+    },
+}
+REFUSED = {
+    "evaluate": {"run": ["nosuch"], "split": ["tset", None], "checkpoint": ["step_999", "bset"], "device": ["cuda:99"]},
+    "sample": {
+        "run": ["nosuch"],
+        "checkpoint": ["step_999"],
+        "inputs": [[27]],
+        "how": [{"nosuch": 1}, {"scale": 0}, 3, "scale"],
+    },
+    "analyse": {"run": ["nosuch"], "views": [["nosuch"], "nosuch"]},
+    "compare": {
+        "runs": [["nosuch"]],
+        "system": ["nosuch"],
+        "split": ["tset"],
+        "scalars": [["train/los"], []],
+        "smoothing": [1.0, -0.1, "much"],
+    },
+}
+
+
+def test_a_job_on_a_run_does_or_refuses(runs, monkeypatch):
+    """Every parameter of a job on runs changes what would be done, or is refused by name."""
+    monkeypatch.setenv("NEXUSLAB_HOME", str(runs[SYSTEM].root))
+    for verb in DONE:
+        declared = parameters_of(job_notebooks()[verb])
+        assert set(DONE[verb]) | set(REFUSED[verb]) == set(declared), verb
+        plan = plan_of_comparison if verb == "compare" else plan_of_run
+        given = {n: p.default for n, p in declared.items()} | ({} if verb == "compare" else {"run": SYSTEM})
+        usual = plan(verb, given, set())
+        for name, values in DONE[verb].items():
+            for value in values:
+                assert plan(verb, given | {name: value}, {name}) != usual, f"{verb} ignores {name} = {value!r}"
+        for name, values in REFUSED[verb].items():
+            for value in values:
+                with pytest.raises(NexusError):
+                    plan(verb, given | {name: value}, {name})
+
+
+def test_what_answers_leave_unused_is_refused(runs, monkeypatch):
+    monkeypatch.setenv("NEXUSLAB_HOME", str(runs[SYSTEM].root))
+    given = {n: p.default for n, p in parameters_of(job_notebooks()["sample"]).items()} | {
+        "run": "collatz",
+        "inputs": [27],
+    }
+    assert plan_of_run("sample", given | {"how": {"beam": 3}}, {"how"})["how"] == {"beam": 3}
+    for name, value in {"n": 16, "seed": 0}.items():
+        with pytest.raises(ConfigError, match=name):
+            plan_of_run("sample", given | {name: value}, {name})
