@@ -492,7 +492,8 @@ def resolve(
     "The configuration of a run: default < preset < file < overrides. Raises `ConfigError` before anything is built."
     layers = {"the file": read_layer(file) if file else {}, "the overrides": dict(overrides or {})}
     agreed("system", {"the task": task.name, **popped(layers, "system")})
-    name = str(agreed("preset", {"the argument": preset, **popped(layers, "preset")}) or "base")
+    name = agreed("preset", {"the argument": preset, **popped(layers, "preset")})
+    name = "base" if name is None else str(name)
     if name not in task.presets:
         raise ConfigError(f"unknown preset {name!r} of {task.name}", found=name, expected="a preset of the system",
                           remedy=did_you_mean(name, task.presets))
@@ -505,7 +506,10 @@ def resolve(
 
 def popped(layers: dict[str, dict], key: str) -> dict[str, Any]:
     "What each layer says of a key, which is taken out of it."
-    return {who: layer.pop(key) for who, layer in layers.items() if key in layer}
+    found = {who: layer.pop(key) for who, layer in layers.items() if key in layer}
+    if None in found.values():
+        raise ConfigError(key, found="null", expected=f"the name of a {key}", remedy="leave it out, or name one")
+    return found
 
 def agreed(key: str, said: dict[str, Any]) -> Any:
     "What all who name a value agree on; None if nobody does."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICY', 'TAGS', 'describe', 'parameter_table', 'learning_rate_range', 'gradient_norms', 'batch_costs',
-           'cost_of_steps', 'cost_of_run', 'estimate', 'smooth', 'plot_curves', 'project', 'is_class', 'scatter',
-           'silhouette', 'encode_split', 'latent_map', 'once_a_checkpoint', 'known_views', 'render_views', 'harmless',
-           'clean_html', 'fenced', 'embedded', 'figures_table', 'summary_cells', 'report', 'received_cells',
+           'cost_of_steps', 'cost_of_run', 'estimate', 'smooth', 'known_scalars', 'plot_curves', 'project', 'is_class',
+           'scatter', 'silhouette', 'encode_split', 'latent_map', 'once_a_checkpoint', 'known_views', 'render_views',
+           'harmless', 'clean_html', 'fenced', 'embedded', 'figures_table', 'summary_cells', 'report', 'received_cells',
            'write_html', 'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
@@ -148,6 +148,23 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     return np.array(out)
 
 # %% ../nbs/engine/12_views.ipynb #099231ea
+def known_scalars(
+    runs: list[Run],
+    scalars: Sequence[str] | str,
+    weight: float = 0.0,  # of smoothing
+) -> list[str]:
+    "Names of curves that some run has, or will have; an unknown one, or an impossible smoothing, is refused."
+    names = [scalars] if isinstance(scalars, str) else list(scalars)
+    logged = {"train/loss", "val/loss"}.union(*(r.history().columns for r in runs))
+    for name in names:
+        if name not in logged:
+            raise ConfigError(f"unknown scalar {name!r}", found=name, expected="a scalar that one of the runs logged",
+                              remedy=did_you_mean(str(name), [n for n in logged if "/" in n]))
+    if not names or isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1:
+        raise ConfigError("curves", found=f"{len(names)} scalars, smoothing {weight!r}",
+                          expected="one scalar at least, smoothing in [0, 1)", remedy="correct it")
+    return names
+
 def plot_curves(
     runs: list[Run],
     scalars: Sequence[str] = ("train/loss", "val/loss"),
