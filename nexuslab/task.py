@@ -109,6 +109,9 @@ def rows_of(
     shape, dtype, device = like, torch.float32, torch.device("cpu")
     if isinstance(like, torch.Tensor):
         shape, dtype, device = like.shape, like.dtype, like.device
+    if not shape or not dtype.is_floating_point:
+        raise ModelError("a draw", found=f"shape {tuple(shape)}, {dtype}", expected="a row for each example, of floats",
+                         remedy="give a shape, or a tensor of floats whose first axis is the example")
     if ids is None:
         ids = np.arange(shape[0] if of is None else int(of.max()) + 1)
     keys = row_keys(torch.as_tensor(ids, device=device), shape[0], of)

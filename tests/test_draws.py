@@ -128,3 +128,10 @@ def test_every_evaluation_of_a_training_draws_the_same(given):
     for rows in given["whole"]["evaluation"].values():
         assert len(rows) == 3 and rows[0] == rows[1] == rows[2]
     assert len(given["whole"]["evaluation"]) == 8
+
+
+def test_draws_of_what_holds_no_floats_are_refused():
+    """Whole numbers would be truncated without a word; a number without rows has no example."""
+    for like in (torch.zeros(6, 2, dtype=torch.long), torch.tensor(1.0)):
+        with pytest.raises(ModelError, match="a draw"):
+            At(ids=np.arange(6)).normal(like, "noise")
