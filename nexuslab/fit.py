@@ -119,15 +119,13 @@ class OwnTask(PlainTask, HasOptimizer):
         self.name, self.title, self.presets = name, name, {"base": lambda: config}
         self.make, self.loss, self.measures, self.declared = make, loss, metrics, fingerprint
         self.count, self.build = weigh or examples_of, optimizer
-        self.sources = [data if data is None else as_source(data) for data in (train, val, test)]
+        self.sources = [as_source(data) for data in (train, val, test) if data is not None]
         register(self)
 
     def data(self, cfg, root):
-        train, val, test = self.sources
-        test = val if test is None else test
-        given = [source for source in self.sources if source is not None]
-        read = [source.size if self.declared else fingerprint_of(source) for source in given]
-        return Splits(train, val, test, meta={}, fingerprint=digest([self.declared, read]))
+        train, val, *test = self.sources
+        read = [source.size if self.declared else fingerprint_of(source) for source in self.sources]
+        return Splits(train, val, test[0] if test else val, meta={}, fingerprint=digest([self.declared, read]))
 
     def weigh(self, batch):
         return self.count(batch)
