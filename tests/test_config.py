@@ -24,6 +24,7 @@ from nexuslab.config import (
 )
 from nexuslab.core import ConfigError, RunError
 from nexuslab.fit import fit, plan_steps
+from nexuslab.jobs import said_by
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
@@ -324,3 +325,24 @@ def test_epochs_of_an_endless_source(tmp_path):
     splits.train.epoch_size = None
     with pytest.raises(ConfigError, match="give steps instead of epochs"):
         plan_steps(cfg, splits.train, [])
+
+
+def test_old_options_are_answered(capsys):
+    """Options of the older programs' commands, and keys that are no options here, are refused with what to write."""
+    for verb, old, new in (
+        ("train", "--experiment-name x", "--name "),
+        ("train", "--early-stopping-patience 3", "--patience "),
+        ("train", "--no-restore-best-weights", "--no-restore-best "),
+        ("train", "--resume-from-checkpoint x.pt", "--resume "),
+        ("train", "--checkpoint x.pt", "--resume "),
+        ("train", "--num-epochs 3", "--epochs "),
+        ("train", "--learning-rate 3", "--lr "),
+        ("train", "--grad-clip 1", "-o optim.clip="),
+        ("train", "--min-lr 1", "-o schedule.min_lr="),
+        ("train", "--log-dir x", "NEXUSLAB_HOME"),
+        ("sample", "--num-events 9", "--n "),
+        ("tune", "--study_name x", "study-name"),
+    ):
+        with pytest.raises(SystemExit):
+            said_by(verb, old.split())
+        assert new in capsys.readouterr().err.split(": error: ")[-1], old
