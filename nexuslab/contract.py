@@ -21,10 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import yaml
 
 from .config import Config, overlay, validated
-from .core import NexusError, digest, project_root
+from .core import NexusError, digest, parse_yaml, project_root
 from .data import Fetch, Key, Source, Splits, content, load
 from nexuslab.fit import (
     Listener, Loop, StepModule, Unusable, clip, evaluate_source, fit, forget_gradient, forward_backward, gradient,
@@ -98,9 +97,11 @@ def meta_is_from_train(case: Case) -> str:
     return digest(found)
 
 def yaml_round_trip(case: Case) -> str:
-    "The configuration is what its YAML says."
-    back = validated(type(case.cfg), yaml.safe_load(case.cfg.yaml()))
-    require(back == case.cfg, "configuration: YAML round trip", back, case.cfg)
+    "Every preset is what its YAML says."
+    presets = {name: make() for name, make in case.task.presets.items()}
+    for name, cfg in [*presets.items(), (case.cfg.preset, case.cfg)]:
+        back = validated(type(cfg), parse_yaml(cfg.yaml(), f"preset {name}"))
+        require(back == cfg, f"configuration: YAML round trip of {name}", back, cfg)
     return f"{len(case.cfg.flat())} keys"
 
 # %% ../nbs/engine/10_contract.ipynb #3dde3a91

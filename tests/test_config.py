@@ -205,7 +205,7 @@ def test_debug_takes_a_small_model():
             assert preset == "smoke" or {k for k in changed if k.startswith("model.")}, (
                 f"{name} {preset} is not smaller"
             )
-            assert plain.model.kind == small.model.kind
+            assert plain.preset == preset and plain.model.kind == small.model.kind
     asked = resolve(get_task("collatz"), overrides={"debug": True, "model.d_model": 66})
     assert asked.model.d_model == 66 and asked.model.num_layers == 2
 
