@@ -64,7 +64,8 @@ MAKERS = {
     "empty validation share": lambda: line(val=4),
     "resting parts": lambda: line(make=Resting, **{"optim.name": "adamw", "weight_decay": 0.1}),
     "running statistics": lambda: line(
-        make=lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)), **{"loader.drop_last": True}
+        make=lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)), restore_best=False,
+        **{"loader.drop_last": True}
     ),
     "memory": lambda: line(Scarce, **{"guard.halve_on_oom": True}),
     "memory refused": lambda: line(Scarce),
