@@ -500,6 +500,7 @@ def configured(
     changes = as_overrides({k: v for k, v in given.items() if k not in OWN.get(verb, ())})
     return task, resolve(task, given["preset"], changes, given.get("config"))
 
+# %% ../nbs/engine/15_jobs.ipynb #fbf02771
 def planned(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
     from nexuslab.checkpoint import find_checkpoint, open_checkpoint  # late: these import torch
@@ -564,6 +565,7 @@ def add_options(parser: argparse.ArgumentParser, notebook: Path) -> None:
         parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
                             help="change any key of the configuration, such as -o model.hidden=64; may be repeated")
 
+# %% ../nbs/engine/15_jobs.ipynb #6b6ef638
 class Parser(argparse.ArgumentParser):
     "argparse with our answer to an unknown option."
 
