@@ -1,4 +1,5 @@
 """One training in two processes is the training of one, at odd sizes; and through the launcher: watched, killed, resumed."""
+import logging
 import math
 import os
 import signal
@@ -248,12 +249,25 @@ def test_a_refusal_is_not_tried_again(undisturbed):
     assert said[0] == said[1] and "in judge" in refused.value.__notes__[0]
 
 
+class Told(logging.Handler):
+    """Keeps what a logger is told."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.lines = []
+        logging.getLogger(name).addHandler(self)
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
 def test_a_signal_reaches_the_workers(undisturbed):
     """SIGTERM to the process that waits: the workers save and end, and the result says so, as that of one process does."""
-    run = Run.create(CONFIG, undisturbed[0].run.root)
+    run, told = Run.create(CONFIG, undisturbed[0].run.root), Told("torch.distributed.elastic.multiprocessing.api")
     result = train(TASK, CONFIG, run, [Terminator()])
     assert result.reason == "interrupted by SIGTERM" and run.status["state"] == "interrupted"
     assert 30 <= result.step < 240 and open_checkpoint(run.path / "checkpoints", "last").manifest["step"] == result.step
+    assert len(told.lines) >= 2 and not [t for t in told.lines if "forcefully" in t]  # they end by themselves
 
 
 def test_a_run_of_two_comes_out_again(undisturbed, capsys):
