@@ -1,10 +1,12 @@
 """A run comes out again from its directory alone, and what changed is named."""
+import dataclasses
 import json
 
 import pytest
+from tiny import Halt
 
 from nexuslab.config import overlay
-from nexuslab.core import RunError
+from nexuslab.core import Interrupted, RunError
 from nexuslab.data import Store
 from nexuslab.evaluate import evaluate, reproduce
 from nexuslab.fit import fit
@@ -24,6 +26,17 @@ def finished(tmp_path_factory):
 def test_nothing_differs(finished, capsys):
     assert reproduce(finished) == []
     assert "nothing differs" in capsys.readouterr().out
+
+
+def test_a_training_that_was_cut_short_is_not_compared(finished):
+    """What a signal or a person ended is no reproduction that differs."""
+    for reason, kind in (("interrupted by SIGTERM", Interrupted), ("asked to stop", RunError)):
+        def short(task, cfg, run, reason=reason):
+            return dataclasses.replace(fit(task, cfg, run, [Halt(2)]), reason=reason)
+
+        with pytest.raises(kind, match=f"{reason} at step 2") as refused:
+            reproduce(finished, train=short)
+        assert refused.value.remedy == f"nexuslab reproduce {finished.path.name}"
 
 
 def data_file(run):
