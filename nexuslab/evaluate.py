@@ -26,10 +26,10 @@ from pydantic import TypeAdapter, ValidationError
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
-    ConfigError, DataError, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json, write_sealed,
+    ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json, write_sealed,
 )
 from .data import Splits, write_store
-from .fit import Result, StepModule, evaluate_source, fit, pick_device
+from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
 from .run import Run, environment, evaluated
 from .task import At, CanPredict, CanSample, Task, get_task, register
 
@@ -279,7 +279,12 @@ def reproduce(
         splits = task.data(cfg, home)
         found += differences_of_data(run, task, splits)
         torch.set_num_threads(read_json(run.path / "environment.json")["hardware"]["threads"])
-        again = train(task, cfg, Run.create(cfg, home)).run
+        result = train(task, cfg, Run.create(cfg, home))
+        if state_name(result.reason) != "finished":
+            kind = Interrupted if state_name(result.reason) == "interrupted" else RunError
+            raise kind(f"reproduction of {run.path.name}", found=f"{result.reason} at step {result.step}",
+                       expected="a training that comes to its end", remedy=f"nexuslab reproduce {run.path.name}")
+        again = result.run
         found += differences_of_history(run.history(), again.history())
         found += differences_of_figures(run, again, task, splits)
     write("\n".join(found) if found else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again")

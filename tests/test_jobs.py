@@ -282,6 +282,7 @@ def test_released_defaults_are_those_of_the_notebooks():
         (["evaluate", "--checkpoint", "step_7"], "checkpoint 'step_7'"),
         (["evaluate", "--device", "cuda:99"], "compute.device"),
         (["sample", "--inputs", "[1]"], "answers no inputs"),
+        (["sample", "--how", "{nosuch: 1}"], "unknown choice 'nosuch'"),
         (["analyse", "--views", "latnt"], "did you mean latent?"),
         (["compare", "--system", "circuits", "--runs", "last"], "of another system"),
         (["compare", "--split", "tset"], "did you mean test?"),
