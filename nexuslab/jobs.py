@@ -370,9 +370,7 @@ def way_on(
         return command_line(verb, parameters)
     if read_json(run / "status.json")["state"] == "finished":
         return f"nexuslab evaluate --run {run.name}"
-    if any((run / "checkpoints").glob("step_*")):
-        return f"nexuslab train --resume {run.name}"
-    return command_line(verb, parameters)
+    return f"nexuslab train --resume {run.name}"
 
 # %% ../nbs/engine/15_jobs.ipynb #574c4dc0
 def ended_early(
@@ -614,7 +612,8 @@ def run_job(
         command = way_on(verb, parameters, run)
         if error.ename in (Interrupted.__name__, KeyboardInterrupt.__name__):  # the kernel itself heard a signal
             raise Interrupted(f"the job {verb} ended early", found=found, remedy=command) from None
-        goes_on = f"; {command} goes on" if run and "--resume" in command else ""
+        saved = run and any((run / "checkpoints").glob("step_*"))
+        goes_on = f"; {command} goes on" if saved else ""
         raise NexusError(f"the job {verb} failed", found=found,
                          remedy=f"the executed notebook is {place_of(address)}{goes_on}") from None
     return place_of(address)
