@@ -32,6 +32,7 @@ class Job:
         self.process = subprocess.Popen(
             [BIN / command[0], *command[1:]], cwd=cwd, env=os.environ | {"NEXUSLAB_HOME": str(home)}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
     def reach(self, step: int) -> None:
