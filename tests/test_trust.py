@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from pydantic import ValidationError
 from tiny import Scripted, train
 
+from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
 from nexuslab.core import FormatError, NexusError, RunError, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
@@ -199,11 +201,12 @@ def test_the_cache_of_the_peer(tmp_path, monkeypatch):
 
 
 def test_a_run_without_a_checkpoint_starts_again(home, capsys):
-    task = get_task("toy_graphs")
-    run = Run.create(resolve(task, "smoke"), home)
+    cfg = resolve(get_task("toy_graphs"), "smoke")
+    run = Run.create(cfg, home)
     assert planned({"resume": run.path.name})[3] is None
     assert "started again from the beginning" in capsys.readouterr().out
-    (run.path / "checkpoints" / "step_00000001").mkdir()
+    about = {"system": "toy_graphs", "config": cfg.tree(), "meta": {}, "fingerprint": ""}
+    save_checkpoint(run.path / "checkpoints", 1, torch.nn.Linear(1, 1), {}, about)
     assert planned({"resume": "last"})[3] == "last"
 
 
