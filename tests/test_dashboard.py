@@ -224,6 +224,14 @@ def test_every_axis_has_labels_and_shows_every_value(board):
     board.page.screenshot(path=ARTEFACTS / "dashboard-zeros.png")
 
 
+def eventually(board, look, expected, seconds: float = 20):
+    """What is seen in the page, once it is what is expected, or at the end of the time."""
+    end = time.time() + seconds
+    while (seen := look()) != expected and time.time() < end:
+        board.page.wait_for_timeout(100)
+    return seen
+
+
 def test_a_colour_stays_with_its_run(board):
     """Unticking one of twelve runs changes no other's look; table, legend and curve agree."""
     runs = [board.run(f"r{k}", [{"train/loss": (1 + k) / i} for i in range(1, 50)]) for k in range(12)]
@@ -235,11 +243,13 @@ def test_a_colour_stays_with_its_run(board):
     board.tick(runs[0], runs[5], on=False)
     fewer = board.settled(lambda s: len(s["looks"]) == 10, "ten curves")["looks"]
     assert fewer == {name: looks[name] for name in names if name not in (names[0], names[5])}
-    swatches = board.page.evaluate("""() => Object.fromEntries([...document.querySelectorAll('tr[data-run]')].map(
-        row => ["bench/" + row.dataset.run, [...row.querySelectorAll('svg')].map(s => +s.dataset.look)]))""")
-    assert swatches == {name: [fewer[name]] if name in fewer else [] for name in names}
-    legend = board.chart().evaluate("c => [...c.querySelectorAll('.nexuslab-legend svg')].map(s => +s.dataset.look)")
-    assert sorted(legend) == sorted(fewer.values())
+    expected = {name: [fewer[name]] if name in fewer else [] for name in names}
+    swatches = """() => Object.fromEntries([...document.querySelectorAll('tr[data-run]')].map(
+        row => ["bench/" + row.dataset.run, [...row.querySelectorAll('svg')].map(s => +s.dataset.look)]))"""
+    assert eventually(board, lambda: board.page.evaluate(swatches), expected) == expected
+    legend = "c => [...c.querySelectorAll('.nexuslab-legend svg')].map(s => +s.dataset.look)"
+    drawn = sorted(fewer.values())
+    assert eventually(board, lambda: sorted(board.chart().evaluate(legend)), drawn) == drawn
     board.tick(runs[0])
     again = board.settled(lambda s: len(s["looks"]) == 11, "eleven curves")["looks"]
     assert again == fewer | {names[0]: looks[names[0]]}
