@@ -430,19 +430,24 @@ def keep(
     self: Run,
     name: str,  # of the file, without its ending
     made: Any,  # a matplotlib figure or a pandas table
+    caption: str = "",  # of a figure, kept in its files
 ) -> Path:
-    "Write a figure (PNG) or a table (CSV) into `figures/`; anything else is refused."
-    folder = self.path / "figures"
+    "Write a figure (PNG at 150 dpi, SVG beside it) or a table (CSV) into `figures/`; anything else is refused."
+    path = self.path / "figures" / name
     if isinstance(made, pd.DataFrame):
-        made.to_csv(folder / f"{name}.csv")
-        return folder / f"{name}.csv"
+        with atomic_path(path.with_name(f"{name}.csv")) as temporary:
+            made.to_csv(temporary)
+        return path.with_name(f"{name}.csv")
     import matplotlib.pyplot as plt  # late: listing runs draws nothing
 
     if not isinstance(made, plt.Figure):
-        raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__, expected="a matplotlib figure or a pandas table", remedy="return one of the two")
-    made.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
+        raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__,
+                       expected="a matplotlib figure or a pandas table", remedy="return one of the two")
+    for kind in ("svg", "png"):
+        with atomic_path(path.with_name(f"{name}.{kind}")) as temporary:
+            made.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata={"Description": caption})
     plt.close(made)
-    return folder / f"{name}.png"
+    return path.with_name(f"{name}.png")
 
 Run.keep = keep
 

@@ -26,7 +26,7 @@ from ...data import Source, Splits, Store, store_path
 from ...metrics import Part
 from ...optim import learning_rate, make_optimizer
 from .analysis import KINDS, Circuit, response, response_kind
-from .data import build, draw_circuit, manifest, standardiser
+from .data import build, manifest, standardiser
 from .loss import SimplifiedCompositeLoss, graph_accuracy
 from .model import CircuitVAE, GraphVAE, SlotVAE, collate, flatten
 from .population import FAMILIES
@@ -46,6 +46,7 @@ from nexuslab.systems.circuits.reconstruct import (
     to_circuits,
     verdict,
 )
+from .schematic import draw_circuit
 from ...task import CanSample, HasLatent, Ramp, StepOut, Task
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fc383ed9
@@ -331,18 +332,17 @@ def picture(circuits: list[Circuit]):
     "Circuits and the magnitude of their responses, four a row."
     shown = circuits[:12]
     rows = -(-len(shown) // 4) or 1
-    fig, axes = plt.subplots(2 * rows, 4, figsize=(12, 4.6 * rows), squeeze=False)
+    fig, axes = plt.subplots(2 * rows, 4, figsize=(13, 4.4 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_axis_off()
     for k, circuit in enumerate(shown):
-        graph, curve = axes[2 * (k // 4), k % 4], axes[2 * (k // 4) + 1, k % 4]
+        schematic, curve = axes[2 * (k // 4), k % 4], axes[2 * (k // 4) + 1, k % 4]
         kind = response_kind(circuit)
-        draw_circuit(circuit, graph, kind.name)
+        draw_circuit(circuit, schematic, kind.name.replace("_", "-"), size=7)
         frequency = kind.cutoff_hz * np.logspace(-2, 2, 200)
         curve.set_axis_on()
         curve.semilogx(frequency, 20 * np.log10(np.abs(response(circuit, frequency)) + 1e-12))
-        curve.set(xlabel="f [Hz]", ylabel="|H| [dB]")
-    fig.tight_layout()
+        curve.set(xlabel="frequency [Hz]", ylabel="|H| [dB]")
     return fig
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #45f7283f

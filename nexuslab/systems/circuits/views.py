@@ -14,7 +14,7 @@ __all__ = ['SHOWN', 'MISSING', 'STEPS', 'ACTIVE', 'LARGEST', 'DRAWN', 'VIEWS', '
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from itertools import pairwise, permutations
 
 import matplotlib.pyplot as plt
@@ -27,8 +27,10 @@ from sklearn.decomposition import PCA
 from ...core import DataError, mix
 from ...metrics import bootstrap, wilson
 from ...run import Run
-from .analysis import KINDS, OUTPUT, Analysis, Circuit, Curves, analyse, classify_all, frequency_grid, same_graph
-from .data import circuit_at, draw_circuit
+from nexuslab.systems.circuits.analysis import (
+    KINDS, OUTPUT, Analysis, Circuit, Curves, analyse, classify_all, frequency_grid, same_graph,
+)
+from .data import circuit_at
 from .model import CircuitVAE, collate
 from nexuslab.systems.circuits.reconstruct import (
     analysed,
@@ -39,8 +41,9 @@ from nexuslab.systems.circuits.reconstruct import (
     to_circuits,
     verdict,
 )
+from .schematic import draw_circuit, with_prefix
 from .task import TASK, Circuits
-from ...views import once_a_checkpoint, project, scatter
+from ...views import ORANGE, PALETTE, STYLE, once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3
 SHOWN = 600  # circuits of a split: enough for a map, few enough for t-SNE in seconds
@@ -57,7 +60,6 @@ class Scene:
     found: list[Circuit | None]  # n, decoded from the mean
     labels: dict[str, np.ndarray]  # family, kind, log10 cutoff, log10 Q; each (n,)
     seed: int  # of the run
-    name: str  # of the run
 
     @cached_property
     def true(self) -> list[Circuit]:
@@ -67,8 +69,11 @@ class Scene:
     @cached_property
     def errors(self) -> np.ndarray:
         "Pole error of each circuit, (n,); 1 where the typed graph is another."
-        both = zip(self.true, self.found, strict=True)
-        return np.array([pole_error(analyse(t).poles, analyse(c).poles) if c is not None and same_graph(t, c) else 1.0 for t, c in both])
+        def error(true: Circuit, found: Circuit | None) -> float:
+            same = found is not None and same_graph(true, found)
+            return pole_error(analyse(true).poles, analyse(found).poles) if same else 1.0
+
+        return np.array([error(t, c) for t, c in zip(self.true, self.found, strict=True)])
 
     def decode(self, z: np.ndarray) -> list[Circuit | None]:
         "The circuits of latent vectors (k, D)."
@@ -90,7 +95,8 @@ def look(
     with torch.no_grad():
         mean, log_variance = model.encode(collate(source.flat, source.members[ids], roots=False))
         found = to_circuits(model.decode(mean), source.flat.statistics)
-    return Scene(model, source, source.members[ids], mean.numpy(), log_variance.exp().numpy(), found, TASK.labels(source, ids), cfg.seed, run.path.name)
+    labels = TASK.labels(source, ids)
+    return Scene(model, source, source.members[ids], mean.numpy(), log_variance.exp().numpy(), found, labels, cfg.seed)
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #755080d6
 def frequencies(
@@ -141,15 +147,17 @@ def maps(
     scene: Scene,
     how: str,  # pca or tsne
 ) -> plt.Figure:
-    "A row for each branch, a column for each label."
-    fig, axes = plt.subplots(len(scene.model.branch), len(scene.labels), figsize=(4 * len(scene.labels), 3.4 * len(scene.model.branch)), squeeze=False, layout="constrained")
+    "Posterior means of test circuits in two dimensions: a row for each branch, a column for each label."
+    rows, columns = len(scene.model.branch), len(scene.labels)
+    fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3 * rows), squeeze=False)
     for row, (branch, part) in zip(axes, scene.model.branch.items(), strict=True):
         points = project(scene.mean[:, part], how, scene.seed % 2**32)
         names = components(scene.mean[:, part]) if how == "pca" else ("t-SNE 1", "t-SNE 2")
         for ax, (label, colour) in zip(row, scene.labels.items(), strict=True):
             scatter(points, colour, ax, f"{branch}: {label}")
             ax.set(xlabel=names[0], ylabel=names[1])
-    fig.suptitle(f"{how.upper().replace('TSNE', 't-SNE')} of the posterior means of {len(scene.rows)} test circuits, branch by branch ({scene.name})")
+    name = {"pca": "PCA", "tsne": "t-SNE"}[how]
+    fig.suptitle(f"{name} of the posterior means of {len(scene.rows)} test circuits, branch by branch")
     return fig
 
 def components(codes: np.ndarray) -> tuple[str, str]:
@@ -166,7 +174,8 @@ def pairs(scene: Scene) -> list[tuple[int, int]]:
     names, count = np.unique(topology, return_counts=True)
     same = np.flatnonzero(topology == names[count.argmax()])
     found = [(int(same[cutoff[same].argmin()]), int(same[cutoff[same].argmax()]))]
-    middle = [_middle(cutoff, np.flatnonzero(scene.labels["kind"] == kind)) for kind, _ in Counter(scene.labels["kind"].tolist()).most_common(4)]
+    kinds = Counter(scene.labels["kind"].tolist()).most_common(4)
+    middle = [_middle(cutoff, np.flatnonzero(scene.labels["kind"] == kind)) for kind, _ in kinds]
     return found + list(pairwise(middle))
 
 def _middle(values: np.ndarray, among: np.ndarray) -> int:
@@ -180,17 +189,18 @@ def between(scene: Scene, a: int, b: int) -> tuple[np.ndarray, list[Circuit | No
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #442971fa
 def interpolation(scene: Scene) -> plt.Figure:
-    "Start, responses on the way, end; a row for each pair."
+    "Responses on a straight line between two test circuits in the latent space, and the two circuits; a row for each pair."
     chosen = pairs(scene)
-    fig, axes = plt.subplots(len(chosen), 3, figsize=(12, 3.1 * len(chosen)), squeeze=False, layout="constrained", width_ratios=(1, 2, 1))
+    fig, axes = plt.subplots(len(chosen), 3, figsize=(12, 2.8 * len(chosen)), squeeze=False, width_ratios=(1, 1.4, 1))
     for (left, middle, right), (a, b) in zip(axes, chosen, strict=True):
         share, path = between(scene, a, b)
         drawn = draw_responses(middle, path, share, "share of the way")
         graphs = len({c.typed for c in path if c is not None})
-        middle.set_title(f"{drawn} of {STEPS} steps are valid circuits, {graphs} typed graph{'s' * (graphs != 1)} on the way", fontsize=9)
+        middle.set_title(f"{drawn} of {STEPS} valid, {graphs} typed graph{'s' * (graphs != 1)} on the way")
         for ax, end in ((left, a), (right, b)):
-            draw_circuit(circuit_at(scene.source.arrays, scene.rows[end]), ax, f"{scene.labels['family'][end]}, {10 ** scene.labels['log10 cutoff [Hz]'][end]:.3g} Hz")
-    fig.suptitle(f"On a straight line between two test circuits in the latent space ({scene.name})")
+            hertz = 10 ** scene.labels["log10 cutoff [Hz]"][end]
+            draw_circuit(scene.true[end], ax, f"{scene.labels['family'][end]}, {with_prefix(hertz, 'Hz')}", size=8)
+    fig.suptitle("On a straight line between two test circuits in the latent space")
     return fig
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #dfea15f6
@@ -210,9 +220,9 @@ def typical(scene: Scene, rows: np.ndarray | None = None) -> int:
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #745cf88a
 def traversal(scene: Scene) -> plt.Figure:
-    "A row for each branch, a column for each of its two busiest latent numbers."
-    start = typical(scene)
-    fig, axes = plt.subplots(len(scene.model.branch), 2, figsize=(11, 3.1 * len(scene.model.branch)), squeeze=False, layout="constrained")
+    "Responses while one latent number moves and the others rest: a row for each branch, its two busiest numbers."
+    start, rows = typical(scene), len(scene.model.branch)
+    fig, axes = plt.subplots(rows, 2, figsize=(10, 2.8 * rows), squeeze=False)
     for row, (branch, part) in zip(axes, scene.model.branch.items(), strict=True):
         numbers = busiest(scene.mean, part)
         for ax in row[len(numbers):]:
@@ -222,9 +232,10 @@ def traversal(scene: Scene) -> plt.Figure:
             z = np.repeat(scene.mean[start][None], STEPS, 0)
             z[:, number] = moved
             path = scene.decode(z)
-            drawn, graphs = draw_responses(ax, path, moved, f"z{number}"), len({c.typed for c in path if c is not None})
-            ax.set_title(f"{branch}, z{number}: {drawn} of {STEPS} valid, {graphs} typed graph{'s' * (graphs != 1)}", fontsize=9)
-    fig.suptitle(f"One latent number moved from its 2 % to its 98 % quantile, from a {scene.labels['family'][start]} circuit ({scene.name})")
+            drawn = draw_responses(ax, path, moved, f"z{number}")
+            graphs = len({c.typed for c in path if c is not None})
+            ax.set_title(f"{branch}, z{number}: {drawn} of {STEPS} valid, {graphs} typed graph{'s' * (graphs != 1)}")
+    fig.suptitle(f"One latent number moved from its 2 % to its 98 % quantile, from a {scene.labels['family'][start]} circuit")
     return fig
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #4e03db0a
@@ -241,7 +252,9 @@ def scale_plane(ax, analyses: Sequence[Analysis]) -> None:
     for setting in (ax.set_xscale, ax.set_yscale):
         setting("symlog", linthresh=low)
     ticks = 10.0 ** np.arange(np.log10(low), np.ceil(np.log10(high)), 2 if high > 1e3 * low else 1)
-    ax.set(xlim=(-high, max(low, *(3 * a.zeros.real.max(initial=0) for a in analyses))), ylim=(-high, high), xticks=[*-ticks[::-1], 0], yticks=[*-ticks[::-1], 0, *ticks])
+    right = max(low, *(3 * a.zeros.real.max(initial=0) for a in analyses))
+    ax.set(xlim=(-high, right), ylim=(-high, high))
+    ax.set(xticks=[*-ticks[::-1], 0], yticks=[*-ticks[::-1], 0, *ticks])
     ax.set(xlabel="Re s [rad/s]", ylabel="Im s [rad/s]")
     ax.grid(alpha=0.3)
     ax.minorticks_off()
@@ -271,9 +284,9 @@ def draw_overlay(
     known = [(analyse(true), "black", "true", "-", 45)]
     decoded = analysed(found)
     if decoded is not None:
-        known.append((decoded, "tab:orange", "decoded", "--", 20))
+        known.append((decoded, ORANGE, "decoded", "--", 20))
     draw_known(axes, known)
-    axes[0].set_title(title if decoded is not None else f"{title}\n(decoded: {verdict(found)})", fontsize=8)
+    axes[0].set_title(title if decoded is not None else f"{title}\n(decoded: {verdict(found)})")
     axes[1].set(xlabel="frequency [Hz]", ylabel="phase [degrees]")
     axes[1].grid(alpha=0.3)
     axes[1].minorticks_off()
@@ -282,22 +295,22 @@ def draw_overlay(
 # %% ../../../nbs/systems/circuits/05_views.ipynb #e3a0ec81
 def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
     "Overlays of some circuits of a scene, one a column."
-    fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False, layout="tight")
+    fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False)
     for column, k in zip(axes.T, places, strict=True):
         draw_overlay(column, scene.true[k], scene.found[k], f"{scene.labels['family'][k]}: pole error {100 * scene.errors[k]:.2g} %")
-    axes[0, 0].legend(fontsize="small")
-    axes[2, 0].legend(fontsize="x-small", loc="lower left")
-    fig.suptitle(f"{title} ({scene.name})")
+    axes[0, 0].legend()
+    axes[2, 0].legend(loc="lower left")
+    fig.suptitle(title)
     return fig
 
 def reconstruction(scene: Scene) -> plt.Figure:
-    "Of each family the circuit with the median pole error."
+    "True and decoded from the mean: of each family the test circuit with the median pole error."
     families = scene.labels["family"]
     places = [typical(scene, np.flatnonzero(families == name)) for name in dict.fromkeys(families.tolist())]
     return overlays(scene, places, "True and decoded: of each family the test circuit with the median pole error")
 
 def reconstruction_worst(scene: Scene) -> plt.Figure:
-    "The six circuits with the largest pole errors."
+    "True and decoded from the mean: the six test circuits with the largest pole errors."
     places = np.argsort(-scene.errors, kind="stable")[:6].tolist()
     return overlays(scene, places, f"True and decoded: the worst {len(places)} of {len(scene.rows)} test circuits")
 
@@ -318,14 +331,15 @@ def confusion_table(
     "How many circuits of each true kind (rows) were decoded to which kind (columns)."
     table = pd.crosstab(pd.Series(true, name="true kind"), pd.Series(found, name="decoded kind"))
     rows = [k for k in KINDS if k in table.index]
-    return table.reindex(index=rows, columns=[k for k in (*KINDS, "invalid") if k in table.columns or k in rows or k == "invalid"], fill_value=0)
+    columns = [k for k in (*KINDS, "invalid") if k in table.columns or k in rows or k == "invalid"]
+    return table.reindex(index=rows, columns=columns, fill_value=0)
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #a146f9a0
 def confusion(scene: Scene) -> plt.Figure:
-    "The table of kinds as a picture: colour is the share of the row, the number is the count."
+    "Kinds of response before and after: colour is the share of the row, the number is the count."
     table = confusion_table(scene.labels["kind"], kinds_of(scene.found))
     count = table.to_numpy()
-    fig, ax = plt.subplots(figsize=(1.1 * len(table.columns) + 2, 0.8 * len(table) + 1.6), layout="constrained")
+    fig, ax = plt.subplots(figsize=(1.1 * len(table.columns) + 2, 0.8 * len(table) + 1.6))
     shown = ax.imshow(count / count.sum(1, keepdims=True), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (i, j), n in np.ndenumerate(count):
         ax.text(j, i, str(n), ha="center", va="center", color="white" if n > 0.5 * count[i].sum() else "black")
@@ -334,7 +348,8 @@ def confusion(scene: Scene) -> plt.Figure:
     ax.set_xticks(range(len(table.columns)), table.columns, rotation=30, ha="right")
     ax.set_yticks(range(len(table)), table.index)
     ax.set(xlabel="kind of the decoded circuit", ylabel="true kind")
-    ax.set_title(f"{right} of {count.sum()} test circuits keep their kind: {right / count.sum():.1%} [{low:.1%}, {high:.1%}]\n({scene.name})", fontsize=9)
+    share = f"{right / count.sum():.1%} [{low:.1%}, {high:.1%}]"
+    ax.set_title(f"{right} of {count.sum()} test circuits keep their kind: {share}")
     fig.colorbar(shown, ax=ax, label="share of the row")
     return fig
 
@@ -369,7 +384,10 @@ def latent_table(
     names = [name for name, part in branch.items() for _ in range(part.start, part.stop)]
     mean, variance = mean.astype(float), variance.astype(float)
     spread, nats = mean.var(0), 0.5 * (mean**2 + variance - 1 - np.log(variance)).mean(0)
-    table = pd.DataFrame({"branch": names, "mean": mean.mean(0), "variance of mean": spread, "posterior variance": variance.mean(0), "divergence [nats]": nats, "active": spread > ACTIVE})
+    table = pd.DataFrame({
+        "branch": names, "mean": mean.mean(0), "variance of mean": spread, "posterior variance": variance.mean(0),
+        "divergence [nats]": nats, "active": spread > ACTIVE,
+    })
     for label, known in labels.items():
         if known.dtype.kind in "OUS":
             table[f"share by {label}"] = [explained(z, known) for z in mean.T]
@@ -386,15 +404,16 @@ def latent_statistics(scene: Scene) -> pd.DataFrame:
 def active_units(scene: Scene) -> plt.Figure:
     "Variance of the posterior mean and divergence of every latent number, coloured by branch."
     table = latent_statistics(scene)
-    fig, axes = plt.subplots(2, 1, figsize=(0.3 * len(table) + 3, 5.4), sharex=True, layout="constrained")
+    fig, axes = plt.subplots(2, 1, figsize=(0.3 * len(table) + 3, 5.4), sharex=True)
     for k, (name, rows) in enumerate(table.groupby("branch", sort=False)):
         note = f"{name}: {rows['active'].sum()} of {len(rows)} active, {rows['divergence [nats]'].sum():.2f} nats"
         for ax, column in zip(axes, ("variance of mean", "divergence [nats]"), strict=True):
-            ax.bar(rows.index, rows[column], color=f"C{k}", label=note)
+            ax.bar(rows.index, rows[column], color=PALETTE[k], label=note)
     axes[0].axhline(ACTIVE, color="black", ls="--", lw=1)
-    axes[0].text(len(table) - 0.5, ACTIVE, f" active above {ACTIVE}", fontsize=8, ha="right", va="bottom")
-    axes[0].set(yscale="log", ylabel="variance of\nthe posterior mean", title=f"{table['active'].sum()} of {len(table)} latent numbers are active ({scene.name})")
-    axes[0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=3)
+    axes[0].text(len(table) - 0.5, ACTIVE, f" active above {ACTIVE}", ha="right", va="bottom")
+    axes[0].set(yscale="log", ylabel="variance of\nthe posterior mean")
+    fig.suptitle(f"{table['active'].sum()} of {len(table)} latent numbers are active")
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     axes[1].set(xlabel="latent number", ylabel="divergence [nats]")
     return fig
 
@@ -435,7 +454,8 @@ def distances(scene: Scene) -> pd.DataFrame:
         if key not in known:
             known[key] = edit_distance(true[i], true[j])
     columns = {"edits": [known[true[i].typed, true[j].typed] for i, j in zip(a, b, strict=True)]}
-    return pd.DataFrame(columns | {name: np.linalg.norm(gap[:, part], axis=1) for name, part in (scene.model.branch | {"all": slice(None)}).items()})
+    branches = scene.model.branch | {"all": slice(None)}
+    return pd.DataFrame(columns | {name: np.linalg.norm(gap[:, part], axis=1) for name, part in branches.items()})
 
 def correlation(table: pd.DataFrame, name: str, seed: int) -> dict[str, float]:
     "Rank correlation of a column with the edit distance, and its 95 % bootstrap interval."
@@ -455,12 +475,13 @@ def edit_distances(scene: Scene) -> plt.Figure:
     table = distances(scene)
     known = correlation(table, "topology", scene.seed)
     groups = {int(k): g["topology"].to_numpy() for k, g in table.groupby("edits")}
-    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7, 4))
     ax.boxplot(list(groups.values()), positions=list(groups), widths=0.6, showfliers=False, manage_ticks=False)
     jitter = np.random.default_rng(mix(scene.seed, "jitter")).uniform(-0.2, 0.2, len(table))
     ax.scatter(table["edits"] + jitter, table["topology"], s=8, alpha=0.5)
     ax.set(xlabel="edit distance of the typed graphs", ylabel="distance in the topology branch", xticks=list(groups))
-    ax.set_title(f"Spearman {known['spearman']:.2f} [{known['low']:.2f}, {known['high']:.2f}] over {len(table)} pairs\n({scene.name})", fontsize=9)
+    interval = f"[{known['low']:.2f}, {known['high']:.2f}]"
+    ax.set_title(f"Spearman {known['spearman']:.2f} {interval} over {len(table)} pairs")
     return fig
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #bce1c6cb
@@ -470,18 +491,24 @@ def prior_verdicts(scene: Scene) -> pd.DataFrame:
     "What is right or wrong with circuits drawn from the prior: count, share and its 95 % interval."
     drawn = draw_prior(scene.model, DRAWN, scene.source.flat.statistics, mix(scene.seed, "prior") % 2**32)
     counts = Counter(appraise(drawn, families_of(scene.source.arrays)))
-    rows = {name: dict(zip(("count", "share", "low", "high"), (n, n / DRAWN, *wilson(n, DRAWN)), strict=True)) for name, n in counts.most_common()}
+    columns = "count", "share", "low", "high"
+    rows = {name: dict(zip(columns, (n, n / DRAWN, *wilson(n, DRAWN)), strict=True)) for name, n in counts.most_common()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("verdict")
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #442dc642
-def _of_run(draw: Callable) -> Callable:
-    "A view of a run from a function of its scene."
-    return lambda run: draw(look(run))
+def _of_run(draw: Callable, *how: str) -> Callable[[Run], plt.Figure | pd.DataFrame]:
+    "A view of a run from a function of its scene; the docstring is the caption."
+    @wraps(draw)
+    def view(run: Run) -> plt.Figure | pd.DataFrame:
+        return draw(look(run), *how)
+
+    return view
 
 VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
-    "tsne": _of_run(lambda scene: maps(scene, "tsne")), "pca": _of_run(lambda scene: maps(scene, "pca")),
+    "tsne": _of_run(maps, "tsne"), "pca": _of_run(maps, "pca"),
     "interpolation": _of_run(interpolation), "traversal": _of_run(traversal),
     "reconstruction": _of_run(reconstruction), "reconstruction_worst": _of_run(reconstruction_worst),
-    "confusion": _of_run(confusion), "latent_statistics": _of_run(latent_statistics), "active_units": _of_run(active_units),
-    "edit_distances": _of_run(edit_distances), "edit_correlation": _of_run(edit_correlation), "prior_verdicts": _of_run(prior_verdicts),
+    "confusion": _of_run(confusion), "latent_statistics": _of_run(latent_statistics),
+    "active_units": _of_run(active_units), "edit_distances": _of_run(edit_distances),
+    "edit_correlation": _of_run(edit_correlation), "prior_verdicts": _of_run(prior_verdicts),
 }
