@@ -378,9 +378,8 @@ def test_the_form_refuses_beside_the_field(desk):
     page.click(".jupyter-widget-Collapse-header:has-text('start a job')")
     fill(page, system="toy_graphs", preset="smok", epochs="[", lr="quick", overrides="{model.hiden: 3}")
     page.click("button:has-text('start train')")
-    wait_for(lambda: "smoke" in fault(page, "preset"), "the answer", 20)
-    told = {"epochs": "YAML", "lr": "optim.lr", "overrides": "model.hidden"}
-    assert all(text in fault(page, name) for name, text in told.items())
+    told = {"preset": "smoke", "epochs": "YAML", "lr": "optim.lr", "overrides": "model.hidden"}
+    wait_for(lambda: all(text in fault(page, name) for name, text in told.items()), "an answer beside each field", 20)
     assert fault(page, "system") == fault(page, "seed") == "" and not list(desk.home.glob("runs/.jobs/*"))
     page.screenshot(path=ARTEFACTS / "dashboard-form.png")
     ended = desk.run("done", [{"train/loss": 1.0}])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECADES', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', 'parts_shared', 'Errors', 'judge', 'posteriors',
            'rate', 'reconstruct', 'mean_circuit', 'nearest_circuits', 'identity_circuits', 'verdict', 'objection',
-           'families_of', 'appraise', 'analysed', 'draw_prior', 'prior_figures', 'separation']
+           'families_of', 'appraise', 'analysed', 'draw_prior', 'dealt_anew', 'prior_figures', 'separation']
 
 # %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #eab766db
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from nexuslab.systems.circuits.analysis import (
 from .data import circuit_at
 from .loss import divergence
 from .model import Batch, CircuitVAE, Flat, collate, from_slots
-from .population import FAMILIES, RANGES, label_all
+from .population import FAMILIES, RANGES, label_all, with_values
 
 # %% ../../../nbs/systems/circuits/07_reconstruct.ipynb #95ca6050
 DECADES = 100  # a decoded value lies within 1e-100 .. 1e100: products of three of them are finite doubles
@@ -301,6 +301,16 @@ def draw_prior(
     device = next(model.parameters()).device
     z = torch.randn(n, sum(model.latent), generator=torch.Generator().manual_seed(seed))
     return to_circuits(model.decode(z.to(device)), statistics)
+
+def dealt_anew(
+    arrays: dict[str, np.ndarray],  # of a file
+    n: int,
+    seed: int = 0,
+) -> list[Circuit]:
+    "Graphs of random training circuits with values drawn log-uniformly from each part's range: draws without a model."
+    rng = np.random.default_rng(seed)
+    graphs = [circuit_at(arrays, row) for row in rng.choice(np.flatnonzero(arrays["split"] == 0), n)]
+    return [with_values([part[:3] for part in graph.parts], rng) for graph in graphs]
 
 def prior_figures(
     drawn: list[Circuit | None],

@@ -32,6 +32,7 @@ from .model import CircuitVAE, GraphVAE, SlotVAE, collate, flatten
 from .population import FAMILIES
 from nexuslab.systems.circuits.reconstruct import (
     analysed,
+    dealt_anew,
     draw_prior,
     families_of,
     identity_circuits,
@@ -216,11 +217,12 @@ def guesses(splits: Splits, split: str) -> dict[str, dict[str, float]]:
     def told(guess: Callable[[Circuits, np.ndarray], list[Circuit | None]]) -> dict[str, float]:
         return by_group(splits, split, lambda s, rows: judge(s.arrays, rows, guess(s, rows)).figures())
 
-    average = mean_circuit(splits.train.arrays)
+    arrays, average = splits.train.arrays, mean_circuit(splits.train.arrays)
     return {
         "mean circuit": told(lambda s, rows: [average] * len(rows)),
         "nearest training circuit": told(lambda s, rows: nearest_circuits(s.arrays, s.flat, rows)),
         "identity code": told(lambda s, rows: identity_circuits(s.flat, rows, splits.meta["nodes"])),
+        "training graphs, other values": prior_figures(dealt_anew(arrays, PRIOR_DRAWS), families_of(arrays)),
     }
 
 def make_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
