@@ -443,9 +443,10 @@ def keep(
     if not isinstance(made, plt.Figure):
         raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__,
                        expected="a matplotlib figure or a pandas table", remedy="return one of the two")
-    for kind in ("svg", "png"):
+    for kind in ("png", "svg"):
         with atomic_path(path.with_name(f"{name}.{kind}")) as temporary:
             made.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata={"Description": caption})
+        made.set_layout_engine("none")  # laid out once
     plt.close(made)
     return path.with_name(f"{name}.png")
 

@@ -219,7 +219,7 @@ def scatter(points: np.ndarray, colour: np.ndarray, ax, title: str = "") -> None
     if is_class(colour):
         for value in np.unique(colour):
             ax.scatter(*points[colour == value].T, s=6, label=str(value))
-        ax.legend(markerscale=2)
+        ax.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
     else:
         ax.figure.colorbar(ax.scatter(*points.T, s=6, c=colour), ax=ax)
     ax.set(title=title, xticks=[], yticks=[])

@@ -95,7 +95,7 @@ def branches(node: int, found: dict[tuple[int, int], list[Part]], hung: dict[int
 
 # %% ../../../nbs/systems/circuits/08_schematic.ipynb #94d20613
 SYMBOLS = {"R": elements.Resistor, "C": elements.Capacitor, "L": elements.Inductor2}
-GAP, RISE, DROP, BESIDE, LEAD = 2.6, 1.2, 2.8, 1.6, 1.0  # drawing units; a symbol is one unit long
+GAP, RISE, DROP, BESIDE, LEAD = 2.6, 1.2, 2.8, 2.1, 1.0  # drawing units; a symbol is one unit long
 
 class Sheet:
     "A drawing of symbols and wires on a matplotlib axis."
