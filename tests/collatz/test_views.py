@@ -166,7 +166,7 @@ def test_the_map_shows_the_record(runs):
     assert list(table.index) == [1, 2] and [sum(c) for c in table] == sorted(sum(c) for c in table)
     last = runs["aligned"].history().set_index("step").loc[2]
     assert all(table.loc[2, c] == last[f"val/exact_match_class_{c[0]}_{c[1]}"] for c in table)
-    mesh = residues(table, "x").axes[0].collections[0]
+    mesh = residues(table).axes[0].collections[0]
     assert np.allclose(mesh.get_array().reshape(-1, 2), table[table.columns[:28]].T.to_numpy())
 
 
