@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['AXES', 'POINTS', 'TAIL', 'PALETTE', 'DASHES', 'LOOK_JS', 'TICKS_JS', 'SCALE_JS', 'AXES_JS', 'MARKS_JS', 'SPANS_JS',
-           'PAINT_JS', 'DRAW_JS', 'CANVAS_JS', 'CHART_JS', 'FOLLOW_JS', 'MOUSE_JS', 'CHART_CSS', 'END_BYTES', 'COLUMNS',
-           'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS', 'PANELS', 'Growing', 'Curve',
-           'Follower', 'take', 'forget', 'decimate', 'Trace', 'Looks', 'chart_picture', 'this_loop', 'Chart', 'show',
-           'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job', 'with_defaults', 'refusal', 'refusals',
-           'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm', 'read', 'start', 'tell_ends', 'marks_of',
-           'stacked', 'filled', 'Dashboard', 'make_controls', 'later', 'do_queued', 'attempt', 'refresh_table',
-           'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark', 'advice', 'difference_table', 'act',
-           'act_on', 'report', 'tick', 'watch', 'live', 'Live']
+           'PAINT_JS', 'CURVES_JS', 'DRAW_JS', 'CANVAS_JS', 'CHART_JS', 'FOLLOW_JS', 'MOUSE_JS', 'CHART_CSS',
+           'END_BYTES', 'COLUMNS', 'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS', 'NEWEST',
+           'PANELS', 'Growing', 'Curve', 'Follower', 'take', 'forget', 'decimate', 'Trace', 'Looks', 'chart_picture',
+           'this_loop', 'Chart', 'show', 'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job',
+           'with_defaults', 'refusal', 'refusals', 'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm',
+           'read', 'start', 'tell_ends', 'marks_of', 'stacked', 'filled', 'Dashboard', 'make_controls', 'later',
+           'do_queued', 'attempt', 'refresh_table', 'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark',
+           'advice', 'difference_table', 'act', 'act_on', 'report', 'tick', 'watch', 'live', 'Live']
 
 # %% ../nbs/engine/13_dashboard.ipynb #7db277b1
 import asyncio
@@ -152,7 +152,6 @@ Follower.take, Follower.forget = take, forget
 
 # %% ../nbs/engine/13_dashboard.ipynb #739a778f
 POINTS = 2000  # of a trace: about the pixels of a screen
-TAIL = 500  # points appended before the whole trace is chosen anew
 
 def decimate(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     "At most `points` points of a curve that keep its extremes; x ascending."
@@ -160,6 +159,9 @@ def decimate(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.nda
         return x, y
     index = MinMaxLTTBDownsampler().downsample(np.ascontiguousarray(x), np.ascontiguousarray(y), n_out=points)
     return x[index], y[index]
+
+# %% ../nbs/engine/13_dashboard.ipynb #07a2fbeb
+TAIL = 500  # points appended before the whole trace is chosen anew
 
 class Trace:
     "A curve as a chart shows it, and what of it was sent."
@@ -437,7 +439,7 @@ function paint(page, s, rgb, thick, left, base) {
 """
 
 # %% ../nbs/engine/13_dashboard.ipynb #f02d7a09
-DRAW_JS = """
+CURVES_JS = """
 const WIDER = 2;
 const RGB = COLOURS.map(c => [1, 3, 5].map(i => parseInt(c.slice(i, i + 2), 16)));
 function sheet(layer, w, h) {
@@ -461,6 +463,10 @@ function curves(layer, box, e, traces, spec, ratio) {
   for (let c = 0; c < w; c++) for (let r = 0; r < h; r++) page.turned[r * w + c] = page.words[c * h + r];
   page.brush.putImageData(page.image, 0, 0);
 }
+"""
+
+# %% ../nbs/engine/13_dashboard.ipynb #7c9c0f42
+DRAW_JS = """
 function draw(ctx, layer, box, traces, spec, list, view, ink, ratio) {
   const e = extent(traces, view, spec.log, spec.fill);
   if (!e) {
@@ -644,8 +650,8 @@ def this_loop() -> asyncio.AbstractEventLoop | None:
 class Chart(anywidget.AnyWidget):
     "Live curves on one canvas."
 
-    _esm = LOOK_JS + TICKS_JS + SCALE_JS + AXES_JS + MARKS_JS + SPANS_JS + PAINT_JS + DRAW_JS
-    _esm += FOLLOW_JS + MOUSE_JS + CANVAS_JS + CHART_JS
+    _esm = LOOK_JS + TICKS_JS + SCALE_JS + AXES_JS + MARKS_JS + SPANS_JS + PAINT_JS
+    _esm += CURVES_JS + DRAW_JS + FOLLOW_JS + MOUSE_JS + CANVAS_JS + CHART_JS
     _css = CHART_CSS
     spec = traitlets.Dict({"title": "", "axis": "step", "log": False, "series": []}).tag(sync=True)
     marks = traitlets.List().tag(sync=True)  # events: x, label, colour, count
@@ -1006,18 +1012,20 @@ def tell_ends(self: JobForm) -> None:
 JobForm.read, JobForm.start, JobForm.report = read, start, tell_ends
 
 # %% ../nbs/engine/13_dashboard.ipynb #bc8f3fe5
-EVENT_COLOURS = {
-    "best": "#009E73", "spike": "#D55E00", "nonfinite": "#D55E00", "overfit": "#E69F00", "end": "#999999",
-    "halved": "#CC79A7",
+EVENT_COLOURS = {  # every kind of event that `fit` records
+    "best": "#009E73", "saved": "#56B4E9", "start": "#999999", "end": "#999999",
+    "nonfinite": "#D55E00", "unsolvable": "#D55E00", "spike": "#D55E00", "empty": "#E69F00", "overfit": "#E69F00",
+    "halved": "#CC79A7", "rescaled": "#CC79A7",
 }
+NEWEST = ("best", "saved")  # kinds of which only the newest is marked
 PANELS = "train/learning_rate", "train/grad_norm", "system/samples_per_second", "system/memory"  # always shown
 
 def marks_of(follower: Follower, axis: str, most: int = 100) -> list[dict]:
-    "Events as vertical lines: the newest best, and of every other kind at most `most` groups of neighbours."
+    "Events as vertical lines: the newest best and checkpoint; of the other kinds at most `most` groups of neighbours."
     found = []
     for kind, colour in EVENT_COLOURS.items():
-        places = [e[axis] for e in follower.events if e["event"] == kind]
-        places = places[-1:] if kind == "best" else places
+        places = [e[axis] for e in follower.events if e["event"] == kind and (kind != "start" or e["step"] > 0)]
+        places = places[-1:] if kind in NEWEST else places
         groups = np.array_split(places, min(len(places), most)) if places else []
         found += [{"x": float(group[0]), "count": len(group), "label": kind, "colour": colour} for group in groups]
     return found
@@ -1205,7 +1213,8 @@ def advice(self: Dashboard) -> str:
     "What to do, or what is missing, where there is no curve to see."
     if not self.table.rows:
         text = f"No run in {self.root / 'runs'} yet. Open “start a job” below and press “start train” (the preset "
-        text += "smoke takes seconds), or type in a terminal: nexuslab train --preset smoke. Its run appears here by itself."
+        text += "smoke takes seconds), or type in a terminal: nexuslab train --preset smoke. Its run appears here by "
+        text += "itself."
         return html.escape(text)
     if not self.followers:
         return "Tick a run in the table to see its curves."
