@@ -181,6 +181,21 @@ def test_engine_chapters_import_smaller_numbers():
     only_shrinks(late_found, LATE_IMPORTS, "a function imports a chapter of a larger number")
 
 
+def test_chapters_of_a_system_stand_in_the_order_of_dependence():
+    """A chapter imports only those before it, but a task names its views; a number is a topic in every system."""
+    topics, examined = {"data": 1, "model": 2, "task": 4, "views": 5}, 0
+    for folder in sorted(p for p in (ROOT / "nbs" / "systems").iterdir() if p.is_dir()):
+        names = {p.stem.split("_", 1)[1]: p.stem for p in folder.glob("0*.ipynb")}
+        assert all(names[name].startswith(f"0{number}_") for name, number in topics.items() if name in names), folder.name
+        for name, stem in names.items():
+            top, late = imports_of(ROOT / "nexuslab" / "systems" / folder.name / f"{name}.py")
+            for module in top + late:
+                if module[:2] == ("systems", folder.name) and (name, module[2], module in late) != ("task", "views", True):
+                    assert names[module[2]] < stem, f"{folder.name}/{stem} imports {names[module[2]]}"
+                    examined += 1
+    assert examined >= 20
+
+
 def test_systems_stand_alone():
     """Systems import the engine and themselves; the engine imports no system."""
     examined = 0

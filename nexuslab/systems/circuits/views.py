@@ -25,6 +25,7 @@ from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
 from ...core import DataError, mix
+from ...data import Source
 from ...metrics import bootstrap, wilson
 from ...run import Run
 from nexuslab.systems.circuits.analysis import (
@@ -42,7 +43,7 @@ from nexuslab.systems.circuits.reconstruct import (
     verdict,
 )
 from .schematic import draw_circuit, with_prefix
-from .task import TASK, Circuits
+from ...task import get_task
 from ...views import ORANGE, PALETTE, STYLE, once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3
@@ -53,7 +54,7 @@ class Scene:
     "n circuits, what the model makes of them, and the model."
 
     model: CircuitVAE
-    source: Circuits
+    source: Source  # of circuits: its arrays, its flat graphs, its members
     rows: np.ndarray  # (n,) places in the arrays of the source
     mean: np.ndarray  # (n, D) of the posterior
     variance: np.ndarray  # (n, D) of the posterior
@@ -90,12 +91,13 @@ def look(
 ) -> Scene:
     "What the views of a run are drawn from: its best checkpoint on a split."
     model, cfg, _ = run.load(checkpoint)
-    source = TASK.data(cfg, run.root).named(split)
+    task = get_task(cfg.system)
+    source = task.data(cfg, run.root).named(split)
     ids = np.arange(min(most, source.size))
     with torch.no_grad():
         mean, log_variance = model.encode(collate(source.flat, source.members[ids], roots=False))
         found = to_circuits(model.decode(mean), source.flat.statistics)
-    labels = TASK.labels(source, ids)
+    labels = task.labels(source, ids)
     return Scene(model, source, source.members[ids], mean.numpy(), log_variance.exp().numpy(), found, labels, cfg.seed)
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #755080d6
