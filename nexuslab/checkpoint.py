@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'POINTERS', 'MIGRATIONS', 'ATTEMPTS', 'pack', 'unpack', 'write_synced', 'detached', 'point', 'step_name',
            'write_folder', 'save_checkpoint', 'steps_kept', 'saves', 'pointed', 'find_checkpoint', 'Saved', 'damaged',
            'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint', 'inventory',
-           'load_weights', 'prune_checkpoints', 'load_run', 'model_of']
+           'load_weights', 'prune_checkpoints', 'clear_unnamed', 'load_run', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -27,11 +27,11 @@ from torch import nn
 
 from .config import Config
 from nexuslab.core import (
-    SEAL, CheckpointError, FormatError, atomic_path, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
+    SEAL, CheckpointError, FormatError, atomic_path, clear_left, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
     read_sealed, sync_folder, write_sealed,
 )
 from .data import require_space
-from .run import Run
+from .run import Run, row_of
 from .task import get_task
 
 # %% ../nbs/engine/07_checkpoint.ipynb #a17b1032
@@ -158,10 +158,8 @@ def saves(folder: Path) -> list[dict[str, Any]]:
     record, found = folder.parent / "metrics.jsonl", []
     if record.is_file():
         with open(record, "rb") as file:
-            lines = [line for line in file if b'"event": "saved"' in line]
-        for line in lines:
-            with contextlib.suppress(FormatError):  # a line that a crash cut short
-                found.append(parse_json(line, record))
+            lines = [line.rstrip(b"\n") for line in file if b'"event": "saved"' in line]
+        found = [row for row in map(row_of, lines) if row is not None]
     return found
 
 def pointed(folder: Path, name: str) -> int | None:
@@ -320,15 +318,18 @@ def prune_checkpoints(
     periodic: set[int],  # steps saved on schedule, not for being best
     limit: int | None,  # how many of these to keep; None keeps all
 ) -> None:
-    "Remove checkpoints that nothing names, and what a killed process left."
+    "Remove checkpoints that nothing names, and what killed processes left."
     kept = {pointed(folder, "best"), pointed(folder, "last"), *(sorted(periodic)[-limit:] if limit else periodic)}
     for step in steps_kept(folder):
         if step not in kept:
             os.replace(folder / step_name(step), folder / f".{step_name(step)}.old")
+    clear_unnamed(folder)
+
+def clear_unnamed(folder: Path) -> None:
+    "Remove the folders of checkpoints that were being written or removed when a process was killed."
     for rest in folder.glob(".step_*"):
         shutil.rmtree(rest)
-    for rest in folder.glob(".*.json.*.tmp"):
-        rest.unlink()
+    clear_left(folder)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #ef45ced4
 def load_run(

@@ -30,7 +30,7 @@ from nexuslab.core import (
 )
 from .data import Splits, write_store
 from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
-from .run import Run, environment, evaluated
+from .run import Run, environment, evaluated, write_picture
 from .task import At, CanPredict, CanSample, Task, get_task, register
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -164,7 +164,7 @@ def sample(
     path = Path(output) if output else run.path / "samples" / f"{n}-{seed}-step_{about['step']}-{digest(about, 6)}.h5"
     write_store(path, about, arrays)
     sheet = task.contact_sheet(arrays, cfg, meta)
-    sheet.savefig(path.with_suffix(".png"), dpi=100, bbox_inches="tight")
+    write_picture(path.with_suffix(".png"), sheet)
     plt.close(sheet)
     return path
 

@@ -45,7 +45,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nexuslab.checkpoint import (
-    load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name, steps_kept,
+    clear_unnamed, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
+    steps_kept,
 )
 from .config import Compute, Config, difference, validated
 from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
@@ -1147,6 +1148,7 @@ def name_checkpoints(loop: Loop, folder: Path) -> None:
         p.best, p.best_step = None, None
     if loop.rank != 0:
         return
+    clear_unnamed(folder)
     if loop.saved_at == p.step:
         point(folder, "last", p.step)
     point(folder, "best", p.best_step)

@@ -1,22 +1,25 @@
 """Run directories that are damaged, foreign or shared: a named error or a mark, and never another figure."""
+import functools
 import importlib
 import json
+import os
 import re
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import optuna
 import pytest
 import torch
-from filelock import FileLock
 from pydantic import ValidationError
 from tiny import Scripted, train
 
 from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
-from nexuslab.core import FormatError, NexusError, RunError, read_json, write_json
+from nexuslab.core import LEFT, FormatError, NexusError, RunError, held, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.data import ensure_store
 from nexuslab.evaluate import evaluation_table, write_evaluation
@@ -118,13 +121,13 @@ def test_a_run_of_another_machine_that_says_nothing_is_lost(run):
 
 def put(path, number: int) -> None:
     """What one of several processes writes."""
-    write_evaluation(Run(path), f"split_{number}", ENTRY)
-    Run(path).set_status(**{f"field_{number}": number})
+    for split in range(number, number + 3):
+        write_evaluation(Run(path), f"split_{split}", ENTRY)
+        Run(path).set_status(**{f"field_{split}": split})
 
 
 def test_nothing_is_lost_when_many_write(run):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: put(run.path, n), range(24)))
+    forked([functools.partial(put, run.path, 3 * n) for n in range(8)])
     assert set(run.evaluation) == {"test", *(f"split_{n}" for n in range(24))}
     assert [run.status[f"field_{n}"] for n in range(24)] == list(range(24)) and run.status["state"] == "finished"
 
@@ -210,15 +213,84 @@ def test_a_run_without_a_checkpoint_starts_again(home, capsys):
     assert planned({"resume": "last"})[3] == "last"
 
 
-def test_half_written_stores_are_removed(tmp_path):
+def test_half_written_files_are_removed(tmp_path):
     """Those of killed processes, by the next build in the folder; not that of one that is still at work."""
-    dead, busy = tmp_path / ".a.h5.x1_.tmp", tmp_path / ".b.h5.x2_.tmp"
-    dead.touch(), busy.touch()
-    with FileLock(tmp_path / "b.h5.lock"):
+    (dead := tmp_path / f".a.h5.0a1b2c3d{LEFT}").touch()
+    with held(tmp_path / "b.h5") as busy:
         ensure_store(tmp_path / "c.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
         assert not dead.exists() and busy.exists()
     ensure_store(tmp_path / "b.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_run_is_whole_or_absent(tmp_path, monkeypatch):
+    """A process that dies while it makes a run leaves no run; the next one removes what it left."""
+    cfg = Scripted(steps=2).config
+    codes = forked([functools.partial(die_at, k, functools.partial(Run.create, cfg, tmp_path)) for k in range(1, 9)])
+    assert codes == [-9] * 8 and not find_runs(tmp_path)
+    assert find_runs(tmp_path) == [] and list((tmp_path / "runs" / "tiny").glob(f".*{LEFT}"))
+    made = Run.create(cfg, tmp_path)
+    assert list((tmp_path / "runs" / "tiny").iterdir()) == [made.path] and made.status["state"] == "created"
+
+
+def die_at(k: int, act) -> None:
+    """Call, and be killed when the k-th file is renamed or forced to the disk."""
+    left = iter(range(k - 1, -1, -1))
+    for name in ("fsync", "replace", "rename"):
+        real = getattr(os, name)
+        setattr(os, name, lambda *given, real=real: real(*given) if next(left) else os.kill(os.getpid(), 9))
+    act()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is forced to the disk and renamed, in its order."""
+    seen = []
+    names = lambda handle: os.readlink(f"/proc/self/fd/{handle}")
+
+    def watch(name, tell):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given: seen.append((name, *tell(*given))) or real(*given))
+
+    watch("fsync", lambda handle: [names(handle)])
+    for name in ("replace", "rename"):
+        watch(name, lambda old, new: [str(old), str(new)])
+    return seen
+
+
+def synced_around(calls: list, target: str, content: bool) -> None:
+    """The content before the last rename to a name, and the folder that holds the name after it."""
+    renamed = max(i for i, call in enumerate(calls) if call[0] != "fsync" and call[2] == target)
+    old, parent = calls[renamed][1], str(Path(target).parent)
+    assert ("fsync", old) in calls[:renamed] or not content, target
+    assert ("fsync", parent) in calls[renamed:], target
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
+def test_files_folders_and_their_parents_are_synced(tmp_path, calls):
+    """Each name is on the disk after its content: pointers, checkpoints, runs, studies, data and the folders they are in."""
+    task = Scripted(steps=4)
+    task.space = lambda trial: {"optim.lr": trial.suggest_float("lr", 0.01, 0.02)}
+    run = train(task, tmp_path).run
+    tune(task, task.config, trials=1, study_name="mine", root=tmp_path)
+    ensure_store(tmp_path / "data" / "tiny" / "a.h5", {"generator": "test"}, lambda: {"x": np.arange(3)})
+    keep_picture(run)
+    step = run.checkpoint("last")
+    for target in (run.path, step, run.path / "checkpoints" / "last.json", run.path / "checkpoints" / "best.json",
+                   run.path / "status.json", tmp_path / "data" / "tiny" / "a.h5", run.path / "figures" / "curve.png",
+                   tmp_path / "runs" / ".studies" / "mine" / "best_config.yaml"):
+        synced_around(calls, str(target), content=True)
+    temporary = str(step.with_name(f".{step.name}.tmp"))
+    for name in ("model.safetensors", "state.safetensors", "state.json", "manifest.json"):
+        assert calls.index(("fsync", f"{temporary}/{name}")) < calls.index(("replace", temporary, str(step)))
+    for folder in ("runs/tiny", "runs/.studies/mine", "data/tiny"):  # made new: known to the one that holds it
+        for made in (tmp_path / folder, (tmp_path / folder).parent):
+            assert ("fsync", str(made.parent)) in calls
+
+
+def keep_picture(run: Run) -> None:
+    """A figure of the run."""
+    run.keep("curve", plt.figure())
 
 
 # ---- names that are no names
@@ -250,16 +322,70 @@ def test_names_of_studies(home):
     assert not list(home.rglob("*"))
 
 
-def test_two_studies_at_once_each_do_what_was_asked(home):
-    """The second begins while the first trial of the first is at work."""
-    task = Scripted(steps=2)
-    task.space = lambda trial: {"optim.lr": trial.suggest_float("lr", 0.01, 0.02)}
-    inner = []
+# ---- several processes
 
-    def write(text):
-        if not inner:
-            inner.append(None)
-            inner[0] = tune(task, task.config, trials=2, study_name="shared", root=home)
 
-    tune(task, task.config, trials=2, study_name="shared", root=home, write=write)
-    assert [t.state.name for t in inner[0].study.get_trials()] == ["COMPLETE"] * 4
+def forked(acts: list) -> list[int]:
+    """Call each in a fork of its own, all at once; their exit statuses."""
+    children = []
+    for act in acts:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                act()
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+class Counted(Scripted):
+    """Trials of a study whose number is known; the process dies in a step of the given one."""
+
+    def __init__(self, killed=None):
+        super().__init__(steps=3)
+        self.killed, self.number = killed, None
+
+    def space(self, trial):
+        self.number = trial.number
+        return {"optim.lr": trial.suggest_float("lr", 0.01, 0.02)}
+
+    def step(self, model, batch, cfg, at):
+        if self.number == self.killed is not None:
+            os.kill(os.getpid(), 9)
+        return super().step(model, batch, cfg, at)
+
+
+def ask(home, trials=5, killed=None, write=lambda text: None):
+    """A study of that many trials."""
+    task = Counted(killed)
+    return tune(task, task.config, trials=trials, study_name="shared", root=home, write=write)
+
+
+def test_studies_at_once_make_one_of_the_size_that_was_asked(home):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert forked([functools.partial(ask, home)] * 3) == [0] * 3
+    done = ask(home)
+    assert [t.state.name for t in done.study.get_trials()] == ["COMPLETE"] * 5 and len(find_runs(home)) == 5
+    assert len({t.params["lr"] for t in done.study.get_trials()}) == 5  # each proposes something of its own
+
+
+def test_a_killed_trial_is_done_again(home, tmp_path):
+    """By the next call, with the same parameters: the study gives what an undisturbed one gives."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert forked([functools.partial(ask, home, 3, number) for number in (1,)]) == [-9]
+    done, whole = ask(home, 3), ask(tmp_path / "undisturbed", 3)
+    assert [t.state.name for t in done.study.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    kept = [(t.params, t.value) for t in done.study.get_trials() if t.state.name == "COMPLETE"]
+    assert kept == [(t.params, t.value) for t in whole.study.get_trials()] and done.config == whole.config
+
+
+def test_a_torn_line_of_a_journal_is_removed(home):
+    """As a machine that died may leave it; appending to it would make the journal unreadable."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ask(home, 1)
+    journal = home / "runs" / ".studies" / "shared" / "journal.log"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code":4,"wor')
+    assert len(ask(home, 2).trials) == 2 and journal.read_bytes().endswith(b"\n")

@@ -91,7 +91,7 @@ def test_a_signal_ends_the_study(tmp_path):
     with pytest.raises(Interrupted, match="SIGTERM in trial 1"):
         tune(task, task.config, trials=4, root=tmp_path, write=lambda text: None)
     assert signal.getsignal(signal.SIGTERM) == before
-    study = open_study("tiny-base", open_storage(None, tmp_path / "runs" / ".studies" / "tiny-base"), task.config, 0)
+    study = open_study("tiny-base", open_storage(None, tmp_path / "runs" / ".studies" / "tiny-base"), task.config)
     assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
     assert find_runs(tmp_path)[-1].status["state"] == "interrupted"
     done = tune(task, task.config, trials=4, root=tmp_path, write=lambda text: None)
@@ -233,5 +233,5 @@ def test_postgresql(postgres, tmp_path):
     for trials in (1, 3):
         done = tune(task, cfg, trials=trials, storage=postgres, root=tmp_path, write=lambda text: None)
     assert states(done.study) == [TrialState.COMPLETE] * 3
-    fresh = open_study("toy_tokens-smoke", open_storage(postgres, tmp_path), cfg, cfg.seed)
+    fresh = open_study("toy_tokens-smoke", open_storage(postgres, tmp_path), cfg)
     assert [t.value for t in fresh.trials] == [t.value for t in done.study.trials]
