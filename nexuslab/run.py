@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'CHECK', 'LOCK_SECONDS', 'KINDS', 'LOST_SECONDS', 'ANSWER_SECONDS', 'git', 'versions', 'hardware',
            'code_digest', 'environment', 'Record', 'checked', 'row_of', 'read_lines', 'read_rows', 'latest', 'slug',
-           'new_folder', 'Run', 'find_runs', 'stamp', 'open_run', 'run_name', 'named', 'config', 'parsed', 'tree',
-           'root', 'changing', 'set_status', 'recorded', 'status', 'alive', 'recorded_rows', 'history', 'events',
-           'evaluation', 'evaluated', 'keep', 'exclusive', 'request_stop', 'stop_requested', 'Tracker', 'NoTracker',
-           'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id', 'WandbTracker', 'ExperimentTracker',
-           'runs_table', 'table_row', 'damage', 'comparison']
+           'new_folder', 'renamed', 'Run', 'find_runs', 'stamp', 'open_run', 'run_name', 'named', 'config', 'parsed',
+           'tree', 'root', 'changing', 'set_status', 'recorded', 'status', 'alive', 'recorded_rows', 'history',
+           'events', 'evaluation', 'evaluated', 'write_picture', 'write_table', 'keep', 'exclusive', 'request_stop',
+           'stop_requested', 'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id',
+           'WandbTracker', 'ExperimentTracker', 'runs_table', 'table_row', 'damage', 'comparison']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -44,8 +45,8 @@ from filelock import FileLock, Timeout
 import nexuslab
 from .config import Config, Track, flatten, validated
 from nexuslab.core import (
-    FormatError, NexusError, RunError, atomic_path, did_you_mean, digest, file_digest, plain, project_root,
-    read_sealed, read_yaml, write_json, write_sealed,
+    FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest, file_digest, held, make_folder,
+    plain, project_root, read_sealed, read_yaml, sync_folder, write_json, write_sealed,
 )
 from .task import get_task
 
@@ -179,18 +180,38 @@ def slug(cfg: Config) -> str:
     "The readable tail of a run's name: the experiment's name or the preset, and a digest of the configuration."
     return f"{cfg.name or cfg.preset}-{digest(cfg.tree(), 6)}"
 
-def new_folder(parent: Path, name: str) -> Path:
-    "Create a folder that did not exist; a number is added when the name is taken."
+def new_folder(
+    parent: Path,
+    name: str,  # a number is added when it is taken
+    fill: Callable[[Path], Any],  # writes what belongs into the folder
+) -> Path:
+    "Create a folder that did not exist, with its content: it has its name once all is written."
+    try:
+        make_folder(parent)
+        clear_left(parent)
+        with held(parent / name, folder=True) as temporary:
+            try:
+                fill(temporary)
+                sync_folder(temporary)
+                return renamed(temporary, name)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"cannot create {parent / name}", found=str(error), expected="a folder that can be written",
+                       remedy="check permissions and free space, or set NEXUSLAB_HOME") from None
+
+def renamed(temporary: Path, name: str) -> Path:
+    "Give a folder the first name of its kind that is free."
     for count in range(1, 10_000):
-        path = parent / (name if count == 1 else f"{name}-{count}")
+        path = temporary.with_name(name if count == 1 else f"{name}-{count}")
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-            return path
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RunError(f"cannot create {path}", found=str(error), expected="a folder that can be written", remedy="check permissions and free space, or set NEXUSLAB_HOME") from None
+            if not path.exists():
+                os.rename(temporary, path)
+                sync_folder(path.parent)
+                return path
+        except OSError:
+            if not path.exists():  # else another process was quicker
+                raise
     raise RunError(f"runs named {name}", found="10,000 of them", expected="fewer", remedy="give the run another name")
 
 # %% ../nbs/engine/06_run.ipynb #4e0b3414
@@ -208,13 +229,15 @@ class Run:
     ) -> "Run":
         "A new directory with configuration and environment."
         root = Path(root or project_root())
-        run = cls(new_folder(root / "runs" / cfg.system, f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(cfg)}"))
-        for name in ("checkpoints", "samples", "figures"):
-            (run.path / name).mkdir()
-        run.write_text("config.yaml", cfg.yaml())
-        write_json(run.path / "environment.json", environment(root))
-        run.set_status(state="created", step=0)
-        return run
+
+        def fill(folder: Path) -> None:
+            for name in ("checkpoints", "samples", "figures"):
+                (folder / name).mkdir()
+            cls(folder).write_text("config.yaml", cfg.yaml())
+            write_json(folder / "environment.json", environment(root))
+            cls(folder).set_status(state="created", step=0)
+
+        return cls(new_folder(root / "runs" / cfg.system, f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(cfg)}", fill))
 
     def write_text(self, name: str, text: str) -> Path:
         "Write a text file of the run atomically."
@@ -250,7 +273,7 @@ def find_runs(root: Path | str | None = None, system: str | None = None) -> list
     if system is not None and not re.fullmatch(r"\w[\w.-]*", system):
         raise RunError("system of runs", found=system[:100], expected="letters, digits, dot, dash, underscore",
                        remedy="leave it out to see the runs of all systems")
-    found = [Run(p.parent) for p in folder.glob(f"{system or '*'}/*/config.yaml")]
+    found = [Run(p.parent) for p in folder.glob(f"{system or '*'}/[!.]*/config.yaml")]  # hidden: not yet whole
     return sorted(found, key=lambda r: (r.path.name[:15], stamp(r.path / "config.yaml")))
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -426,6 +449,19 @@ def evaluated(run: Run) -> dict:
 Run.history, Run.events, Run.evaluation = history, events, property(evaluation)
 
 # %% ../nbs/engine/06_run.ipynb #4e4fcd1e
+def write_picture(path: Path, figure: Any, caption: str = "") -> Path:
+    "Write a matplotlib figure as what its path ends in (PNG at 150 dpi, SVG), atomically; the caption is kept in it."
+    about = {"format": path.suffix[1:], "metadata": {"Description": caption}}
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", **about)
+    return path
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    "Write a pandas table as CSV, atomically."
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary)
+    return path
+
 def keep(
     self: Run,
     name: str,  # of the file, without its ending
@@ -435,20 +471,17 @@ def keep(
     "Write a figure (PNG at 150 dpi, SVG beside it) or a table (CSV) into `figures/`; anything else is refused."
     path = self.path / "figures" / name
     if isinstance(made, pd.DataFrame):
-        with atomic_path(path.with_name(f"{name}.csv")) as temporary:
-            made.to_csv(temporary)
-        return path.with_name(f"{name}.csv")
+        return write_table(path.with_name(f"{name}.csv"), made)
     import matplotlib.pyplot as plt  # late: listing runs draws nothing
 
     if not isinstance(made, plt.Figure):
         raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__,
                        expected="a matplotlib figure or a pandas table", remedy="return one of the two")
-    for kind in ("png", "svg"):
-        with atomic_path(path.with_name(f"{name}.{kind}")) as temporary:
-            made.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata={"Description": caption})
+    for kind in ("svg", "png"):
+        path = write_picture(path.with_name(f"{name}.{kind}"), made, caption)
         made.set_layout_engine("none")  # laid out once
     plt.close(made)
-    return path.with_name(f"{name}.png")
+    return path
 
 Run.keep = keep
 
