@@ -60,15 +60,30 @@ def _check(circuit: Circuit) -> None:
     n, edges, present, value = circuit.n_nodes, circuit.edges, circuit.present, circuit.value
     shapes = (edges.shape, present.shape, value.shape)
     if shapes != ((len(edges), 2), (len(edges), 3), (len(edges), 3)) or n < 3 or not len(edges):
-        raise DataError("circuit", found=f"{n} nodes, shapes {shapes}", expected="at least 3 nodes and 1 edge, shapes (E, 2), (E, 3), (E, 3)", remedy="list one row for each pair of nodes")
+        raise DataError(
+            "circuit", found=f"{n} nodes, shapes {shapes}",
+            expected="at least 3 nodes and 1 edge, shapes (E, 2), (E, 3), (E, 3)",
+            remedy="list one row for each pair of nodes",
+        )
     codes = edges[:, 0] * n + edges[:, 1]
-    if (edges[:, 0] < 0).any() or (edges[:, 0] >= edges[:, 1]).any() or (edges[:, 1] >= n).any() or len(set(codes.tolist())) < len(codes):
-        raise DataError("circuit edges", found=edges.tolist(), expected=f"distinct pairs i < j below {n}", remedy="build the circuit with `merge`")
+    if (edges[:, 0] < 0).any() or (edges[:, 0] >= edges[:, 1]).any() or (edges[:, 1] >= n).any() or len(
+        set(codes.tolist())
+    ) < len(codes):
+        raise DataError(
+            "circuit edges", found=edges.tolist(), expected=f"distinct pairs i < j below {n}",
+            remedy="build the circuit with `merge`",
+        )
     if not present.any(1).all():
-        raise DataError("circuit edges", found="an edge without a component", expected="at least one of R, C, L on every edge", remedy="leave the edge out")
+        raise DataError(
+            "circuit edges", found="an edge without a component", expected="at least one of R, C, L on every edge",
+            remedy="leave the edge out",
+        )
     held = value[present]
     if not (np.isfinite(held) & (held > 0)).all() or not np.isnan(value[~present]).all():
-        raise DataError("circuit values", found=value.tolist(), expected="positive where present, NaN where absent", remedy="build the circuit with `merge`")
+        raise DataError(
+            "circuit values", found=value.tolist(), expected="positive where present, NaN where absent",
+            remedy="build the circuit with `merge`",
+        )
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #99153810
 def merge(
@@ -79,7 +94,9 @@ def merge(
     table: dict[tuple[int, int], np.ndarray] = {}
     for kind, i, j, value in parts:
         if kind not in PARTS:
-            raise DataError(f"component {kind!r}", found=kind, expected="R, C or L", remedy="keep to linear two-terminal components")
+            raise DataError(
+                f"component {kind!r}", found=kind, expected="R, C or L", remedy="keep to linear two-terminal components"
+            )
         if i == j:
             continue
         row, k = table.setdefault((min(i, j), max(i, j)), np.full(3, np.nan)), PARTS.index(kind)
@@ -107,7 +124,8 @@ def netlist(
     return "\n".join([*lines, ".end", ""])
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #8583f724
-SCALES = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "meg": 1e6, "g": 1e9, "t": 1e12}  # SPICE3 manual, section 2.1
+# SPICE3 manual, section 2.1
+SCALES = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "meg": 1e6, "g": 1e9, "t": 1e12}
 NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(meg|[fpnumkgt])?[a-z]*")
 
 def spice_number(
@@ -116,14 +134,19 @@ def spice_number(
     "A number with a SPICE scale factor; a trailing unit is ignored."
     match = NUMBER.fullmatch(text.lower())
     if match is None:
-        raise DataError(f"value {text!r}", found=text, expected="a number with an optional scale factor, such as 4.7k or 100nF", remedy="correct the netlist")
+        raise DataError(
+            f"value {text!r}", found=text, expected="a number with an optional scale factor, such as 4.7k or 100nF",
+            remedy="correct the netlist",
+        )
     return float(match[1]) * SCALES.get(match[2], 1.0)
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #c4ecea0f
 def _cards(text: str) -> list[list[str]]:
     "The words of each card after the title, lower case, comments gone and continuations joined."
     lines = text.lower().splitlines()[1:]
-    joined = re.sub(r"\n\s*\+", " ", "\n".join(line.split(";")[0] for line in lines if not line.lstrip().startswith("*")))
+    joined = re.sub(
+        r"\n\s*\+", " ", "\n".join(line.split(";")[0] for line in lines if not line.lstrip().startswith("*"))
+    )
     cards = [line.split() for line in joined.splitlines() if line.strip()]
     ends = [n for n, card in enumerate(cards) if card[0] == ".end"]
     return cards[: ends[0]] if ends else cards
@@ -135,9 +158,14 @@ def from_netlist(
 ) -> Circuit:
     "A circuit from SPICE text; dot commands are skipped, anything but R, C, L and V is refused."
     cards = [card for card in _cards(text) if not card[0].startswith(".")]
-    foreign = [" ".join(card) for card in cards if card[0][0] not in "rclv" or len(card) < (3 if card[0][0] == "v" else 4)]
+    foreign = [
+        " ".join(card) for card in cards if card[0][0] not in "rclv" or len(card) < (3 if card[0][0] == "v" else 4)
+    ]
     if foreign:
-        raise DataError("netlist", found=foreign[0], expected="cards R, C, L and V: name, node, node, value", remedy="keep to a linear RLC network")
+        raise DataError(
+            "netlist", found=foreign[0], expected="cards R, C, L and V: name, node, node, value",
+            remedy="keep to a linear RLC network",
+        )
     driven = [w for card in cards if card[0][0] == "v" for w in card[1:3] if w not in ("0", "gnd")]
     names = {"0": GROUND, "gnd": GROUND, (source or (driven or ["in"])[0]).lower(): INPUT, output.lower(): OUTPUT}
     parts = []
@@ -200,7 +228,9 @@ def canonical_form(
     ranks = {s: r for r, s in enumerate(sorted(set(start)))}
     best: tuple = ()
     for numbering in _numberings([ranks[s] for s in start], near):
-        form = tuple(sorted((min(a, b), max(a, b), t) for a, b, t in ((numbering[i], numbering[j], t) for i, j, t in typed)))
+        form = tuple(
+            sorted((min(a, b), max(a, b), t) for a, b, t in ((numbering[i], numbering[j], t) for i, j, t in typed))
+        )
         if not best or form < best[0]:
             best = (form, [])
         if form == best[0]:
@@ -209,7 +239,8 @@ def canonical_form(
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #57e6fe28
 def canonical(circuit: Circuit) -> Circuit:
-    "The same circuit with nodes numbered outwards from the input and edges sorted; isomorphic circuits give equal arrays."
+    """The same circuit with nodes numbered outwards from the input and edges sorted; isomorphic circuits give equal
+    arrays."""
     _, numberings = canonical_form(circuit.n_nodes, circuit.typed)
     options = []
     for numbering in numberings:
@@ -243,7 +274,9 @@ def content_hash(circuit: Circuit) -> int:
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #ccf68eff
 def scales(circuit: Circuit) -> tuple[float, float]:
     "Reference impedance [ohm] and angular frequency [rad/s] that bring the values to order one."
-    held, logs = circuit.present.sum(0), np.log(circuit.value, where=circuit.present, out=np.zeros(circuit.value.shape)).sum(0)
+    held, logs = circuit.present.sum(0), np.log(
+        circuit.value, where=circuit.present, out=np.zeros(circuit.value.shape)
+    ).sum(0)
     r, c, l = (float(np.exp(x / k)) if k else None for x, k in zip(logs, held.tolist(), strict=True))
     r0 = r or (np.sqrt(l / c) if l and c else 1.0)
     w0 = 1 / np.sqrt(l * c) if l and c else 1 / (r0 * c) if c else r0 / l if l else 1.0
@@ -255,7 +288,8 @@ def pencil(
     r0: float = 1.0,  # ohm
     w0: float = 1.0,  # rad/s
 ) -> tuple[np.ndarray, np.ndarray]:
-    "G and C of the nodal equations in units of r0 and w0, each (m, 1 + m): input column first, then v_out, v_3 .., i_L."
+    """G and C of the nodal equations in units of r0 and w0, each (m, 1 + m): input column first, then v_out, v_3 ..,
+    i_L."""
     n, coils = circuit.n_nodes, np.flatnonzero(circuit.present[:, 2])
     value = np.where(circuit.present, circuit.value, np.inf)
     incidence = np.zeros((len(value), n))
@@ -383,7 +417,10 @@ def count_roots(
     "Numbers of modes, zeros and cancellations of a typed graph, by arithmetic in a finite field."
     D, N = (_trim(P) for P in _polynomials(n, typed))
     if not D:
-        raise DataError("circuit", found="a part without a path to ground or input", expected="nodal equations with one solution", remedy="connect or remove the floating part")
+        raise DataError(
+            "circuit", found="a part without a path to ground or input", expected="nodal equations with one solution",
+            remedy="connect or remove the floating part",
+        )
     return Counts(len(D) - 1, _valuation(D), len(N) - 1, _valuation(N), _gcd_degree(D, N) if N else 0)
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #127476b9
@@ -423,7 +460,9 @@ def decays(
 def _weights(circuit: Circuit, r0: float, w0: float) -> np.ndarray:
     "A power of two for each unknown that brings its diagonal near one: exact scaling, shape (1 + m,)."
     held = circuit.present
-    admittance = np.where(held, np.array([r0, w0 * r0, r0 / w0]) * np.where(held, circuit.value, 1.0) ** [-1, 1, -1], 0).sum(1)
+    admittance = np.where(
+        held, np.array([r0, w0 * r0, r0 / w0]) * np.where(held, circuit.value, 1.0) ** [-1, 1, -1], 0
+    ).sum(1)
     total = np.bincount(circuit.edges.ravel(), np.repeat(admittance, 2), minlength=circuit.n_nodes)[1:]
     coils = circuit.value[held[:, 2], 2] * (w0 / r0)
     diagonal = np.r_[np.where(total > 0, total, 1.0), coils]  # an input or node that nothing touches keeps its scale
@@ -446,7 +485,10 @@ def _finite_roots(
         return np.zeros(0, complex)
     real, imag, beta, *_, info = dggev(G, -C, compute_vl=0, compute_vr=0)
     if info:
-        raise DataError("circuit", found=f"QZ did not converge (info {info})", expected="generalised eigenvalues", remedy="check the component values for extremes")
+        raise DataError(
+            "circuit", found=f"QZ did not converge (info {info})", expected="generalised eigenvalues",
+            remedy="check the component values for extremes",
+        )
     alpha = real + 1j * imag
     with np.errstate(divide="ignore", invalid="ignore"):
         roots = np.where(beta == 0, np.inf, alpha / np.where(beta == 0, 1, beta))
@@ -520,10 +562,13 @@ def analyse(
     keep = [0, *range(2, G.shape[1])]  # Cramer: the input's column instead of the output's
     modes = _finite_roots(G[:, 1:], C[:, 1:], counts.modes, counts.still)
     zeros = _finite_roots(G[:, keep], C[:, keep], counts.zeros, counts.blocked)
-    zeros = np.where(np.abs(zeros.real) < 1e-10 * np.abs(zeros), 1j * zeros.imag, zeros)  # a lossless trap stays on the axis
+    # a lossless trap stays on the axis
+    zeros = np.where(np.abs(zeros.real) < 1e-10 * np.abs(zeros), 1j * zeros.imag, zeros)
     poles, zeros, cancelled = cancel(modes, zeros, counts.hidden)
     H = _at_one(G, C) * d[1] / d[0] if counts.zeros >= 0 else 0.0
-    log_gain = np.log(np.abs(1 - poles)).sum() - np.log(np.abs(1 - zeros)).sum() + (len(poles) - len(zeros)) * np.log(w0)
+    log_gain = np.log(np.abs(1 - poles)).sum() - np.log(np.abs(1 - zeros)).sum() + (
+        len(poles) - len(zeros)
+    ) * np.log(w0)
     with np.errstate(over="ignore"):  # refused below
         gain = float(H * np.exp(log_gain))
     if not np.isfinite(np.r_[gain, poles * w0, zeros * w0, modes * w0]).all():
@@ -568,12 +613,14 @@ class Curves:
         "ln |H(jw)|, shape (K, W); -inf on a zero."
         total = np.repeat(self.log_gain[rows][:, None], w.shape[1], 1)
         with np.errstate(divide="ignore"):
-            for root, weight in zip(self.roots[rows].T, self.weight[rows].T, strict=True):  # in turn: a pad adds exactly 0
+            # in turn: a pad adds exactly 0
+            for root, weight in zip(self.roots[rows].T, self.weight[rows].T, strict=True):
                 total += weight[:, None] * np.log(root.real[:, None] ** 2 + (w - root.imag[:, None]) ** 2)
         return total
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #5e599cbc
-SPREAD = np.array([-8, -4, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 4, 8])  # grid points about a resonance, in its half-widths
+# grid points about a resonance, in its half-widths
+SPREAD = np.array([-8, -4, -2, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 4, 8])
 
 def frequency_grid(curves: Curves) -> np.ndarray:
     "Frequencies [rad/s], shape (B, W), that miss no feature: logarithmic over all roots, dense about every resonance."
@@ -590,7 +637,9 @@ def frequency_grid(curves: Curves) -> np.ndarray:
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #d6d40e8d
 FINE = np.linspace(0, 1, 17)  # a bracket is divided by 16
 
-def _refined(curves: Curves, grid: np.ndarray, at: np.ndarray, sign: float, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _refined(
+    curves: Curves, grid: np.ndarray, at: np.ndarray, sign: float, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "Frequency [rad/s] and ln |H| of the extreme of sign * ln |H| near grid[k, at[k]], each (K,)."
     k, last = np.arange(len(at)), grid.shape[1] - 1
     inner = (at > 0) & (at < last)
@@ -616,7 +665,10 @@ def _crossings(curves: Curves, low: np.ndarray, high: np.ndarray, level: np.ndar
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #02932b21
 def _name(dc: bool, infinity: bool, n_edges: int) -> str:
     "The row of the table for a pass band that holds dc, holds infinity, and has so many edges."
-    table = {(True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass", (True, True, 2): "band_stop", (True, True, 0): "all_pass"}
+    table = {
+        (True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass",
+        (True, True, 2): "band_stop", (True, True, 0): "all_pass",
+    }
     return table.get((dc, infinity, n_edges), "other")
 
 def _corner(a: Analysis, name: str, peak_hz: float, notch_hz: float, edges: list[float]) -> tuple[float, float]:
@@ -635,13 +687,17 @@ def classify_all(
 ) -> list[Kind]:
     "Kind, peak, corner frequency and quality of each response, all read off the refined curve."
     if not all(a.gain > 0 and len(a.poles) + len(a.zeros) for a in analyses):
-        raise DataError("response", found="one that is zero or does not depend on frequency", expected="a path from input to output, and a root", remedy="leave this circuit out")
+        raise DataError(
+            "response", found="one that is zero or does not depend on frequency",
+            expected="a path from input to output, and a root", remedy="leave this circuit out",
+        )
     curves, rows, tau = Curves(analyses), np.arange(len(analyses)), 2 * np.pi
     grid = frequency_grid(curves)
     y = curves.at(grid)
     w_peak, top = _refined(curves, grid, y.argmax(1), 1.0, rows)
     w_notch, _ = _refined(curves, grid, y.argmin(1), -1.0, rows)
-    for w, end in ((0.0, curves.still), (np.inf, curves.last)):  # an end that the curve approaches from below is the peak
+    # an end that the curve approaches from below is the peak
+    for w, end in ((0.0, curves.still), (np.inf, curves.last)):
         w_peak, top = np.where(end > top - 1e-6, w, w_peak), np.where(end > top - 1e-6, np.maximum(end, top), top)
     level = top - 0.5 * np.log(2)
     inside = np.concatenate([curves.still[:, None], y, curves.last[:, None]], 1) >= level[:, None]
@@ -652,7 +708,12 @@ def classify_all(
     for k, a in enumerate(analyses):
         edges = found[row == k].tolist()
         name = _name(bool(inside[k, 0]), bool(inside[k, -1]), len(edges))
-        kinds.append(Kind(name, float(np.exp(top[k])), float(w_peak[k] / tau), *_corner(a, name, float(w_peak[k] / tau), float(w_notch[k] / tau), edges), tuple(edges)))
+        kinds.append(
+            Kind(
+                name, float(np.exp(top[k])), float(w_peak[k] / tau),
+                *_corner(a, name, float(w_peak[k] / tau), float(w_notch[k] / tau), edges), tuple(edges),
+            )
+        )
     return kinds
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #38905cfe

@@ -49,7 +49,9 @@ def assign_splits(
 ) -> dict[str, np.ndarray]:
     "`split` and `beyond`, each (N,)."
     topology = arrays["topology"]
-    aside = np.array([mix(seed, "aside", int(t)) / 2**63 < parameters.get("unseen", 0.0) for t in topology]) & (arrays["n_nodes"] > 3)
+    aside = np.array(
+        [mix(seed, "aside", int(t)) / 2**63 < parameters.get("unseen", 0.0) for t in topology]
+    ) & (arrays["n_nodes"] > 3)
     beyond = arrays["n_nodes"] > parameters.get("train_nodes", parameters["max_nodes"])
     split = np.full(len(topology), 3, np.int8)
     near = np.flatnonzero(~(aside | beyond))
@@ -80,7 +82,10 @@ def generate(
     spans = [(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
     arrays = join(map_parallel(partial(generate_block, seed=seed, parameters=parameters), spans, workers, "circuits"))
     if len(np.unique(arrays["content"])) < n:
-        raise DataError("generated circuits", found=f"{n - len(np.unique(arrays['content']))} repeated", expected="all different", remedy="choose another seed")
+        raise DataError(
+            "generated circuits", found=f"{n - len(np.unique(arrays['content']))} repeated", expected="all different",
+            remedy="choose another seed",
+        )
     arrays |= assign_splits(arrays, seed, parameters)
     state = standardiser(arrays).state()
     return arrays | {"statistics": np.array([state["mean"], state["std"]])}
@@ -93,7 +98,10 @@ def manifest(
     seed: int,
 ) -> dict:
     "What makes the data: generator, version, seed, parameters, and the names behind the codes."
-    return {"generator": "circuits", "version": VERSION, "seed": seed, "parameters": complete(parameters), "kinds": KINDS, "families": FAMILIES}
+    return {
+        "generator": "circuits", "version": VERSION, "seed": seed, "parameters": complete(parameters), "kinds": KINDS,
+        "families": FAMILIES,
+    }
 
 def build(
     path: Path | str,  # the file

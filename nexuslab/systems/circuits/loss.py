@@ -122,5 +122,7 @@ class SimplifiedCompositeLoss(nn.Module):
         roots = transfer_loss(batch, out.roots) if out.roots is not None else {}
         transfer = roots["poles"] + self.zeros * (roots["zeros"] + roots["origin"]) if roots else out.mean.new_zeros(())
         whole = {"reconstruction": parts["graph"] + parts["value"], "transfer": transfer, "kl": nats.sum()}
-        total = self.reconstruction * whole["reconstruction"] + self.transfer * transfer + self.kl * warmth * whole["kl"]
+        total = self.reconstruction * whole[
+            "reconstruction"
+        ] + self.transfer * transfer + self.kl * warmth * whole["kl"]
         return Loss(total, whole | parts | roots)

@@ -42,7 +42,9 @@ def slot_ends(
     "Smaller node, larger node and kind of every slot; each (S,)."
     j, i = torch.tril_indices(nodes, nodes, -1)
     pairs = len(i)
-    return i.repeat_interleave(KINDS_OF_PART), j.repeat_interleave(KINDS_OF_PART), torch.arange(KINDS_OF_PART).repeat(pairs)
+    return i.repeat_interleave(KINDS_OF_PART), j.repeat_interleave(KINDS_OF_PART), torch.arange(
+        KINDS_OF_PART
+    ).repeat(pairs)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #ed7d7a7a
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another device."
-        move = lambda x: x.to(device) if isinstance(x, Tensor) else Roots(x.value.to(device), x.mask.to(device)) if isinstance(x, Roots) else x
+        move = lambda x: x.to(device) if isinstance(x, Tensor) else Roots(
+            x.value.to(device), x.mask.to(device)
+        ) if isinstance(x, Roots) else x
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     @property
@@ -111,7 +115,10 @@ def flatten(
         train = np.repeat(arrays["split"] == 0, np.diff(arrays["pole_offset"]))
         size = np.log10(np.hypot(*arrays["pole"][train].T))
         if not len(size):
-            raise DataError("statistics of the poles", found="no pole in the training split", expected="at least one", remedy="pass root_statistics, or build a larger data set")
+            raise DataError(
+                "statistics of the poles", found="no pole in the training split", expected="at least one",
+                remedy="pass root_statistics, or build a larger data set",
+            )
         root_statistics = (float(size.mean()), float(size.std()) or 1.0)
     rows, kind = np.nonzero(arrays["edge_present"])
     offsets = np.concatenate([[0], np.cumsum(arrays["edge_present"].sum(1))])[arrays["edge_offset"]]
@@ -119,7 +126,10 @@ def flatten(
     pole, _ = _polar(arrays["pole"], arrays["pole_offset"], *root_statistics)
     zero, origin = _polar(arrays["zero"], arrays["zero_offset"], *root_statistics)
     component = np.concatenate([arrays["edge_index"][rows], kind[:, None]], 1).astype(np.int64)
-    return Flat(Ragged(component, offsets), Ragged(value.astype(np.float32), offsets), pole, zero, origin, statistics, root_statistics)
+    return Flat(
+        Ragged(component, offsets), Ragged(value.astype(np.float32), offsets), pole, zero, origin, statistics,
+        root_statistics,
+    )
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #bd5c0589
 def _padded(ragged: Ragged, ids: np.ndarray) -> Roots:
@@ -141,7 +151,9 @@ def collate(
     value, _ = flat.value.take(ids)
     i, j, kind = torch.from_numpy(component).unbind(1)
     graph = torch.from_numpy(np.repeat(np.arange(len(ids)), lengths))
-    known = {"pole": _padded(flat.pole, ids), "zero": _padded(flat.zero, ids), "origin": torch.from_numpy(flat.origin[ids])} if roots else {}
+    known = {
+        "pole": _padded(flat.pole, ids), "zero": _padded(flat.zero, ids), "origin": torch.from_numpy(flat.origin[ids])
+    } if roots else {}
     return Batch(len(ids), graph, i, j, kind, torch.from_numpy(value), ids=torch.from_numpy(ids), **known)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #e8c530dc
@@ -177,7 +189,9 @@ class TypedConv(MessagePassing):
     ):
         super().__init__(aggr="sum")
         self.hidden, self.norm = hidden, nn.LayerNorm(hidden)
-        self.send, self.apart = nn.Linear(hidden, KINDS_OF_PART * hidden, bias=False), nn.Embedding(KINDS_OF_PART * (FAR + 1), hidden)
+        self.send, self.apart = nn.Linear(hidden, KINDS_OF_PART * hidden, bias=False), nn.Embedding(
+            KINDS_OF_PART * (FAR + 1), hidden
+        )
         nn.init.normal_(self.apart.weight, std=hidden**-0.5)
         self.change = mlp(2 * hidden, hidden, hidden, dropout=dropout)
 
@@ -192,7 +206,9 @@ class TypedConv(MessagePassing):
         normed = self.norm(h)
         table = self.send(normed).view(-1, self.hidden)  # row 3 v + k: what node v sends through kind k
         offset = self.apart(KINDS_OF_PART * distance + kind)
-        received = self.propagate(edge_index, table=table, row=KINDS_OF_PART * edge_index[0] + kind, offset=offset, size=(len(h), len(h)))
+        received = self.propagate(
+            edge_index, table=table, row=KINDS_OF_PART * edge_index[0] + kind, offset=offset, size=(len(h), len(h))
+        )
         return h + self.change(torch.cat([normed, received], 1))
 
     def message(self, table: Tensor, row: Tensor, offset: Tensor) -> Tensor:
@@ -214,7 +230,9 @@ class Place(nn.Module):
         role = F.one_hot(number.clamp(max=TERMINALS), TERMINALS + 1)
         late = (number - TERMINALS).clamp(min=0) / max(PERIODS)
         angle = 2 * torch.pi * number[:, None] / torch.tensor(PERIODS)
-        self.register_buffer("features", torch.cat([role, late[:, None], angle.sin(), angle.cos()], 1), persistent=False)
+        self.register_buffer(
+            "features", torch.cat([role, late[:, None], angle.sin(), angle.cos()], 1), persistent=False
+        )
         self.project = nn.Linear(self.features.shape[1], width)
 
     def forward(self) -> Tensor:
@@ -247,7 +265,8 @@ class GraphNet(nn.Module):
         nodes: int,  # N
         hidden: int,  # H
         rounds: int,
-        both: bool,  # context: both directions, nodes numbered; else prefix: from smaller to larger numbers, nodes by role
+        # context: both directions, nodes numbered; else prefix: from smaller to larger numbers, nodes by role
+        both: bool,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -259,7 +278,9 @@ class GraphNet(nn.Module):
         start, kind, distance = batch.graph * self.nodes, batch.kind, apart(batch.i, batch.j)
         edge_index = torch.stack([start + batch.i, start + batch.j])
         if self.both:
-            edge_index, kind, distance = torch.cat([edge_index, edge_index.flip(0)], 1), kind.repeat(2), distance.repeat(2)
+            edge_index, kind, distance = torch.cat(
+                [edge_index, edge_index.flip(0)], 1
+            ), kind.repeat(2), distance.repeat(2)
         h = self.place().repeat(batch.size, 1)
         for conv in self.rounds:
             h = conv(h, edge_index, kind, distance)
@@ -282,7 +303,9 @@ class Stack(nn.Module):
         angle = F.pad((torch.pi * (torch.arange(half) + 0.5) / max(1, half)).repeat(2), (0, odd))
         sign = F.pad(torch.tensor([-1.0, 1.0]).repeat_interleave(half), (0, odd))
         partner = torch.cat([torch.arange(half) + half, torch.arange(half), torch.arange(2 * half, latent)])
-        for name, x in {"shrink": FADE**depth, "cos": (depth * angle).cos(), "sin": sign * (depth * angle).sin(), "partner": partner}.items():
+        for name, x in {
+            "shrink": FADE**depth, "cos": (depth * angle).cos(), "sin": sign * (depth * angle).sin(), "partner": partner
+        }.items():
             self.register_buffer(name, x, persistent=False)
 
     def push(self, words: Tensor) -> Tensor:
@@ -363,7 +386,8 @@ class GraphCode(NodeWords):
         rest = self.stack.pop(z[:, None] - (words.cumsum(1) - words))
         asked = self.question(torch.cat([rest, memory, self.role().expand(len(z), -1, -1)], 2))
         pairs = asked.index_select(1, self.j) + self.key(h).index_select(1, self.i) + self.apart(apart(self.i, self.j))
-        over = F.pad(~tied[:, TERMINALS:], (TERMINALS + 1, 0)).cumsum(1)[:, :-1] > 0  # a node before this one ended the circuit
+        # a node before this one ended the circuit
+        over = F.pad(~tied[:, TERMINALS:], (TERMINALS + 1, 0)).cumsum(1)[:, :-1] > 0
         return self.answer(F.silu(pairs)).masked_fill(over.index_select(1, self.j)[:, :, None], NEVER).flatten(1)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #0525ecf8
@@ -406,7 +430,10 @@ class ValueCode(nn.Module):
         "The vectors, (M, latent)."
         h = self.context(batch).flatten(0, 1)
         start = batch.graph * self.context.nodes
-        ends = [h.index_select(0, start + batch.i), h.index_select(0, start + batch.j), F.one_hot(batch.kind, KINDS_OF_PART).to(h.dtype)]
+        ends = [
+            h.index_select(0, start + batch.i), h.index_select(0, start + batch.j),
+            F.one_hot(batch.kind, KINDS_OF_PART).to(h.dtype),
+        ]
         return F.normalize(self.vector(torch.cat(ends, 1)).float(), dim=1)
 
     def posterior(self, batch: Batch, code: Tensor, graph_mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,7 +493,10 @@ def branches(
 ) -> dict[str, slice]:
     "Where each branch lies in the latent vector."
     if len(latent) != len(BRANCHES) or min(latent) < 1:
-        raise ConfigError("latent split", found=latent, expected="three widths of at least 1", remedy="give latent=(graph, values, roots)")
+        raise ConfigError(
+            "latent split", found=latent, expected="three widths of at least 1",
+            remedy="give latent=(graph, values, roots)",
+        )
     ends = np.cumsum((0, *latent)).tolist()
     return {name: slice(*span) for name, span in zip(BRANCHES, pairwise(ends), strict=True)}
 
@@ -481,7 +511,10 @@ class CircuitVAE(nn.Module, ABC):
     ):
         super().__init__()
         if nodes < TERMINALS:
-            raise ConfigError("nodes of a model", found=nodes, expected="at least 3: ground, input and output", remedy="take the largest of the data set")
+            raise ConfigError(
+                "nodes of a model", found=nodes, expected="at least 3: ground, input and output",
+                remedy="take the largest of the data set",
+            )
         self.nodes, self.latent, self.branch = nodes, tuple(latent), branches(latent)
 
     @abstractmethod
@@ -524,7 +557,8 @@ class GraphVAE(CircuitVAE):
         read: int = 64,  # hidden width of the graph reader; the root head has twice as many
         poles: int = 2,  # most poles of a circuit
         zeros: int = 2,  # most zeros of a circuit
-        ridge: float = 1e-5,  # lambda of the value decoder: small against the precision asked for, large against float32
+        # lambda of the value decoder: small against the precision asked for, large against float32
+        ridge: float = 1e-5,
         beam: int = 1,  # readings kept where the greedy one leaves a rest; 1 is always greedy
         dropout: float = 0.0,
     ):
@@ -602,7 +636,8 @@ def search_graph(
     z: Tensor,  # (B, latent) graph branch
     width: int,  # prefixes kept
 ) -> Tensor:
-    "The typed slots that are filled, (B, S) bool: of the `width` most probable readings the one that leaves least of z."
+    """The typed slots that are filled, (B, S) bool: of the `width` most probable readings the one that leaves least of
+    z."""
     nodes, row = code.prefix.nodes, code.j.repeat_interleave(KINDS_OF_PART)
     present, score = torch.zeros(len(z), 1, len(row), dtype=torch.bool, device=z.device), z.new_zeros(len(z), 1)
     for node in range(1, nodes):
@@ -616,7 +651,8 @@ def search_graph(
     return present[torch.arange(len(z), device=z.device), left.argmin(1)]
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #d3989b50
-REST = 0.01  # of the posterior's spread: a right graph leaves nothing at a posterior mean, most wrong ones several times it
+# of the posterior's spread: a right graph leaves nothing at a posterior mean, most wrong ones several times it
+REST = 0.01
 SEARCHED = 64  # circuits searched at once: tens of megabytes
 
 def read_graph(

@@ -44,7 +44,14 @@ def with_values(
 ) -> Circuit:
     "A circuit with log-uniform values within RANGES, canonically numbered."
     u = rng.random(len(parts))
-    return canonical(merge([(k, i, j, RANGES[k][0] * (RANGES[k][1] / RANGES[k][0]) ** x) for (k, i, j), x in zip(parts, u, strict=True)]))
+    return canonical(
+        merge(
+            [
+                (k, i, j, RANGES[k][0] * (RANGES[k][1] / RANGES[k][0]) ** x)
+                for (k, i, j), x in zip(parts, u, strict=True)
+            ]
+        )
+    )
 
 # %% ../../../nbs/systems/circuits/00b_population.ipynb #b50e6d0e
 FAMILY_KINDS = {  # family -> the kinds its curve may have
@@ -56,8 +63,12 @@ NETWORKS: dict[str, tuple[Parts, ...]] = {  # family -> its networks; the first 
     "high_pass": ([("C", 1, 2), ("R", 2, 0)], [("C", 1, 2), ("L", 2, 0), ("R", 2, 0)]),
     "band_pass": ([("L", 1, 3), ("C", 3, 2), ("R", 2, 0)], [("R", 1, 3), ("C", 3, 2), ("C", 2, 0), ("R", 2, 0)]),
     "band_stop": ([("L", 1, 2), ("C", 1, 2), ("R", 2, 0)], [("R", 1, 2), ("L", 2, 3), ("C", 3, 0), ("R", 2, 0)]),
-    "rlc_series": ([("R", 1, 3), ("L", 3, 2), ("C", 2, 0), ("R", 2, 0)], [("R", 1, 3), ("C", 3, 2), ("L", 2, 0), ("R", 2, 0)]),
-    "rlc_parallel": ([("R", 1, 2), ("L", 2, 0), ("C", 2, 0), ("R", 2, 0)], [("R", 1, 2), ("L", 1, 2), ("C", 1, 2), ("R", 2, 0)]),
+    "rlc_series": (
+        [("R", 1, 3), ("L", 3, 2), ("C", 2, 0), ("R", 2, 0)], [("R", 1, 3), ("C", 3, 2), ("L", 2, 0), ("R", 2, 0)]
+    ),
+    "rlc_parallel": (
+        [("R", 1, 2), ("L", 2, 0), ("C", 2, 0), ("R", 2, 0)], [("R", 1, 2), ("L", 1, 2), ("C", 1, 2), ("R", 2, 0)]
+    ),
 }
 FORMS = ("ladder", "bridged_t", "lattice", "twin_t")  # of the population of ladders
 FAMILIES = (*NETWORKS, *FORMS)  # the code of a family is its place here
@@ -79,7 +90,9 @@ def _arms() -> tuple[list[Arm], list[Arm], list[Arm]]:
     pairs = list(combinations("CLR", 2))
     rest = {a: tuple(b for b in "CLR" if b != a) for a in "CLR"}
     three = [("series", *"CLR"), ("parallel", *"CLR")]
-    three += [("series", a, ("parallel", *b)) for a, b in rest.items()] + [("parallel", a, ("series", *b)) for a, b in rest.items()]
+    three += [("series", a, ("parallel", *b)) for a, b in rest.items()] + [
+        ("parallel", a, ("series", *b)) for a, b in rest.items()
+    ]
     return list("CLR"), [(how, *p) for how in ("series", "parallel") for p in pairs], three
 
 ARMS = _arms()
@@ -122,7 +135,9 @@ def draw_ladder(
     parameters: dict,  # uses `forms`, `sections`, `arm_sizes`: probabilities
 ) -> tuple[str, Parts]:
     "Form and network of a circuit of the population of ladders."
-    form, sections = (pick(parameters[name], u) for name, u in zip(("forms", "sections"), rng.random(2).tolist(), strict=True))
+    form, sections = (
+        pick(parameters[name], u) for name, u in zip(("forms", "sections"), rng.random(2).tolist(), strict=True)
+    )
     stations = [1, *range(3, 3 + sections), 2]
     rungs = [rung for near, far in pairwise(stations) for rung in ((near, far), (far, 0))]
     pairs = PAIRS.get(FORMS[form], rungs)
@@ -211,7 +226,13 @@ def _limits(whole: dict) -> dict[str, tuple[bool, str]]:
     "For each parameter: is it possible, and what would be."
     sizes = {"forms": len(FORMS), "fractions": 3, "sections": None, "arm_sizes": 3}
     shares = {k: whole[k] for k in sizes if k in whole}
-    limits = {k: (abs(sum(v) - 1) < 1e-9 and min(v) >= 0 and sizes[k] in (None, len(v)), f"{sizes[k] or 'some'} shares with the sum 1") for k, v in shares.items()}
+    limits = {
+        k: (
+            abs(sum(v) - 1) < 1e-9 and min(v) >= 0 and sizes[k] in (None, len(v)),
+            f"{sizes[k] or 'some'} shares with the sum 1",
+        )
+        for k, v in shares.items()
+    }
     limits["circuits"] = (whole["circuits"] >= 1, "at least 1")
     limits["variants"] = (whole.get("variants", 1) in (1, 2), "1 or 2")
     limits["unseen"] = (0 <= whole.get("unseen", 0) < 1, "a share from 0 to below 1")
@@ -227,14 +248,23 @@ def complete(
     given = dict(parameters)
     population = given.pop("population", "families")
     if population not in POPULATIONS:
-        raise ConfigError(f"population {population!r}", found=population, expected=list(POPULATIONS), remedy=did_you_mean(str(population), POPULATIONS))
+        raise ConfigError(
+            f"population {population!r}", found=population, expected=list(POPULATIONS),
+            remedy=did_you_mean(str(population), POPULATIONS),
+        )
     defaults = POPULATIONS[population][1]
     for name in given.keys() - defaults.keys():
-        raise ConfigError(f"parameter {name!r} of population {population}", found=name, expected=sorted(defaults), remedy=did_you_mean(name, defaults))
+        raise ConfigError(
+            f"parameter {name!r} of population {population}", found=name, expected=sorted(defaults),
+            remedy=did_you_mean(name, defaults),
+        )
     whole = {"population": population, **defaults, **given}
     for name, (fits, expected) in _limits(whole).items():
         if not fits:
-            raise ConfigError(f"parameter {name!r} of population {population}", found=whole[name], expected=expected, remedy=f"correct {name}; its default is {defaults[name]}")
+            raise ConfigError(
+                f"parameter {name!r} of population {population}", found=whole[name], expected=expected,
+                remedy=f"correct {name}; its default is {defaults[name]}",
+            )
     return whole
 
 # %% ../../../nbs/systems/circuits/00b_population.ipynb #54ad951e
@@ -274,7 +304,11 @@ def examples_at(
         reasons.update(r for r in (drawn | found).values() if isinstance(r, str))
         pending, attempt = [i for i in pending if i not in kept], attempt + 1
     if pending:
-        raise DataError(f"circuits {pending[:5]} of {parameters['population']}", found=f"{ATTEMPTS} draws of each rejected: {dict(reasons)}", expected="a circuit that is kept", remedy="widen the parameters of the population")
+        raise DataError(
+            f"circuits {pending[:5]} of {parameters['population']}",
+            found=f"{ATTEMPTS} draws of each rejected: {dict(reasons)}", expected="a circuit that is kept",
+            remedy="widen the parameters of the population",
+        )
     return [kept[i] for i in wanted], reasons
 
 # %% ../../../nbs/systems/circuits/00b_population.ipynb #3d2e2198
@@ -293,7 +327,10 @@ def to_arrays(
     "The arrays of a file; the file format is described in the table of this chapter."
     circuits, found, kinds = [e.circuit for e in examples], [e.analysis for e in examples], [e.kind for e in examples]
     edges = _ragged("edge", [c.edges for c in circuits])
-    roots = {k: v for name in ("pole", "zero", "mode") for k, v in _ragged(name, [_complex_rows(getattr(a, f"{name}s")) for a in found]).items()}
+    roots = {
+        k: v for name in ("pole", "zero", "mode")
+        for k, v in _ragged(name, [_complex_rows(getattr(a, f"{name}s")) for a in found]).items()
+    }
     return roots | {
         "n_nodes": np.array([c.n_nodes for c in circuits]),
         "edge_index": edges["edge"], "edge_offset": edges["edge_offset"],

@@ -122,7 +122,10 @@ def judge(
 ) -> Errors:
     "Errors of found circuits; what failed counts as 100 %."
     if len(ids) != len(found) or not len(ids):
-        raise DataError("circuits to judge", found=f"{len(found)} for {len(ids)} items", expected="one each, at least one", remedy="pass the ids that were decoded")
+        raise DataError(
+            "circuits to judge", found=f"{len(found)} for {len(ids)} items", expected="one each, at least one",
+            remedy="pass the ids that were decoded",
+        )
     exact, shared, pole, value = [], [], [], []
     for item, circuit in zip(ids, found, strict=True):
         true = circuit_at(arrays, item)
@@ -189,7 +192,9 @@ def mean_circuit(
     names, count = np.unique(arrays["topology"][train], return_counts=True)
     members = [circuit_at(arrays, i) for i in train[arrays["topology"][train] == names[count.argmax()]]]
     value = np.exp(np.mean([np.log(np.where(c.present, c.value, 1.0)) for c in members], 0))
-    return Circuit(members[0].n_nodes, members[0].edges, members[0].present, np.where(members[0].present, value, np.nan))
+    return Circuit(
+        members[0].n_nodes, members[0].edges, members[0].present, np.where(members[0].present, value, np.nan)
+    )
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #f06de0e1
 def _slot_rows(flat: Flat, ids: np.ndarray, slots: int, presence: float) -> np.ndarray:
@@ -334,7 +339,10 @@ def separation(
     kinds = np.unique(labels)
     distinct = len(np.unique(latent, axis=0))
     if len(kinds) < 2 or distinct < 2:
-        raise DataError("labelled latent points", found=f"{len(kinds)} labels, {distinct} different points", expected="at least two of each", remedy="take a split with several families")
+        raise DataError(
+            "labelled latent points", found=f"{len(kinds)} labels, {distinct} different points",
+            expected="at least two of each", remedy="take a split with several families",
+        )
     clusters = KMeans(min(len(kinds), distinct), n_init=10, random_state=seed).fit_predict(latent)
     led = sum(np.unique(labels[clusters == c], return_counts=True)[1].max() for c in np.unique(clusters))
     return {"silhouette": float(silhouette_score(latent, labels)), "purity": float(led / len(labels))}

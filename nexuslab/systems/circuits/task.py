@@ -54,9 +54,13 @@ from ...task import CanSample, HasLatent, Ramp, StepOut, Task
 class CircuitData(Section):
     "Which circuits."
 
-    population: Literal["families", "ladders"] = Field("families", description="families: six kinds of small filters; ladders: random networks of 1 to 4 sections")
+    population: Literal["families", "ladders"] = Field(
+        "families", description="families: six kinds of small filters; ladders: random networks of 1 to 4 sections"
+    )
     circuits: int | None = Field(None, ge=60, description="circuits of all splits; None takes the population's default")
-    fractions: tuple[float, float, float] | None = Field(None, description="shares of train, val and test; None takes the population's default")
+    fractions: tuple[float, float, float] | None = Field(
+        None, description="shares of train, val and test; None takes the population's default"
+    )
     workers: int | None = Field(None, ge=1, description="processes that build the file; None takes all cores")
     path: str | None = Field(None, description="a file built before, instead of one made from these settings")
 
@@ -69,12 +73,17 @@ class CircuitData(Section):
 class CircuitModel(Section):
     "Sizes of the autoencoder."
 
-    kind: Literal["graph", "slot"] = Field("graph", description="graph: message passing; slot: a dense network over flattened slots, as a peer")
+    kind: Literal["graph", "slot"] = Field(
+        "graph", description="graph: message passing; slot: a dense network over flattened slots, as a peer"
+    )
     latent: tuple[int, int, int] = Field((8, 8, 8), description="dimensions for topology, values, and poles and zeros")
     hidden: int = Field(48, ge=4, description="width of the node states (graph) or of the layers (slot)")
     rounds: int = Field(2, ge=1, description="rounds of messages (graph)")
     read: int = Field(64, ge=4, description="hidden width of the graph's reader and half that of the root head (graph)")
-    beam: int = Field(1, ge=1, description="readings kept where the greedy one does not use up the latent vector; 1 is always greedy (graph)")
+    beam: int = Field(
+        1, ge=1,
+        description="readings kept where the greedy one does not use up the latent vector; 1 is always greedy (graph)",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the hidden layers")
 
 class CircuitLoss(Section):
@@ -112,35 +121,43 @@ def base() -> CircuitConfig:
 def smoke() -> CircuitConfig:
     "The same in seconds."
     return base().model_copy(update={
-        "preset": "smoke", "data": CircuitData(circuits=360, fractions=(0.6, 0.2, 0.2), workers=1), "budget": Budget(epochs=3), "loader": Loader(batch_size=32, eval_batch_size=72),
-        "model": CircuitModel(hidden=16, read=24), "schedule": Schedule(min_lr=1e-5), "track": Track(log_every=2), "checkpoint": Checkpoint(eval_every=1),
+        "preset": "smoke", "data": CircuitData(circuits=360, fractions=(0.6, 0.2, 0.2), workers=1),
+        "budget": Budget(epochs=3), "loader": Loader(batch_size=32, eval_batch_size=72),
+        "model": CircuitModel(hidden=16, read=24), "schedule": Schedule(min_lr=1e-5), "track": Track(log_every=2),
+        "checkpoint": Checkpoint(eval_every=1),
     })
 
 def paper() -> CircuitConfig:
     "The published setting: 120 circuits in batches of 4, early stopping, a checkpoint every 10 epochs."
     return base().model_copy(update={
-        "preset": "paper", "data": CircuitData(circuits=120, fractions=(0.8, 0.1, 0.1)), "loader": Loader(batch_size=4), "optim": Optim(lr=1e-3, weight_decay=0.01),
-        "schedule": Schedule(), "stop": Stop(enabled=True, patience=20), "checkpoint": Checkpoint(eval_every=1, save_every=10),
+        "preset": "paper", "data": CircuitData(circuits=120, fractions=(0.8, 0.1, 0.1)), "loader": Loader(batch_size=4),
+        "optim": Optim(lr=1e-3, weight_decay=0.01),
+        "schedule": Schedule(), "stop": Stop(enabled=True, patience=20),
+        "checkpoint": Checkpoint(eval_every=1, save_every=10),
     })
 
 def slots() -> CircuitConfig:
     "The dense peer on the six families, with a batch and a weight on the divergence of its own."
     return base().model_copy(update={
-        "preset": "slots", "model": CircuitModel(kind="slot", hidden=128), "loss": CircuitLoss(kl=5e-4), "loader": Loader(batch_size=64, eval_batch_size=512),
+        "preset": "slots", "model": CircuitModel(kind="slot", hidden=128), "loss": CircuitLoss(kl=5e-4),
+        "loader": Loader(batch_size=64, eval_batch_size=512),
     })
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #08aab67a
 def ladders() -> CircuitConfig:
     "Random networks: topologies by the thousand, and test circuits whose topology was never seen."
     return base().model_copy(update={
-        "preset": "ladders", "data": CircuitData(population="ladders"), "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96, beam=16),
-        "loss": CircuitLoss(transfer=0.05, kl=0.001), "budget": Budget(epochs=36), "track": Track(log_every=100), "checkpoint": Checkpoint(eval_every=2),
+        "preset": "ladders", "data": CircuitData(population="ladders"),
+        "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96, beam=16),
+        "loss": CircuitLoss(transfer=0.05, kl=0.001), "budget": Budget(epochs=36), "track": Track(log_every=100),
+        "checkpoint": Checkpoint(eval_every=2),
     })
 
 def ladder_slots() -> CircuitConfig:
     "The dense peer on random networks: as many latent numbers, settings of its own."
     return ladders().model_copy(update={
-        "preset": "ladder_slots", "model": CircuitModel(kind="slot", latent=(28, 10, 10), hidden=256), "loss": CircuitLoss(kl=1e-4),
+        "preset": "ladder_slots", "model": CircuitModel(kind="slot", latent=(28, 10, 10), hidden=256),
+        "loss": CircuitLoss(kl=1e-4),
         "loader": Loader(batch_size=64, eval_batch_size=512), "budget": Budget(epochs=100),
     })
 
@@ -149,7 +166,8 @@ def statistics_of(arrays: dict[str, np.ndarray]) -> dict:
     "What the model may know: the graphs' sizes, and statistics of the training split."
     state, flat = standardiser(arrays).state(), flatten(arrays)
     return {
-        "nodes": int(arrays["n_nodes"].max()), "poles": int(np.diff(arrays["pole_offset"]).max()), "zeros": int(np.diff(arrays["zero_offset"]).max()),
+        "nodes": int(arrays["n_nodes"].max()), "poles": int(np.diff(arrays["pole_offset"]).max()),
+        "zeros": int(np.diff(arrays["zero_offset"]).max()),
         "statistics": [state["mean"], state["std"]], "root_statistics": list(flat.root_statistics),
     }
 
@@ -252,11 +270,14 @@ def peer_setting(
     cfg: CircuitConfig,  # of the run that is evaluated
     train: int,  # training circuits
 ) -> CircuitConfig:
-    "The dense peer's configuration: the preset of the population, the seed of the run, and its epochs up to a minute's worth."
+    """The dense peer's configuration: the preset of the population, the seed of the run, and its epochs up to a
+    minute's worth."""
     chosen = ladder_slots() if cfg.data.population == "ladders" else slots()
     asked = cfg.budget.epochs or -(-cfg.budget.steps * cfg.loader.batch_size // train)
     steps = -(-train // chosen.loader.batch_size)
-    return chosen.model_copy(update={"data": cfg.data, "seed": cfg.seed, "budget": Budget(epochs=max(1, min(asked, PEER_STEPS // steps)))})
+    return chosen.model_copy(
+        update={"data": cfg.data, "seed": cfg.seed, "budget": Budget(epochs=max(1, min(asked, PEER_STEPS // steps)))}
+    )
 
 def objective(cfg: CircuitConfig) -> SimplifiedCompositeLoss:
     "The weighted objective of a configuration."
@@ -284,7 +305,9 @@ def train_peer(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(cfg.schedule, cfg.optim.lr, step, steps)
             optimizer.zero_grad()
-            loss(model, batch, model(batch, torch.randn_like), min(1.0, step / (cfg.loss.warmup * steps))).total.backward()
+            loss(
+                model, batch, model(batch, torch.randn_like), min(1.0, step / (cfg.loss.warmup * steps))
+            ).total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.clip)
             optimizer.step()
     return model.eval()
@@ -318,16 +341,21 @@ def as_arrays(circuits: list[Circuit | None]) -> dict[str, np.ndarray]:
     "Circuits as ragged arrays (n_nodes, edge_offset, edge_index, edge_present, edge_value) with `valid`."
     real = [c for c in circuits if c is not None]
     return {
-        "valid": np.array([verdict(c) == "valid" for c in circuits]), "n_nodes": np.array([0 if c is None else c.n_nodes for c in circuits]),
+        "valid": np.array([verdict(c) == "valid" for c in circuits]),
+        "n_nodes": np.array([0 if c is None else c.n_nodes for c in circuits]),
         "edge_offset": np.cumsum([0, *(0 if c is None else len(c.edges) for c in circuits)]),
-        "edge_index": np.concatenate([np.zeros((0, 2), np.int64), *(c.edges for c in real)]), "edge_present": np.concatenate([np.zeros((0, 3), bool), *(c.present for c in real)]),
+        "edge_index": np.concatenate([np.zeros((0, 2), np.int64), *(c.edges for c in real)]),
+        "edge_present": np.concatenate([np.zeros((0, 3), bool), *(c.present for c in real)]),
         "edge_value": np.concatenate([np.zeros((0, 3)), *(c.value for c in real)]),
     }
 
 def as_circuits(arrays: dict[str, np.ndarray]) -> list[Circuit | None]:
     "The inverse of `as_arrays`."
     spans = zip(arrays["n_nodes"], arrays["edge_offset"], arrays["edge_offset"][1:], strict=False)
-    return [Circuit(int(n), *(arrays[f"edge_{k}"][a:b] for k in ("index", "present", "value"))) if b > a else None for n, a, b in spans]
+    return [
+        Circuit(int(n), *(arrays[f"edge_{k}"][a:b] for k in ("index", "present", "value"))) if b > a else None
+        for n, a, b in spans
+    ]
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #806f4d0a
 def picture(circuits: list[Circuit]):
@@ -352,14 +380,18 @@ class CircuitSet:
     "What the engine asks about the data."
 
     name, title = "circuits", "variational autoencoders of analogue filters: graph, values, poles and zeros"
-    presets = {"base": base, "smoke": smoke, "paper": paper, "slots": slots, "ladders": ladders, "ladder_slots": ladder_slots}
+    presets = {
+        "base": base, "smoke": smoke, "paper": paper, "slots": slots, "ladders": ladders, "ladder_slots": ladder_slots
+    }
 
     def prepare(self, cfg, root):
         if cfg.data.path:
             path = Path(cfg.data.path)
             return Store(path if path.is_absolute() else Path(root) / path).path
         parameters = cfg.data.parameters()
-        return build(store_path(root, self.name, manifest(parameters, cfg.seed)), parameters, cfg.seed, cfg.data.workers)
+        return build(
+            store_path(root, self.name, manifest(parameters, cfg.seed)), parameters, cfg.seed, cfg.data.workers
+        )
 
     def data(self, cfg, root):
         store = Store(self.prepare(cfg, root)).verify()
@@ -367,7 +399,10 @@ class CircuitSet:
         home = store_path(root, self.name, {}).parent
         train, val, test = (Circuits(arrays, split, home) for split in range(3))
         if not (train.size and val.size and test.size):
-            raise DataError(f"splits of {store.path.name}", found=f"{train.size}, {val.size} and {test.size} circuits", expected="some in each", remedy="raise data.circuits or change data.fractions")
+            raise DataError(
+                f"splits of {store.path.name}", found=f"{train.size}, {val.size} and {test.size} circuits",
+                expected="some in each", remedy="raise data.circuits or change data.fractions",
+            )
         return Splits(train, val, test, self.meta(train, cfg), store.manifest["digest"])
 
     def meta(self, train, cfg):
@@ -395,7 +430,9 @@ class CircuitTraining:
         loss = objective(cfg)(model, batch, out, warmth)
         weight = {"reconstruction": weights.reconstruction, "transfer": weights.transfer, "kl": weights.kl * warmth}
         parts = {name: Part(value, batch.size, weight=weight.get(name, 0.0)) for name, value in loss.parts.items()}
-        return StepOut(loss.total, batch.size, parts, {"topology_accuracy": (graph_accuracy(batch, out.slots), batch.size)})
+        return StepOut(
+            loss.total, batch.size, parts, {"topology_accuracy": (graph_accuracy(batch, out.slots), batch.size)}
+        )
 
     def metrics(self, cfg):
         from torchmetrics import MeanMetric  # late: a start need not wait for it
@@ -416,8 +453,10 @@ class CircuitTraining:
 
     def space(self, trial):
         return {
-            "optim.lr": trial.suggest_float("optim.lr", 5e-4, 1e-2, log=True), "model.hidden": trial.suggest_categorical("model.hidden", [32, 48, 64]),
-            "model.rounds": trial.suggest_int("model.rounds", 1, 3), "loss.kl": trial.suggest_float("loss.kl", 5e-3, 0.2, log=True),
+            "optim.lr": trial.suggest_float("optim.lr", 5e-4, 1e-2, log=True),
+            "model.hidden": trial.suggest_categorical("model.hidden", [32, 48, 64]),
+            "model.rounds": trial.suggest_int("model.rounds", 1, 3),
+            "loss.kl": trial.suggest_float("loss.kl", 5e-3, 0.2, log=True),
         }
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
@@ -434,7 +473,11 @@ class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
 
     def labels(self, source, ids):
         rows, arrays = source.members[np.asarray(ids)], source.arrays
-        return {"family": np.array(FAMILIES)[arrays["family"][rows]], "kind": np.array(KINDS)[arrays["kind"][rows]], "log10 cutoff [Hz]": np.log10(arrays["cutoff_hz"][rows]), "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3))}
+        return {
+            "family": np.array(FAMILIES)[arrays["family"][rows]], "kind": np.array(KINDS)[arrays["kind"][rows]],
+            "log10 cutoff [Hz]": np.log10(arrays["cutoff_hz"][rows]),
+            "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3)),
+        }
 
     def sample(self, model, n, cfg, meta, seed):
         return as_arrays(draw_prior(model, n, np.asarray(meta["statistics"]), seed))

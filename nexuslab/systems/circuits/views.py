@@ -191,7 +191,8 @@ def between(scene: Scene, a: int, b: int) -> tuple[np.ndarray, list[Circuit | No
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #442971fa
 def interpolation(scene: Scene) -> plt.Figure:
-    "Responses on a straight line between two test circuits in the latent space, and the two circuits; a row for each pair."
+    """Responses on a straight line between two test circuits in the latent space, and the two circuits; a row for each
+    pair."""
     chosen = pairs(scene)
     fig, axes = plt.subplots(len(chosen), 3, figsize=(12, 2.8 * len(chosen)), squeeze=False, width_ratios=(1, 1.4, 1))
     for (left, middle, right), (a, b) in zip(axes, chosen, strict=True):
@@ -237,14 +238,18 @@ def traversal(scene: Scene) -> plt.Figure:
             drawn = draw_responses(ax, path, moved, f"z{number}")
             graphs = len({c.typed for c in path if c is not None})
             ax.set_title(f"{branch}, z{number}: {drawn} of {STEPS} valid, {graphs} typed graph{'s' * (graphs != 1)}")
-    fig.suptitle(f"One latent number moved from its 2 % to its 98 % quantile, from a {scene.labels['family'][start]} circuit")
+    fig.suptitle(
+        f"One latent number moved from its 2 % to its 98 % quantile, from a {scene.labels['family'][start]} circuit"
+    )
     return fig
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #4e03db0a
 def draw_roots(ax, a: Analysis, colour: str, size: float, label: str) -> None:
     "Poles as crosses and zeros as circles, rad/s."
     ax.scatter(a.poles.real, a.poles.imag, marker="x", s=size, color=colour, label=f"poles, {label}")
-    ax.scatter(a.zeros.real, a.zeros.imag, marker="o", s=size, facecolors="none", edgecolors=colour, label=f"zeros, {label}")
+    ax.scatter(
+        a.zeros.real, a.zeros.imag, marker="o", s=size, facecolors="none", edgecolors=colour, label=f"zeros, {label}"
+    )
 
 def scale_plane(ax, analyses: Sequence[Analysis]) -> None:
     "Axes of a pole-zero plane, linear up to the smallest root off the origin."
@@ -299,7 +304,10 @@ def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
     "Overlays of some circuits of a scene, one a column."
     fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False)
     for column, k in zip(axes.T, places, strict=True):
-        draw_overlay(column, scene.true[k], scene.found[k], f"{scene.labels['family'][k]}: pole error {100 * scene.errors[k]:.2g} %")
+        draw_overlay(
+            column, scene.true[k], scene.found[k],
+            f"{scene.labels['family'][k]}: pole error {100 * scene.errors[k]:.2g} %",
+        )
     axes[0, 0].legend()
     axes[2, 0].legend(loc="lower left")
     fig.suptitle(title)
@@ -438,7 +446,9 @@ def edit_distance(a: Circuit, b: Circuit) -> int:
     "Least number of internal nodes and components to add or remove, terminals fixed."
     nodes = max(a.n_nodes, b.n_nodes)
     if nodes > LARGEST:
-        raise DataError("edit distance", found=f"{nodes} nodes", expected=f"at most {LARGEST}", remedy="compare smaller circuits")
+        raise DataError(
+            "edit distance", found=f"{nodes} nodes", expected=f"at most {LARGEST}", remedy="compare smaller circuits"
+        )
     A, B, orders = _bits(a, nodes), _bits(b, nodes), _orders(nodes - OUTPUT - 1)
     moved = B[orders[:, :, None], orders[:, None, :]]
     return abs(a.n_nodes - b.n_nodes) + int((A != moved).sum((1, 2, 3)).min()) // 2
@@ -494,7 +504,9 @@ def prior_verdicts(scene: Scene) -> pd.DataFrame:
     drawn = draw_prior(scene.model, DRAWN, scene.source.flat.statistics, mix(scene.seed, "prior") % 2**32)
     counts = Counter(appraise(drawn, families_of(scene.source.arrays)))
     columns = "count", "share", "low", "high"
-    rows = {name: dict(zip(columns, (n, n / DRAWN, *wilson(n, DRAWN)), strict=True)) for name, n in counts.most_common()}
+    rows = {
+        name: dict(zip(columns, (n, n / DRAWN, *wilson(n, DRAWN)), strict=True)) for name, n in counts.most_common()
+    }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("verdict")
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #442dc642

@@ -68,9 +68,14 @@ def as_integers(
     "Whole numbers as int64 with at least one axis; anything else is a `DataError`."
     tensor = isinstance(n, Tensor)
     found = n if tensor else np.asarray(n)
-    whole = not (n.is_floating_point() or n.is_complex() or n.dtype == torch.bool) if tensor else found.dtype.kind in "iu" or not found.size
+    whole = not (
+        n.is_floating_point() or n.is_complex() or n.dtype == torch.bool
+    ) if tensor else found.dtype.kind in "iu" or not found.size
     if not whole:
-        raise DataError("numbers", found=f"{found.dtype}: {found.reshape(-1)[:1]}", expected="integers below 2^63", remedy="give integers instead of floats or larger ones")
+        raise DataError(
+            "numbers", found=f"{found.dtype}: {found.reshape(-1)[:1]}", expected="integers below 2^63",
+            remedy="give integers instead of floats or larger ones",
+        )
     if not tensor and found.dtype == np.uint64:
         refuse("numbers", found, found >= 2**63, "integers below 2^63", "use smaller numbers")
     return found.reshape(-1).long() if tensor else np.atleast_1d(found).astype(np.int64, copy=False)
@@ -90,7 +95,10 @@ def long_step(
     k = factors_of_two(n + 1)
     m = (n + 1) >> k
     if bool((n >= LIMIT).any()):
-        refuse("long step beyond exactness", n, (n >= 2**62) | (m > table(LARGEST, n)[k.clip(0, 62)]), "an apex below 2^63, as of all odd n < 2^40 - 1", "use smaller numbers")
+        refuse(
+            "long step beyond exactness", n, (n >= 2**62) | (m > table(LARGEST, n)[k.clip(0, 62)]),
+            "an apex below 2^63, as of all odd n < 2^40 - 1", "use smaller numbers",
+        )
     apex = table(POWERS_OF_3, n)[k] * m - 1
     k_prime = factors_of_two(apex)
     return LongStep(apex >> k_prime, k, k_prime)
@@ -139,6 +147,7 @@ class Classes:
                 rows.append((k, k_prime, first, step, (stop - 1 - first) // step + 1))
         return cls(*np.array(rows, np.int64).reshape(-1, 5).T)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #7e1ae845
 def class_numbers(
     k: int,  # climbing steps
     k_prime: int,  # falling steps
@@ -149,7 +158,10 @@ def class_numbers(
     "Odd numbers below `stop` of one class, drawn evenly, (how_many,) int64; a class without any is a `DataError`."
     first, step = (class_residue(k, k_prime) << k) - 1, 1 << (k + k_prime + 1)
     if first >= stop:
-        raise DataError(f"numbers of class ({k}, {k_prime})", found=f"none below {stop}", expected=f"a range that reaches {first}", remedy="raise the range, or choose a shallower class")
+        raise DataError(
+            f"numbers of class ({k}, {k_prime})", found=f"none below {stop}", expected=f"a range that reaches {first}",
+            remedy="raise the range, or choose a shallower class",
+        )
     return first + step * rng.integers(0, (stop - 1 - first) // step + 1, how_many)
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #c3ea6043
@@ -178,7 +190,8 @@ GROUPS = 1 << 19  # largest table of digit groups, 2 to 4 MB at most
 def digit_groups(
     base: int,
 ) -> tuple[int, np.ndarray]:
-    "Digits of a group, g, and the digits of every number below base^g, least significant first, as bytes of a word; (base^g,)."
+    """Digits of a group, g, and the digits of every number below base^g, least significant first, as bytes of a word;
+    (base^g,)."""
     size = max(g for g in (2, 4, 8) if base**g <= GROUPS)
     digits = (np.arange(base**size)[:, None] // base ** np.arange(size) % base).astype(np.uint8)
     return size, np.ascontiguousarray(digits).view(f"u{size}")[:, 0]
@@ -188,7 +201,8 @@ def spell(
     base: int,
     width: int,  # digits
 ) -> np.ndarray | Tensor:
-    "The lowest `width` digits of each number, least significant first, (N, width): uint8 from an array, int64 from a tensor."
+    """The lowest `width` digits of each number, least significant first, (N, width): uint8 from an array, int64 from a
+    tensor."""
     if isinstance(n, Tensor):
         columns = []
         for _ in range(width):
@@ -248,7 +262,10 @@ class Code(Alphabet):
     def __post_init__(self):
         super().__post_init__()
         if self.order not in ("least", "most") or self.ending not in ("fixed", "end"):
-            raise ConfigError("digit code", found=f"order {self.order!r}, ending {self.ending!r}", expected="order least or most, ending fixed or end", remedy="correct the word")
+            raise ConfigError(
+                "digit code", found=f"order {self.order!r}, ending {self.ending!r}",
+                expected="order least or most, ending fixed or end", remedy="correct the word",
+            )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -279,24 +296,36 @@ def code_for(
 ) -> Code:
     "The code of a range; a range beyond exactness or a width too small for it is a `ConfigError`."
     if not 2 <= stop <= LIMIT:
-        raise ConfigError("range of n", found=f"n < {stop}", expected="n < 2^40 - 1, where the long step is exact in 64 bits", remedy="lower the end of data.start_range")
+        raise ConfigError(
+            "range of n", found=f"n < {stop}", expected="n < 2^40 - 1, where the long step is exact in 64 bits",
+            remedy="lower the end of data.start_range",
+        )
     Alphabet(base)  # refuses an unknown base first
     needed = digits_needed(stop - 1, base), digits_needed(largest_kappa(stop), base)
     for name, width, least in zip(("inputs", "outputs"), (width_in, width_out), needed):
         if width is not None and width < least:
-            raise ConfigError(f"width of {name}", found=f"{width} digits", expected=f"at least {least} for n < {stop} in base {base}", remedy="raise the width (max_length), or the base, or lower the range")
+            raise ConfigError(
+                f"width of {name}", found=f"{width} digits", expected=f"at least {least} for n < {stop} in base {base}",
+                remedy="raise the width (max_length), or the base, or lower the range",
+            )
     return Code(base, width_in or needed[0], width_out or needed[1], order, ending)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #9e3b18ec
 def encode(
     code: Code,
     n: np.ndarray | Tensor,  # (N,) int64
     width: int,  # digits
 ) -> np.ndarray | Tensor:
     "Tokens of numbers, (N, width) or with an end token (N, width + 1); uint8 from arrays, int64 from tensors."
-    refuse("number to encode", n, (n < 0) | (n >= min(code.base**width, 2**63 - 1)), f"0 to {code.base}^{width} - 1", "use a wider code")
+    refuse(
+        "number to encode", n, (n < 0) | (n >= min(code.base**width, 2**63 - 1)), f"0 to {code.base}^{width} - 1",
+        "use a wider code",
+    )
     digits = spell(n, code.base, width)
     if code.ending == "fixed":
-        return digits if code.order == "least" else np.ascontiguousarray(digits[:, ::-1]) if isinstance(digits, np.ndarray) else digits.flip(1)
+        if code.order == "least":
+            return digits
+        return np.ascontiguousarray(digits[:, ::-1]) if isinstance(digits, np.ndarray) else digits.flip(1)
     values = digits if isinstance(digits, Tensor) else torch.from_numpy(digits.astype(np.int64))
     place = torch.arange(width + 1, device=values.device)
     used = ((values != 0) * place[1:]).amax(1).clamp_min(1)[:, None]  # digits without leading zeros
@@ -310,7 +339,8 @@ def decode(
     code: Code,
     tokens: Tensor,  # (B, L) int64
 ) -> tuple[Tensor, Tensor]:
-    "Values (B,) int64 and whether each is a number below 2^63; after the first end token nothing counts, and what is no number is -1."
+    """Values (B,) int64 and whether each is a number below 2^63; after the first end token nothing counts, and what is
+    no number is -1."""
     if code.ending == "end":
         before = (tokens == code.eos).cumsum(1) == 0
         valid = ~before[:, -1] & before[:, 0]
@@ -367,9 +397,15 @@ class Numbers:
 
     def __post_init__(self):
         if not 1 <= self.start < self.stop - 1:
-            raise ConfigError("range of n", found=f"{self.start} to {self.stop}", expected="1 <= start, and at least two numbers", remedy="correct data.start_range")
+            raise ConfigError(
+                "range of n", found=f"{self.start} to {self.stop}", expected="1 <= start, and at least two numbers",
+                remedy="correct data.start_range",
+            )
         if self.sampling not in ("natural", "log_uniform", "balanced"):
-            raise ConfigError("data.sampling", found=self.sampling, expected="natural, log_uniform or balanced", remedy="choose one of the three")
+            raise ConfigError(
+                "data.sampling", found=self.sampling, expected="natural, log_uniform or balanced",
+                remedy="choose one of the three",
+            )
 
     @property
     def odd(self) -> int:
@@ -394,10 +430,12 @@ def draw(
     share = np.cumsum(np.exp2(-tilt * (every.k + every.k_prime)))
     borders = table(share[:-1] / share[-1], words[0])
     u = fraction(words[0])
-    chosen = torch.bucketize(u, borders, right=True) if isinstance(u, Tensor) else np.searchsorted(borders, u, side="right")
+    on_torch = isinstance(u, Tensor)
+    chosen = torch.bucketize(u, borders, right=True) if on_torch else np.searchsorted(borders, u, side="right")
     first, step, count = (table(x, words[0])[chosen] for x in (every.first, every.step, every.count))
     return first + step * below(words[1], count)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #c6ef0d5c
 def training_numbers(
     numbers: Numbers,
     seed: int,
@@ -412,7 +450,10 @@ def training_numbers(
         if not bool(held.any()):
             return n
         n[held] = draw(numbers, [keyed_words(seed, ids[held], 2 * attempt + lane) for lane in (0, 1)], tilt)
-    raise DataError("training numbers", found=f"{numbers} without any", expected="odd numbers that are not held out", remedy="widen data.start_range")
+    raise DataError(
+        "training numbers", found=f"{numbers} without any", expected="odd numbers that are not held out",
+        remedy="widen data.start_range",
+    )
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #1cf0f799
 COUNTED = 1 << 22  # a range of fewer odd numbers is listed, a larger one is drawn from
@@ -434,7 +475,10 @@ def held_out(
         n = rng.integers(start // 2, stop // 2, 2 * SIDES * size) * 2 + 1
         found = np.unique(np.concatenate([found, n[side_of(n) == side]]))
     if not len(found):
-        raise DataError("held-out numbers", found=f"none from {start} to {stop}", expected="at least one of each side", remedy="widen data.start_range")
+        raise DataError(
+            "held-out numbers", found=f"none from {start} to {stop}", expected="at least one of each side",
+            remedy="widen data.start_range",
+        )
     return rng.permutation(found)[:size]
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #2f971a2c
@@ -519,7 +563,11 @@ class CollatzDataset(Dataset):
         odd = Numbers(start, stop).odd
         self.code = code_for(base, stop, "most", "end", max_length - 1, max_length - 1)
         if num_samples > odd:
-            warnings.warn(f"{num_samples} samples asked of {odd} distinct odd numbers from {start} to {stop}: they repeat; widen start_range or lower num_samples", stacklevel=2)
+            warnings.warn(
+                f"{num_samples} samples asked of {odd} distinct odd numbers from {start} to {stop}: they repeat; "
+                "widen start_range or lower num_samples",
+                stacklevel=2,
+            )
         rng = np.random.default_rng(mix(seed, "guide"))
         order = rng.permutation(odd)[:num_samples] if odd <= COUNTED else rng.integers(0, odd, num_samples)
         self.n = (start | 1) + 2 * np.resize(order, num_samples)

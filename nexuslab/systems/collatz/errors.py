@@ -100,7 +100,10 @@ def explain(
 ) -> Verdicts:
     "The label of every answer, and the loop length it speaks of."
     if not 0 < tolerance <= TOLERANCE:
-        raise ConfigError("tolerance of the taxonomy", found=tolerance, expected=f"above 0, at most {TOLERANCE:g}", remedy="keep the default: a wider net labels random answers too")
+        raise ConfigError(
+            "tolerance of the taxonomy", found=tolerance, expected=f"above 0, at most {TOLERANCE:g}",
+            remedy="keep the default: a wider net labels random answers too",
+        )
     n, value = np.asarray(n, np.int64), np.asarray(value, np.int64)
     valid = np.ones(len(n), bool) if valid is None else np.asarray(valid, bool)
     step = long_step(n)
@@ -180,13 +183,20 @@ def taxonomy(
     valid: np.ndarray | None = None,  # (B,) whether the answer is a number
     seed: int = 0,  # of the random answers
 ) -> pd.DataFrame:
-    "One row a label: how many failures, their share with its 95 % interval, and the two chance rates (shares of wrong answers)."
+    """One row a label: how many failures, their share with its 95 % interval, and the two chance rates (shares of wrong
+    answers)."""
     n, value = np.asarray(n), np.asarray(value)
     found = explain(n, value, base, valid)
     failures = int((found.label >= 0).sum())
     counts = np.bincount(found.label[found.label >= 0], minlength=len(LABELS))
     between = np.array([wilson(int(c), failures) if failures else (0.0, 1.0) for c in counts])
     dealt = np.random.default_rng(mix(seed, "deal")).permutation(len(n))
-    chances = [explain(n, random_answers(len(n), base, width, seed), base).share(), explain(n, value[dealt], base, None if valid is None else np.asarray(valid)[dealt]).share()]
-    columns = {"failures": counts, "share": counts / max(1, failures), "low": between[:, 0], "high": between[:, 1], "chance, random digits": chances[0].to_numpy(), "chance, answers dealt anew": chances[1].to_numpy()}
+    chances = [
+        explain(n, random_answers(len(n), base, width, seed), base).share(),
+        explain(n, value[dealt], base, None if valid is None else np.asarray(valid)[dealt]).share(),
+    ]
+    columns = {
+        "failures": counts, "share": counts / max(1, failures), "low": between[:, 0], "high": between[:, 1],
+        "chance, random digits": chances[0].to_numpy(), "chance, answers dealt anew": chances[1].to_numpy(),
+    }
     return pd.DataFrame(columns, index=pd.Index(LABELS, name="label"))

@@ -39,15 +39,21 @@ def watchable(model: nn.Module) -> list[str]:
 @contextlib.contextmanager
 def hooked(
     model: nn.Module,
-    acts: dict[str, Callable[[Tensor], Tensor | None]],  # module name -> what to do with its output; a tensor replaces it
+    # module name -> what to do with its output; a tensor replaces it
+    acts: dict[str, Callable[[Tensor], Tensor | None]],
 ) -> Iterator[None]:
     "Call a function with the output of each named module; afterwards the model is as before."
     modules, handles = dict(model.named_modules()), []
     for name in acts:
         if name not in modules:
-            raise ConfigError(f"module {name!r}", found=name, expected="a module of the model", remedy=did_you_mean(name, watchable(model)))
+            raise ConfigError(
+                f"module {name!r}", found=name, expected="a module of the model",
+                remedy=did_you_mean(name, watchable(model)),
+            )
     try:
-        handles += [modules[name].register_forward_hook(lambda _, __, out, act=act: act(out)) for name, act in acts.items()]
+        handles += [
+            modules[name].register_forward_hook(lambda _, __, out, act=act: act(out)) for name, act in acts.items()
+        ]
         yield
     finally:
         for handle in handles:
@@ -61,7 +67,9 @@ def cached(
 ) -> Iterator[dict[str, Tensor]]:
     "A dictionary name -> output (B, L, D) that every forward pass in the context fills."
     kept: dict[str, Tensor] = {}
-    with hooked(model, {name: lambda out, name=name: kept.update({name: out.detach()}) for name in names or watchable(model)}):
+    with hooked(
+        model, {name: lambda out, name=name: kept.update({name: out.detach()}) for name in names or watchable(model)}
+    ):
         yield kept
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #dc342ea5
@@ -105,7 +113,10 @@ def restored(
     donors = dict(donors)
     floor = log_probability(model, corrupt.inputs, clean.targets).mean()
     if not abs(top - floor) > 1e-6:
-        raise DataError("pairs to patch", found="the model is as sure of the clean answer on both inputs", expected="pairs that make a difference", remedy="choose pairs with different answers, or train the model")
+        raise DataError(
+            "pairs to patch", found="the model is as sure of the clean answer on both inputs",
+            expected="pairs that make a difference", remedy="choose pairs with different answers, or train the model",
+        )
     effect = {}
     for name, donor in donors.items():
         copies = donor.shape[1]
@@ -126,7 +137,8 @@ def partners(
     weight, known = base**place, long_step(n)
     turn = np.random.default_rng(mix(seed, "partners", place)).integers(0, base, (len(n), 1))
     digit = (n // weight % base)[:, None]
-    change = (digit + 1 + (np.arange(base - 1) + turn) % (base - 1)) % base  # (N, base - 1), every other digit, in an order of its own
+    # (N, base - 1), every other digit, in an order of its own
+    change = (digit + 1 + (np.arange(base - 1) + turn) % (base - 1)) % base
     other = n[:, None] + (change - digit) * weight
     allowed = (other % 2 == 1) & (other < stop) & (other > 0)
     step = long_step(np.where(allowed, other, 1))
@@ -146,7 +158,9 @@ def attention_maps(
     kept: dict[str, Tensor] = {}
     model.explain()
     try:
-        with hooked(model, {f"{name}.pattern": lambda out, name=name: kept.update({name: out.mean(0)}) for name in names}):
+        with hooked(
+            model, {f"{name}.pattern": lambda out, name=name: kept.update({name: out.mean(0)}) for name in names}
+        ):
             model(inputs, targets)
     finally:
         model.explain(False)
@@ -182,7 +196,9 @@ def fit_probe(
     "Linear discriminant analysis with a shrunk covariance; the same for the same arguments."
     directions = None
     if x.shape[1] > FEATURES:
-        directions = torch.randn(x.shape[1], FEATURES, generator=torch.Generator().manual_seed(mix(seed, "directions"))) / FEATURES**0.5
+        directions = torch.randn(
+            x.shape[1], FEATURES, generator=torch.Generator().manual_seed(mix(seed, "directions"))
+        ) / FEATURES**0.5
         x = x @ directions
     labels, place, counts = np.unique(y, return_inverse=True, return_counts=True)
     mean, scale = x.mean(0), x.std(0) + 1e-6
@@ -222,7 +238,8 @@ def probe_layers(
     layers: Sequence[str] | None = None,  # digits, blocks.0 ...; all by default
     seed: int = 0,
 ) -> pd.DataFrame:
-    "One row a layer: share of the held numbers whose class the probe tells, its 95 % interval, and the shuffled control."
+    """One row a layer: share of the held numbers whose class the probe tells, its 95 % interval, and the shuffled
+    control."""
     train, test, y, truth = stream(model, fitted), stream(model, held), loop_label(fitted), loop_label(held)
     shuffled, rows = np.random.default_rng(mix(seed, "control")).permutation(y), {}
     for layer in layers or train:
@@ -231,7 +248,9 @@ def probe_layers(
         control = (fit_probe(train[layer], shuffled, seed).predict(test[layer]) == truth).mean()
         rows[layer] = {"accuracy": right / len(truth), "low": low, "high": high, "control": control}
     names, counts = np.unique(y, return_counts=True)
-    return pd.DataFrame.from_dict(rows, orient="index").assign(majority=(truth == names[counts.argmax()]).mean()).rename_axis("layer")
+    return pd.DataFrame.from_dict(rows, orient="index").assign(
+        majority=(truth == names[counts.argmax()]).mean()
+    ).rename_axis("layer")
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #379818fb
 def spread(
@@ -252,7 +271,8 @@ def some(
 @torch.no_grad()
 def right(model: CollatzTransformer, batch: Batch) -> np.ndarray:
     "Which answers are right in every digit, (B,) bool; padding does not count."
-    return right_rows(model.generate(batch.inputs), batch.targets, model.base).cpu().numpy()  # the token after the digits pads
+    # the token after the digits pads
+    return right_rows(model.generate(batch.inputs), batch.targets, model.base).cpu().numpy()
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #09ed7b1f
 def probe_checkpoints(

@@ -156,7 +156,12 @@ def exact_by(
     frame = pd.DataFrame({label: np.asarray(key) for label, key in zip(labels, keys)} | {"right": np.asarray(right)})
     found = frame.groupby(labels)["right"].agg(["sum", "count"])
     bounds = [wilson(int(s), int(c)) for s, c in found.to_numpy()]
-    return pd.DataFrame({"exact_match": found["sum"] / found["count"], "n": found["count"], "low": [x[0] for x in bounds], "high": [x[1] for x in bounds]})
+    return pd.DataFrame(
+        {
+            "exact_match": found["sum"] / found["count"], "n": found["count"], "low": [x[0] for x in bounds],
+            "high": [x[1] for x in bounds],
+        }
+    )
 
 def by_residue(
     right: np.ndarray | Tensor,  # (B,) bool
@@ -203,7 +208,8 @@ def figures(
     n: Tensor,  # (B,)
     code: Code,
 ) -> dict[str, float]:
-    "Exact match with its interval, accuracy, errors of the loop lengths, and the share of classes that are known or unknown."
+    """Exact match with its interval, accuracy, errors of the loop lengths, and the share of classes that are known or
+    unknown."""
     right, step = right_rows(predictions, targets, code.pad).numpy(), long_step(n.numpy())
     low, high = wilson(int(right.sum()), len(right))
     share, judged = all_or_nothing(right, step.k, step.k_prime)
@@ -230,13 +236,16 @@ def learning_times(
     threshold: float = 0.9,  # exact match of a learnt class
     numbers: np.ndarray | None = None,  # (V,) the validation numbers of the run: adds how many each class has, `n`
 ) -> pd.DataFrame:
-    "One row a class: k, k', depth and the step of the first evaluation at the threshold; NaN where it was never reached."
+    """One row a class: k, k', depth and the step of the first evaluation at the threshold; NaN where it was never
+    reached."""
     rows = []
     for name in history.columns:
         if hit := CLASS_SCALAR.match(name):
             k, k_prime = map(int, hit.groups())
             there = history.loc[history[name] >= threshold, "step"]
-            rows.append({"k": k, "k_prime": k_prime, "depth": k + k_prime, "step": there.min() if len(there) else np.nan})
+            rows.append(
+                {"k": k, "k_prime": k_prime, "depth": k + k_prime, "step": there.min() if len(there) else np.nan}
+            )
     if not rows:
         expected, remedy = "a run of this system that was evaluated while it trained", "lower checkpoint.eval_every"
         raise ConfigError("learning times", "no scalar val/exact_match_class_k_k'", expected, remedy)

@@ -28,7 +28,10 @@ class Heads(nn.Module):
     ):
         super().__init__()
         if heads < 1 or d_model % heads:
-            raise ConfigError("attention heads", found=f"{heads} heads for d_model {d_model}", expected="heads that divide d_model", remedy=f"choose nhead from {[h for h in range(1, 17) if d_model % h == 0]}")
+            raise ConfigError(
+                "attention heads", found=f"{heads} heads for d_model {d_model}", expected="heads that divide d_model",
+                remedy=f"choose nhead from {[h for h in range(1, 17) if d_model % h == 0]}",
+            )
         self.heads, self.dropout, self.explicit = heads, dropout, False
         self.qkv, self.out, self.pattern = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model), nn.Identity()
 
@@ -48,8 +51,11 @@ class Heads(nn.Module):
 class Attention(Heads):
     "Multi-head attention of a sequence to itself or to a memory, with an optional cache of keys and values."
 
-    def forward(self, x_BLD: Tensor, memory: Tensor | None = None, causal: bool = False, cache: dict | None = None) -> Tensor:
-        "Attend; `cache` holds this module's keys and values of the positions before (self) or of the whole memory (cross)."
+    def forward(
+        self, x_BLD: Tensor, memory: Tensor | None = None, causal: bool = False, cache: dict | None = None
+    ) -> Tensor:
+        """Attend; `cache` holds this module's keys and values of the positions before (self) or of the whole memory
+        (cross)."""
         if cache is not None and memory is not None and self in cache:
             d = x_BLD.shape[-1]
             q, (k, v) = self.split(F.linear(x_BLD, self.qkv.weight[:d], self.qkv.bias[:d])), cache[self]
@@ -65,7 +71,9 @@ class Attention(Heads):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         "The weighted values, (B, H, L, E): fused, or explicit through `pattern`."
         if not self.explicit:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=self.dropout if self.training else 0.0)
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
+            )
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if causal:
             scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
@@ -88,11 +96,14 @@ class Block(nn.Module):
     def __init__(self, d_model: int, heads: int, hidden: int, dropout: float = 0.0, cross: bool = False):
         super().__init__()
         self.attention, self.mlp = Attention(d_model, heads, dropout), MLP(d_model, hidden, dropout)
-        self.before_attention, self.before_mlp, self.drop = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.Dropout(dropout)
+        self.before_attention, self.before_mlp = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.drop = nn.Dropout(dropout)
         self.cross = Attention(d_model, heads, dropout) if cross else None
         self.before_cross = nn.LayerNorm(d_model) if cross else None
 
-    def forward(self, x_BLD: Tensor, memory: Tensor | None = None, causal: bool = False, cache: dict | None = None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, memory: Tensor | None = None, causal: bool = False, cache: dict | None = None
+    ) -> Tensor:
         x_BLD = x_BLD + self.drop(self.attention(self.before_attention(x_BLD), None, causal, cache))
         if self.cross is not None:
             x_BLD = x_BLD + self.drop(self.cross(self.before_cross(x_BLD), memory, False, cache))
@@ -161,13 +172,17 @@ class Passage(Parts):
         "Embedded tokens at positions start, start + 1 ..., (B, L, D)."
         end = start + tokens_BL.shape[1]
         if end > self.position.num_embeddings:
-            raise ModelError("sequence", found=f"{end} positions", expected=f"at most {self.position.num_embeddings}", remedy="raise max_length, or use a larger base")
+            raise ModelError(
+                "sequence", found=f"{end} positions", expected=f"at most {self.position.num_embeddings}",
+                remedy="raise max_length, or use a larger base",
+            )
         return self.embed(tokens_BL) + self.position.weight[start:end]
 
     def run(self, blocks: nn.ModuleList, x_BLD: Tensor, *args) -> Tensor:
         "Through blocks, recomputed in the backward pass if so asked."
         for block in blocks:
-            x_BLD = checkpoint(block, x_BLD, *args, use_reentrant=False) if self.recompute and self.training else block(x_BLD, *args)
+            again = self.recompute and self.training
+            x_BLD = checkpoint(block, x_BLD, *args, use_reentrant=False) if again else block(x_BLD, *args)
         return x_BLD
 
 # %% ../../../nbs/systems/collatz/02_model.ipynb #c4fa9041
@@ -193,14 +208,16 @@ class CollatzTransformer(Passage):
         return self.k_head(mean), self.k_prime_head(mean)
 
     def halfway(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        "Final states and the logits of the apex (B, L_out, V) that the states half-way spell; of an encoder, in one pass."
+        """Final states and the logits of the apex (B, L_out, V) that the states half-way spell; of an encoder, in one
+        pass."""
         half = max(1, len(self.blocks) // 2)
         middle = self.run(self.blocks[:half], self.place(widened(self, inputs)))
         return self.norm(self.run(self.blocks[half:], middle)), self.apex_head(self.apex_norm(middle))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor, beam: int = 1) -> Tensor:
-        "The best output found for each input, (B, L_out); `beam` sequences are kept where outputs come a digit at a time."
+        """The best output found for each input, (B, L_out); `beam` sequences are kept where outputs come a digit at a
+        time."""
         if not self.writes_in_turn:
             return self(inputs).argmax(-1)
         return greedy(self, inputs)[0] if beam == 1 else beam_search(self, inputs, beam)
@@ -225,7 +242,11 @@ def states(
         length = model.length_out or inputs.shape[1]
         return model.norm(model.run(model.blocks, model.place(widened(model, inputs))))[:, :length]
     if targets is None:
-        raise ModelError(f"{model.kind} transformer", found="no targets", expected="targets, since each digit depends on those before", remedy="call model(inputs, targets), or model.generate(inputs)")
+        raise ModelError(
+            f"{model.kind} transformer", found="no targets",
+            expected="targets, since each digit depends on those before",
+            remedy="call model(inputs, targets), or model.generate(inputs)",
+        )
     if model.kind == "causal":
         x = model.place(torch.cat([inputs, shifted(model, targets)], 1))
         return model.norm(model.run(model.blocks, x, None, True))[:, inputs.shape[1] :]

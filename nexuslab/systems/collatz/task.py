@@ -27,7 +27,10 @@ from ...core import ConfigError, DataError, digest, mix
 from ...data import Splits, Store, ensure_store, store_path
 from ...fit import initial_model
 from ...metrics import Part
-from .data import TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell, training_numbers
+from nexuslab.systems.collatz.data import (
+    TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell,
+    training_numbers,
+)
 from .metrics import digit_places, figures, implied_lengths, right_rows
 from .model import LONGEST_LOOP, CollatzTransformer
 from ...task import CanPredict, Ramp, StepOut, Task
@@ -36,26 +39,44 @@ from ...task import CanPredict, Ramp, StepOut, Task
 class CollatzData(Section):
     "Which numbers, and how they are spelt."
 
-    start_range: tuple[int, int] = Field((1, 2**20), description="smallest n, and one past the largest; at most 2^40 - 1, where int64 is exact")
+    start_range: tuple[int, int] = Field(
+        (1, 2**20), description="smallest n, and one past the largest; at most 2^40 - 1, where int64 is exact"
+    )
     base: int = Field(24, ge=2, le=57, description="base of the digits")
     num_samples: int | None = Field(None, ge=1, description="a fixed training set of so many; None: drawn without end")
     epoch_size: int = Field(2**15, ge=1, description="numbers that count as an epoch where they are drawn without end")
-    max_length: int | None = Field(None, ge=2, description="tokens of a sequence, the end token included; None takes as many as the range needs")
-    order: Literal["least", "most"] | None = Field(None, description="which digit comes first; None: least for the aligned kind, most for the others")
-    ending: Literal["fixed", "end"] = Field("fixed", description="fixed: leading zeros to one width; end: an end token, then padding")
-    sampling: Literal["natural", "log_uniform", "balanced"] = Field("natural", description="of training numbers; held-out ones are always natural")
-    tilt: tuple[float, float] = Field((1.0, 0.0), description="balanced: a class of depth s has weight 2^(-tilt s) at the first and at the last step")
-    hold: float = Field(0.0, ge=0, lt=1, description="balanced: share of the steps with the first tilt, before it goes linearly to the last")
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of a sequence, the end token included; None takes as many as the range needs"
+    )
+    order: Literal["least", "most"] | None = Field(
+        None, description="which digit comes first; None: least for the aligned kind, most for the others"
+    )
+    ending: Literal["fixed", "end"] = Field(
+        "fixed", description="fixed: leading zeros to one width; end: an end token, then padding"
+    )
+    sampling: Literal["natural", "log_uniform", "balanced"] = Field(
+        "natural", description="of training numbers; held-out ones are always natural"
+    )
+    tilt: tuple[float, float] = Field(
+        (1.0, 0.0), description="balanced: a class of depth s has weight 2^(-tilt s) at the first and at the last step"
+    )
+    hold: float = Field(
+        0.0, ge=0, lt=1,
+        description="balanced: share of the steps with the first tilt, before it goes linearly to the last",
+    )
     depth: int = Field(16, ge=2, le=40, description="balanced: deepest class drawn")
     val_size: int = Field(4096, ge=1, description="validation numbers")
     test_size: int = Field(16384, ge=1, description="test numbers; all there are of that side if they are fewer")
     on_gpu: bool = Field(False, description="make the examples on the GPU")
     path: str | None = Field(None, description="a file built before, instead of one made from these settings")
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #9831a6d0
 class CollatzModel(Section):
     "Sizes of the transformer."
 
-    kind: Literal["encoder", "aligned", "causal", "encoder_decoder"] = Field("aligned", description="how digits are read and written")
+    kind: Literal["encoder", "aligned", "causal", "encoder_decoder"] = Field(
+        "aligned", description="how digits are read and written"
+    )
     d_model: int = Field(96, ge=1, description="width of the residual stream")
     nhead: int = Field(3, ge=1, description="attention heads; they divide d_model")
     num_layers: int = Field(4, ge=1, description="blocks that read")
@@ -66,7 +87,9 @@ class CollatzModel(Section):
 class CollatzLoss(Section):
     "Weights of the objective."
 
-    apex: float = Field(1.0, ge=0, description="weight of spelling the apex from the states half-way (encoders); 0 leaves it out")
+    apex: float = Field(
+        1.0, ge=0, description="weight of spelling the apex from the states half-way (encoders); 0 leaves it out"
+    )
     lengths: float = Field(0.0, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
@@ -85,9 +108,16 @@ class CollatzConfig(Config):
         "Refuse what no run could use: an impossible code, heads that do not divide the width."
         self.code()
         if self.model.d_model % self.model.nhead:
-            raise ConfigError("model.nhead", found=f"{self.model.nhead} heads for d_model {self.model.d_model}", expected="heads that divide d_model", remedy="change one of the two")
+            raise ConfigError(
+                "model.nhead", found=f"{self.model.nhead} heads for d_model {self.model.d_model}",
+                expected="heads that divide d_model", remedy="change one of the two",
+            )
         if self.apex and self.data.ending == "end":
-            raise ConfigError("loss.apex", found="data.ending end", expected="fixed widths: the apex has its digits in the places of the output", remedy="set loss.apex to 0, or data.ending to fixed")
+            raise ConfigError(
+                "loss.apex", found="data.ending end",
+                expected="fixed widths: the apex has its digits in the places of the output",
+                remedy="set loss.apex to 0, or data.ending to fixed",
+            )
         return self
 
     @property
@@ -112,9 +142,12 @@ def base() -> CollatzConfig:
     "n < 2^20 in base 24 by an aligned encoder: ten minutes."
     return CollatzConfig(
         compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
-        data=CollatzData(sampling="balanced", tilt=(1.0, 0.5), hold=0.2),  # natural at first; then deep classes come more often, for the others are known
+        # natural at first; then deep classes come more often, for the others are known
+        data=CollatzData(sampling="balanced", tilt=(1.0, 0.5), hold=0.2),
         budget=Budget(steps=7000), loader=Loader(batch_size=128, eval_batch_size=1024),
-        optim=Optim(name="muon", lr=3e-3, momentum=0.95, step_rms=0.4), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
+        optim=Optim(
+            name="muon", lr=3e-3, momentum=0.95, step_rms=0.4
+        ), schedule=Schedule(min_lr=1e-6, warmup_steps=200),
         track=Track(log_every=50), checkpoint=Checkpoint(eval_every=250),
     )
 
@@ -130,36 +163,51 @@ def quick() -> CollatzConfig:
     return changed(base(), "quick", data=NATURAL, budget={"steps": 1200}, checkpoint={"eval_every": 120})
 
 def plain() -> CollatzConfig:
-    "The same as base without the apex and the tilt: digits alone, numbers as they come, as published; for the law of the ladder."
+    """The same as base without the apex and the tilt: digits alone, numbers as they come, as published; for the law of
+    the ladder."""
     return changed(base(), "plain", data=NATURAL, loss={"apex": 0.0})
 
 def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
-    return changed(base(), "wide", data=NATURAL | {"start_range": (1, 10**12)}, budget={"steps": 600}, checkpoint={"eval_every": 60})
+    return changed(
+        base(), "wide", data=NATURAL | {"start_range": (1, 10**12)}, budget={"steps": 600},
+        checkpoint={"eval_every": 60},
+    )
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
     "Everything in seconds: a small range, a small model."
     return changed(
-        base(), "smoke", data={"start_range": (1, 2**14), "val_size": 96, "test_size": 192}, model={"d_model": 32, "nhead": 2, "num_layers": 2},
-        loader={"batch_size": 16, "eval_batch_size": 96}, budget={"steps": 40}, schedule={"warmup_steps": 4}, checkpoint={"eval_every": 20}, track={"log_every": 5},
+        base(), "smoke", data={"start_range": (1, 2**14), "val_size": 96, "test_size": 192},
+        model={"d_model": 32, "nhead": 2, "num_layers": 2},
+        loader={
+            "batch_size": 16, "eval_batch_size": 96
+        }, budget={"steps": 40}, schedule={"warmup_steps": 4}, checkpoint={"eval_every": 20}, track={"log_every": 5},
     )
 
 def paper() -> CollatzConfig:
     "The published setting: n to 10^12, encoder of 4 blocks, decoder of 1, d 512, 8 heads, Adam, 300 million examples."
     return changed(
         base(), "paper", data=NATURAL | {"start_range": (1, 10**12), "test_size": 100_000, "on_gpu": True},
-        model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loader={"batch_size": 2048, "eval_batch_size": 4096}, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
+        model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loader={
+            "batch_size": 2048, "eval_batch_size": 4096
+        }, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
         schedule={"warmup_steps": 2000}, checkpoint={"eval_every": 2000}, track={"log_every": 100},
     )
 
 def guide() -> CollatzConfig:
-    "The guide's setting: 50,000 samples below 10,000, an encoder of 6 blocks, d 512, sequences of 50 tokens, 20 epochs."
+    """The guide's setting: 50,000 samples below 10,000, an encoder of 6 blocks, d 512, sequences of 50 tokens, 20
+    epochs."""
     return changed(
-        base(), "guide", data=NATURAL | {"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end"},
+        base(), "guide",
+        data=NATURAL | {"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end"},
         model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1}, loss={"apex": 0.0},
-        budget={"epochs": 20, "steps": None}, loader={"batch_size": 32}, optim={"name": "adam", "lr": 1e-4, "weight_decay": 0.0},
-        schedule={"name": "plateau", "factor": 0.5, "patience": 3, "warmup_steps": 0}, checkpoint={"eval_every": 1, "save_every": 5},
+        budget={"epochs": 20, "steps": None}, loader={"batch_size": 32}, optim={
+            "name": "adam", "lr": 1e-4, "weight_decay": 0.0
+        },
+        schedule={
+            "name": "plateau", "factor": 0.5, "patience": 3, "warmup_steps": 0
+        }, checkpoint={"eval_every": 1, "save_every": 5},
     )
 
 PRESETS = {"base": base, "smoke": smoke, "quick": quick, "plain": plain, "wide": wide, "paper": paper, "guide": guide}
@@ -169,16 +217,27 @@ VERSION = 1  # of the numbers; raised when the same settings give others
 
 def manifest(cfg: CollatzConfig) -> dict[str, Any]:
     "What makes a file."
-    names = ("start_range", "val_size", "test_size", "num_samples") + (("sampling", "depth", "tilt") if cfg.data.num_samples else ())
-    return {"generator": "collatz", "version": VERSION, "seed": cfg.seed, "parameters": {k: getattr(cfg.data, k) for k in names}}
+    names = ("start_range", "val_size", "test_size", "num_samples") + (
+        ("sampling", "depth", "tilt") if cfg.data.num_samples else ()
+    )
+    return {
+        "generator": "collatz", "version": VERSION, "seed": cfg.seed,
+        "parameters": {k: getattr(cfg.data, k) for k in names},
+    }
 
 def build(cfg: CollatzConfig) -> dict[str, np.ndarray]:
     "The numbers of a file, int64: `val`, `test`, and `train` where it is a fixed set."
     d, numbers = cfg.data, cfg.numbers()
-    arrays = {name: held_out(*d.start_range, side, size, cfg.seed) for name, side, size in (("val", VAL, d.val_size), ("test", TEST, d.test_size))}
+    arrays = {
+        name: held_out(*d.start_range, side, size, cfg.seed)
+        for name, side, size in (("val", VAL, d.val_size), ("test", TEST, d.test_size))
+    }
     if d.num_samples:
         if d.num_samples > numbers.odd:
-            warnings.warn(f"data.num_samples {d.num_samples}, but {numbers.odd} distinct odd numbers in the range: they repeat", stacklevel=2)
+            warnings.warn(
+                f"data.num_samples {d.num_samples}, but {numbers.odd} distinct odd numbers in the range: they repeat",
+                stacklevel=2,
+            )
         arrays["train"] = training_numbers(numbers, cfg.seed, np.arange(d.num_samples), d.tilt[0])
     return arrays
 
@@ -364,16 +423,26 @@ def picture(batch: Batch, code: Code, rows: int = 12):
     "Digits of inputs and outputs of a batch's first examples, with the numbers and their loop lengths."
     rows = min(rows, batch.size)
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.4 * rows + 1.2), layout="constrained")
-    labels = [f"{n:,}" for n in batch.n[:rows].tolist()], [f"({a}, {b})  {c:,}" for a, b, c in zip(batch.k[:rows].tolist(), batch.k_prime[:rows].tolist(), batch.kappa[:rows].tolist())]
+    labels = [f"{n:,}" for n in batch.n[:rows].tolist()], [
+        f"({a}, {b})  {c:,}"
+        for a, b, c in zip(batch.k[:rows].tolist(), batch.k_prime[:rows].tolist(), batch.kappa[:rows].tolist())
+    ]
     for axis, tokens, names, title in zip(axes, (batch.inputs, batch.targets), labels, ("n", "(k, k')  kappa(n)")):
         axis.imshow(tokens[:rows].cpu(), aspect="auto", cmap="viridis", vmin=0, vmax=code.vocabulary - 1)
         for (i, j), token in np.ndenumerate(tokens[:rows].cpu().numpy()):
-            axis.text(j, i, str(token) if token < code.base else {code.pad: "·", code.bos: "<", code.eos: ">"}[token], ha="center", va="center", color="w", fontsize=8)
-        axis.set(yticks=range(rows), yticklabels=names, xlabel=f"place ({code.order} significant first)", title=f"{title}, base {code.base}")
+            axis.text(
+                j, i, str(token) if token < code.base else {code.pad: "·", code.bos: "<", code.eos: ">"}[token],
+                ha="center", va="center", color="w", fontsize=8,
+            )
+        axis.set(
+            yticks=range(rows), yticklabels=names, xlabel=f"place ({code.order} significant first)",
+            title=f"{title}, base {code.base}",
+        )
     return fig
 
 ASKED = (27, 127, 255, 511, 1023)  # what the guide asks
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #c52b04ed
 def answers(
     model: CollatzTransformer,
     n: Any,  # odd numbers of the model's range
@@ -385,12 +454,20 @@ def answers(
     n = as_integers(n)
     step = long_step(n)
     if len(n) and n.max() >= stop:
-        raise DataError("numbers to predict", found=int(n.max()), expected=f"odd numbers below {stop}, the range the model was trained on", remedy="ask for smaller ones, or train with a larger data.start_range")
+        raise DataError(
+            "numbers to predict", found=int(n.max()),
+            expected=f"odd numbers below {stop}, the range the model was trained on",
+            remedy="ask for smaller ones, or train with a larger data.start_range",
+        )
     device = next(model.parameters()).device
     value, valid = code.decode(model.generate(code.encode_input(n).to(device), beam).cpu())
     a, b, found = implied_lengths(n, value.numpy())
     return [
-        {"n": int(n[i]), "predicted": int(value[i]) if valid[i] else None, "truth": int(step.kappa[i]), "right": int(value[i]) == int(step.kappa[i]), "k": int(step.k[i]), "k_prime": int(step.k_prime[i]), "implied_k": int(a[i]) if found[i] else None, "implied_k_prime": int(b[i]) if found[i] else None}
+        {
+            "n": int(n[i]), "predicted": int(value[i]) if valid[i] else None, "truth": int(step.kappa[i]),
+            "right": int(value[i]) == int(step.kappa[i]), "k": int(step.k[i]), "k_prime": int(step.k_prime[i]),
+            "implied_k": int(a[i]) if found[i] else None, "implied_k_prime": int(b[i]) if found[i] else None,
+        }
         for i in range(len(n))
     ]
 
@@ -415,7 +492,9 @@ class CollatzNumbers(Task):
         train = Fixed(arrays["train"], code) if cfg.data.num_samples else stream
         kept = cfg.data.model_dump(exclude={"path", "on_gpu", "epoch_size"})
         fingerprint = digest([store.manifest["digest"], cfg.seed, kept], 64)
-        return Splits(train, Fixed(arrays["val"], code), Fixed(arrays["test"], code), self.meta(train, cfg), fingerprint)
+        return Splits(
+            train, Fixed(arrays["val"], code), Fixed(arrays["test"], code), self.meta(train, cfg), fingerprint
+        )
 
     def meta(self, train, cfg):
         return {"lengths": list(cfg.code().lengths), "vocabulary": cfg.code().vocabulary}
@@ -433,9 +512,12 @@ class CollatzNumbers(Task):
 
     def space(self, trial):
         return {
-            "data.base": trial.suggest_categorical("data.base", [16, 24, 32]), "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
-            "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]), "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
-            "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]), "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
+            "data.base": trial.suggest_categorical("data.base", [16, 24, 32]),
+            "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
+            "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]),
+            "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
+            "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]),
+            "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
         }
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d425afa6
@@ -447,7 +529,10 @@ class CollatzTask(CollatzNumbers, CanPredict):
         length_in, length_out = meta["lengths"]
         sizes = (m.d_model, m.nhead, m.num_layers, m.kind, m.dropout, length_out, m.decoder_layers, m.hidden)
         built = CollatzTransformer(cfg.data.base, *sizes, max_length=length_in + length_out + 1, ending=cfg.data.ending)
-        for part, weight in ((built.k_head, cfg.loss.lengths), (built.k_prime_head, cfg.loss.lengths), (built.apex_head, cfg.apex), (built.apex_norm, cfg.apex)):
+        for part, weight in (
+            (built.k_head, cfg.loss.lengths), (built.k_prime_head, cfg.loss.lengths), (built.apex_head, cfg.apex),
+            (built.apex_norm, cfg.apex),
+        ):
             part.requires_grad_(weight > 0)
         return built
 

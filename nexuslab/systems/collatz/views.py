@@ -79,7 +79,10 @@ def look(
     tokens = torch.cat([model.generate(rows) for rows in batch.inputs.split(ROWS)])
     value, valid = source.code.decode(tokens)
     right = right_rows(tokens, batch.targets, source.code.pad)
-    return Scene(model, source.code, batch, value.numpy(), valid.numpy(), right.numpy(), cfg.data.start_range[1], cfg.seed, run.path.name, int(checkpoint.removeprefix("step_")))
+    return Scene(
+        model, source.code, batch, value.numpy(), valid.numpy(), right.numpy(), cfg.data.start_range[1], cfg.seed,
+        run.path.name, int(checkpoint.removeprefix("step_")),
+    )
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #024445e4
 DEPTHS = range(2, 13)  # steps of the ladder that are drawn
@@ -89,13 +92,17 @@ def rungs() -> pd.Series:
     return pd.Series({s: class_share(s) for s in DEPTHS}, name="share").rename_axis("depth")
 
 def draw_ladder(ax, shown: tuple[float, float]) -> None:
-    "Horizontal lines at the plateaus that lie in a range of shares, each with its depth and percentage at the right margin."
+    """Horizontal lines at the plateaus that lie in a range of shares, each with its depth and percentage at the right
+    margin."""
     low, last = shown[0], -1.0
     for depth, share in rungs().items():
         if low <= share <= shown[1]:
             ax.axhline(share, color=GREY, lw=0.7, ls=(0, (4, 3)), zorder=0)
             if share - last > 0.028 * (shown[1] - low):
-                ax.annotate(f"≤ {depth}: {share:.2%}", (1, share), xycoords=ax.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color="0.3")
+                ax.annotate(
+                    f"≤ {depth}: {share:.2%}", (1, share), xycoords=ax.get_yaxis_transform(), xytext=(4, 0),
+                    textcoords="offset points", va="center", fontsize=8, color="0.3",
+                )
                 last = share
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #877f7116
@@ -106,22 +113,41 @@ def evaluations(run: Run, scalar: str = "val/exact_match") -> pd.DataFrame:
         return pd.DataFrame({"step": [], "value": []})
     return history[["step", scalar]].dropna().set_axis(["step", "value"], axis=1).reset_index(drop=True)
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #aeaba9fa
 def ladder(scene: Scene, climbed: pd.DataFrame) -> plt.Figure:
     "Accuracy over training against the plateaus, and at the end depth by depth."
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.25, 1))
     total, (low, high) = scene.right.mean(), wilson(int(scene.right.sum()), len(scene.right))
-    left.plot(climbed["step"], climbed["value"], color=BLUE, marker="o", ms=3, lw=1.5, label="validation, over training")
-    left.errorbar([scene.step], [total], [[total - low], [high - total]], color=ORANGE, marker="D", ms=6, capsize=3, lw=0, elinewidth=1.2, label=f"test, best checkpoint: {total:.2%}")
-    left.set(xlabel="training step", ylabel="share of answers right in every digit", ylim=(-0.02, 1.02), title="The climb; dashed: every class to a depth k + k′ known")
+    left.plot(
+        climbed["step"], climbed["value"], color=BLUE, marker="o", ms=3, lw=1.5, label="validation, over training"
+    )
+    left.errorbar(
+        [scene.step], [total], [[total - low], [high - total]], color=ORANGE, marker="D", ms=6, capsize=3, lw=0,
+        elinewidth=1.2, label=f"test, best checkpoint: {total:.2%}",
+    )
+    left.set(
+        xlabel="training step", ylabel="share of answers right in every digit", ylim=(-0.02, 1.02),
+        title="The climb; dashed: every class to a depth k + k′ known",
+    )
     draw_ladder(left, (-0.02, 1.02))
     left.legend(loc="lower right")
     table = exact_by(scene.right, (scene.batch.k + scene.batch.k_prime).numpy()).query("n >= @FEW")
     spans = np.stack([table.exact_match - table.low, table.high - table.exact_match])
-    right.bar(table.index, table.exact_match, color=SKY, width=0.75, yerr=np.maximum(spans, 0), error_kw={"elinewidth": 1, "capsize": 2})
-    right.plot(list(DEPTHS), rungs(), color="black", marker="_", ms=14, lw=0, label="plateau: share of all classes to this depth")
+    right.bar(
+        table.index, table.exact_match, color=SKY, width=0.75, yerr=np.maximum(spans, 0),
+        error_kw={"elinewidth": 1, "capsize": 2},
+    )
+    right.plot(
+        list(DEPTHS), rungs(), color="black", marker="_", ms=14, lw=0,
+        label="plateau: share of all classes to this depth",
+    )
     right.set_xticks(table.index, [f"{s}\n{n}" for s, n in table["n"].items()])
     right.axhline(total, color=ORANGE, lw=1.2, label=f"all test numbers: {total:.2%}")
-    right.set(xlabel="depth k + k′, and how many test numbers have it", ylabel="share right", ylim=(0, 1.22), xlim=(1.4, max(12, table.index.max()) + 0.6), yticks=np.linspace(0, 1, 6), title="Where it stands, depth by depth (95 % intervals)")
+    right.set(
+        xlabel="depth k + k′, and how many test numbers have it", ylabel="share right", ylim=(0, 1.22),
+        xlim=(1.4, max(12, table.index.max()) + 0.6), yticks=np.linspace(0, 1, 6),
+        title="Where it stands, depth by depth (95 % intervals)",
+    )
     right.legend(loc="upper center", ncols=1)
     fig.suptitle(f"The ladder · {scene.title}")
     return fig
@@ -172,8 +198,14 @@ def learning_curves(
         marker = "o" if len(table) < 3 else None
         ax.plot(table.index, table[group].mean(axis=1), color=colours[depth], lw=2.2, marker=marker, label=label)
     ax.axhline(0.9, color=GREY, lw=0.8, ls=":")
-    ax.annotate("learnt", (1, 0.9), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", va="center", color="0.3")
-    ax.set(xlabel="training step", ylabel="share of the class right (validation)", ylim=(-0.02, 1.02), title="Learning curve of every class; thick: mean of a depth")
+    ax.annotate(
+        "learnt", (1, 0.9), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", va="center",
+        color="0.3",
+    )
+    ax.set(
+        xlabel="training step", ylabel="share of the class right (validation)", ylim=(-0.02, 1.02),
+        title="Learning curve of every class; thick: mean of a depth",
+    )
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], title="depth k + k′", loc="center left", bbox_to_anchor=(1.07, 0.5))
     return fig
@@ -192,7 +224,9 @@ def residues(table: pd.DataFrame, most: int = 28) -> plt.Figure:
         return fig
     steps = table.index.to_numpy()
     edges = np.concatenate([[steps[0] - (steps[1] - steps[0]) if len(steps) > 1 else 0], steps]).clip(0)
-    mesh = ax.pcolormesh(edges, np.arange(len(classes) + 1), table[classes].T.to_numpy(), cmap="cividis", vmin=0, vmax=1)
+    mesh = ax.pcolormesh(
+        edges, np.arange(len(classes) + 1), table[classes].T.to_numpy(), cmap="cividis", vmin=0, vmax=1
+    )
     for depth in sorted({sum(c) for c in classes})[1:]:
         ax.axhline(next(i for i, c in enumerate(classes) if sum(c) == depth), color="white", lw=1.2)
     ax.set_yticks(np.arange(len(classes)) + 0.5, [residue_name(*c) for c in classes], family="monospace")
@@ -228,7 +262,8 @@ def learning_order(run: Run) -> dict[str, float]:
     }
 
 def law(scene: Scene, run: Run) -> pd.DataFrame:
-    "Accuracy and its place on the ladder, the share of settled classes, and the rank correlation of depth and learning time."
+    """Accuracy and its place on the ladder, the share of settled classes, and the rank correlation of depth and
+    learning time."""
     total, (low, high) = float(scene.right.mean()), wilson(int(scene.right.sum()), len(scene.right))
     below = [s for s, share in rungs().items() if share <= total]
     rows = {
@@ -240,15 +275,20 @@ def law(scene: Scene, run: Run) -> pd.DataFrame:
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #f53b9e12
 def classes(scene: Scene, run: Run) -> pd.DataFrame:
-    "One row a class: its residue, how many test numbers it has, the share right with its 95 % interval, and when it was learnt."
-    table = exact_by(scene.right, scene.batch.k.numpy(), scene.batch.k_prime.numpy()).rename_axis(["k", "k_prime"]).reset_index()
+    """One row a class: its residue, how many test numbers it has, the share right with its 95 % interval, and when it
+    was learnt."""
+    table = exact_by(
+        scene.right, scene.batch.k.numpy(), scene.batch.k_prime.numpy()
+    ).rename_axis(["k", "k_prime"]).reset_index()
     if not class_history(run).empty:
         times = learning_times(run.history(), numbers=validation_numbers(run))[["k", "k_prime", "step", "n"]]
         names = {"step": "learnt at step", "n": "validation numbers"}
         table = table.merge(times.rename(columns=names), how="left", on=["k", "k_prime"])
     depth = table["k"] + table["k_prime"]
     residue = [(class_residue(k, p) << k) - 1 for k, p in zip(table["k"], table["k_prime"], strict=True)]
-    return table.assign(depth=depth, residue=residue, modulus=2 ** (depth + 1)).sort_values(["depth", "k"]).set_index(["k", "k_prime"])
+    return table.assign(
+        depth=depth, residue=residue, modulus=2 ** (depth + 1)
+    ).sort_values(["depth", "k"]).set_index(["k", "k_prime"])
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #61dae78d
 COLOURS = dict(zip(LABELS, (BLUE, SKY, ORANGE, YELLOW, GREEN, "#F0E442", "#BBBBBB", "black"), strict=True))
@@ -257,13 +297,17 @@ def failures(scene: Scene) -> pd.DataFrame:
     "The taxonomy of a scene's failures: counts, shares, intervals and chance rates."
     return taxonomy(scene.batch.n.numpy(), scene.value, scene.code.base, scene.code.width_out, scene.valid, scene.seed)
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #b7e51e50
 def draw_taxonomy(scene: Scene) -> plt.Figure:
     "Shares of the labels with chance rates, and labels by depth."
     table, n = failures(scene), scene.batch.n.numpy()
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(1, 1.15))
     spans = np.stack([table["share"] - table["low"], table["high"] - table["share"]]).clip(0)
     place = np.arange(len(table))
-    left.barh(place, table["share"], color=[COLOURS[c] for c in table.index], xerr=spans, error_kw={"elinewidth": 1, "capsize": 3})
+    left.barh(
+        place, table["share"], color=[COLOURS[c] for c in table.index], xerr=spans,
+        error_kw={"elinewidth": 1, "capsize": 3},
+    )
     for column, marker in (("chance, random digits", "x"), ("chance, answers dealt anew", "|")):
         left.scatter(table[column], place, marker=marker, color=PINK, s=70, lw=2, zorder=3, label=column)
     chance = table[["chance, random digits", "chance, answers dealt anew"]].max(axis=1)
@@ -271,16 +315,22 @@ def draw_taxonomy(scene: Scene) -> plt.Figure:
         left.text(1.06, y, f"{count:,} = {share:.1%}\nby chance {luck:.2%}", va="center")
     left.set_yticks(place, table.index)
     left.invert_yaxis()
-    left.set(xlabel="share of the failures (95 % intervals)", xlim=(-0.03, 1.5), xticks=np.linspace(0, 1, 6), title=f"{table['failures'].sum():,} failures of {len(n):,} answers")
+    left.set(
+        xlabel="share of the failures (95 % intervals)", xlim=(-0.03, 1.5), xticks=np.linspace(0, 1, 6),
+        title=f"{table['failures'].sum():,} failures of {len(n):,} answers",
+    )
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-    depth, label = (scene.batch.k + scene.batch.k_prime).numpy(), explain(n, scene.value, scene.code.base, scene.valid).label
+    depth = (scene.batch.k + scene.batch.k_prime).numpy()
+    label = explain(n, scene.value, scene.code.base, scene.valid).label
     shown, foot = np.flatnonzero(np.bincount(depth) >= min(FEW, len(n) // 8)), 0.0
     for kind, name in enumerate(LABELS):
         share = np.array([(label[depth == s] == kind).mean() for s in shown])
         right.bar(shown, share, bottom=foot, color=COLOURS[name], width=0.8, label=name)
         foot = foot + share
     right.bar(shown, 1 - foot, bottom=foot, color="white", edgecolor="0.8", lw=0.6, width=0.8, label="right")
-    right.set(xlabel="depth k + k′", ylabel="share of the numbers of that depth", xticks=shown, ylim=(0, 1), title="By depth")
+    right.set(
+        xlabel="depth k + k′", ylabel="share of the numbers of that depth", xticks=shown, ylim=(0, 1), title="By depth"
+    )
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     fig.suptitle(f"What was computed instead · {scene.title}")
     return fig
@@ -311,7 +361,10 @@ def attention(scene: Scene) -> plt.Figure:
             if row == 0:
                 ax.set_title(f"head {head}")
         axes[row][0].set_ylabel(f"{name.removesuffix('.attention')}\nfrom position")
-    fig.supxlabel("to position (digit of this place value of the base b)" if scene.code.order == "least" else "to position (most significant digit first)")
+    fig.supxlabel(
+        "to position (digit of this place value of the base b)" if scene.code.order == "least"
+        else "to position (most significant digit first)"
+    )
     fig.colorbar(shown, ax=axes, label="mean attention", shrink=0.8)
     fig.suptitle(f"Attention by digit position\n{scene.title}")
     return fig
@@ -329,11 +382,20 @@ def probes(table: pd.DataFrame) -> plt.Figure:
     left.axhline(last["majority"].iloc[0], color=GREY, ls=":", label="most frequent class")
     left.axhline(last["task"].iloc[0], color="black", lw=1.2, label="task: every digit right")
     left.set_xticks(place, last.index)
-    left.set(xlabel="states probed", ylabel="share of test numbers", ylim=(0, 1.02), title=f"Last checkpoint, step {steps[-1]:,}")
+    left.set(
+        xlabel="states probed", ylabel="share of test numbers", ylim=(0, 1.02),
+        title=f"Last checkpoint, step {steps[-1]:,}",
+    )
     best = table.groupby(level="step")["accuracy"].max()
     right.plot(best.index, best, color=BLUE, marker="o", label="probe for (k, k′), best layer")
-    right.plot(best.index, table.groupby(level="step")["task"].first(), color="black", marker="D", label="task: every digit right")
-    right.plot(best.index, table.groupby(level="step")["control"].max(), color=ORANGE, marker="s", ls="--", label="control, highest layer")
+    right.plot(
+        best.index, table.groupby(level="step")["task"].first(), color="black", marker="D",
+        label="task: every digit right",
+    )
+    right.plot(
+        best.index, table.groupby(level="step")["control"].max(), color=ORANGE, marker="s", ls="--",
+        label="control, highest layer",
+    )
     right.set(xlabel="training step", title=f"The {len(steps)} checkpoint{'s' * (len(steps) > 1)} probed")
     for ax in (left, right):
         ax.grid(axis="y", alpha=0.3)
@@ -349,7 +411,9 @@ def pairs(scene: Scene, place: int) -> tuple[Batch, Batch]:
     "Test numbers and partners that differ in one digit; pairs that the model answers right come first."
     a, b = partners(scene.batch.n.numpy()[:2048], scene.code.base, place, scene.stop, scene.seed)
     clean, corrupt = (make_batch(scene.code, n[: 4 * PAIRS], np.arange(len(n[: 4 * PAIRS]))) for n in (a, b))
-    good = np.logical_and(*(right_rows(scene.model.generate(x.inputs), x.targets, scene.code.pad).numpy() for x in (clean, corrupt)))
+    good = np.logical_and(
+        *(right_rows(scene.model.generate(x.inputs), x.targets, scene.code.pad).numpy() for x in (clean, corrupt))
+    )
     chosen = np.argsort(~good, kind="stable")[:PAIRS]
     return tuple(make_batch(scene.code, x.n.numpy()[chosen], chosen) for x in (clean, corrupt))
 
@@ -366,18 +430,30 @@ def patching_effects(scene: Scene, place: int) -> dict[str, pd.DataFrame]:
 # %% ../../../nbs/systems/collatz/05_views.ipynb #f6deaf6f
 def patching(scene: Scene) -> plt.Figure:
     "Heat maps of what a patch restores, for pairs that differ in the units and for pairs that differ one place higher."
-    places = [p for p in (0, 1, 2) if len(partners(scene.batch.n.numpy()[:2048], scene.code.base, p, scene.stop)[0]) >= 8][:2]
+    places = [
+        p for p in (0, 1, 2) if len(partners(scene.batch.n.numpy()[:2048], scene.code.base, p, scene.stop)[0]) >= 8
+    ][:2]
     if not places:
-        raise DataError("pairs to patch", found=f"fewer than 8 pairs among {len(scene.batch.n)} test numbers", expected="pairs that differ in one digit and in the loop length", remedy="raise data.test_size")
+        raise DataError(
+            "pairs to patch", found=f"fewer than 8 pairs among {len(scene.batch.n)} test numbers",
+            expected="pairs that differ in one digit and in the loop length", remedy="raise data.test_size",
+        )
     found = [patching_effects(scene, place) for place in places]
     length = max(t.shape[1] for effects in found for t in effects.values())
-    fig, axes = plt.subplots(len(places), 3, figsize=(3 * (0.32 * length + 1.1) + 1, len(places) * (0.34 * len(found[0]["stream"]) + 1.2) + 0.5), squeeze=False)
+    fig, axes = plt.subplots(
+        len(places), 3,
+        figsize=(3 * (0.32 * length + 1.1) + 1, len(places) * (0.34 * len(found[0]["stream"]) + 1.2) + 0.5),
+        squeeze=False,
+    )
     for line, effects, place in zip(axes, found, places, strict=True):
         for ax, (kind, table) in zip(line, effects.items(), strict=True):
             shown = ax.imshow(table.to_numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
             for (i, j), value in np.ndenumerate(table.to_numpy()):
                 if length <= 16 and np.isfinite(value) and abs(value) >= 0.05:
-                    ax.text(j, i, f"{value:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.6 else "black")
+                    ax.text(
+                        j, i, f"{value:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7,
+                        color="white" if abs(value) > 0.6 else "black",
+                    )
             step = -(-length // 14)
             ax.set_xticks(range(0, table.shape[1], step), position_names(scene, table.shape[1])[::step])
             ax.set_yticks(range(len(table)), table.index, fontsize=8)
@@ -389,10 +465,12 @@ def patching(scene: Scene) -> plt.Figure:
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #6ab001eb
 PUBLISHED = {  # share right in arXiv 2511.10811, the middle of each group of bases
-    0.996: (24, 16, 32, 36, 12, 48, 8), 0.97: (6, 20, 28, 2, 52, 10, 44, 54), 0.885: (26, 46, 33), 0.705: (49, 47, 21, 27, 51, 39, 31, 41, 23, 7, 25),
+    0.996: (24, 16, 32, 36, 12, 48, 8), 0.97: (6, 20, 28, 2, 52, 10, 44, 54), 0.885: (26, 46, 33),
+    0.705: (49, 47, 21, 27, 51, 39, 31, 41, 23, 7, 25),
     0.555: (13, 37, 19, 55, 29, 53, 35, 5), 0.37: (11,), 0.25: (3,),
 }
-OWN = ("name", "data.base", "data.path", "track.", "checkpoint.", "compute.", "stop.")  # settings in which runs of a study may differ
+# settings in which runs of a study may differ
+OWN = ("name", "data.base", "data.path", "track.", "checkpoint.", "compute.", "stop.")
 
 def setting_of(run: Run) -> dict:
     "What runs of one study have in common: the configuration without base, name and bookkeeping, as dotted names."
@@ -401,7 +479,9 @@ def setting_of(run: Run) -> dict:
 def study(run: Run) -> dict[int, Run]:
     "The newest run of each base that differs from a run in nothing else and has come as far; ascending bases."
     step, setting = run.status.get("step"), setting_of(run)
-    same = [r for r in find_runs(run.root, run.tree["system"]) if r.status.get("step") == step and setting_of(r) == setting]
+    same = [
+        r for r in find_runs(run.root, run.tree["system"]) if r.status.get("step") == step and setting_of(r) == setting
+    ]
     found = {r.tree["data"]["base"]: r for r in same} | {run.tree["data"]["base"]: run}
     return dict(sorted(found.items()))
 
@@ -422,11 +502,20 @@ def bases(run: Run) -> plt.Figure:
     place = np.arange(len(found))
     shares = [reached(r) for r in found.values()]
     left.bar(place, np.nan_to_num(shares), color=list(colours.values()), width=0.6)
-    left.scatter(place, [published.get(b, np.nan) for b in found], marker="D", facecolors="none", edgecolors="black", s=45, zorder=3, label="published, after some 300 M examples")
+    left.scatter(
+        place, [published.get(b, np.nan) for b in found], marker="D", facecolors="none", edgecolors="black", s=45,
+        zorder=3, label="published, after some 300 M examples",
+    )
     for x, share in zip(place, shares, strict=True):
-        left.annotate(f"{share:.1%}", (x, np.nan_to_num(share)), xytext=(0, 3), textcoords="offset points", ha="center", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+        left.annotate(
+            f"{share:.1%}", (x, np.nan_to_num(share)), xytext=(0, 3), textcoords="offset points", ha="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )
     left.set_xticks(place, [str(b) for b in found])
-    left.set(xlabel="base of the digits", ylabel="share of answers right in every digit", ylim=(0, 1.06), xlim=(-0.7, len(found) - 0.3), title="At the end")
+    left.set(
+        xlabel="base of the digits", ylabel="share of answers right in every digit", ylim=(0, 1.06),
+        xlim=(-0.7, len(found) - 0.3), title="At the end",
+    )
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
     for base, member in found.items():
         curve = evaluations(member)
@@ -435,7 +524,10 @@ def bases(run: Run) -> plt.Figure:
     right.set(xlabel="training step", title="Over training (validation); dashed: the ladder")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=min(6, len(found)))
     seen = run.status.get("step", 0) * run.tree["loader"]["batch_size"] * run.tree["optim"]["accumulate"]
-    fig.suptitle(f"Bases, {seen:,} examples each" + ("" if len(found) > 1 else "\nno other run differs from this one in the base alone"))
+    fig.suptitle(
+        f"Bases, {seen:,} examples each"
+        + ("" if len(found) > 1 else "\nno other run differs from this one in the base alone")
+    )
     return fig
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #024c090e
