@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'POINTERS', 'MIGRATIONS', 'ATTEMPTS', 'pack', 'unpack', 'write_synced', 'detached', 'point', 'step_name',
-           'write_folder', 'save_checkpoint', 'steps_kept', 'saves', 'pointed', 'find_checkpoint', 'Saved', 'damaged',
-           'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint', 'inventory',
-           'load_weights', 'prune_checkpoints', 'clear_unnamed', 'load_run', 'model_of']
+           'write_folder', 'save_checkpoint', 'steps_kept', 'saves', 'steps_saved', 'pointed', 'find_checkpoint',
+           'Saved', 'damaged', 'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint',
+           'inventory', 'load_weights', 'prune_checkpoints', 'clear_unnamed', 'load_run', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -87,7 +87,7 @@ def detached(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 POINTERS = {"last": "last.json", "best": "best.json"}  # name -> the file that says which step it is
 
 def point(folder: Path, name: str, step: int | None) -> None:
-    "Let `best` or `last` name the checkpoint of a step, by its number and the seal of its manifest; None names nothing."
+    "Let `best` or `last` name the checkpoint of a step, by number and by the seal of its manifest; None names nothing."
     manifest = {} if step is None else read_json(folder / step_name(step) / "manifest.json")
     write_sealed(folder / POINTERS[name], {"step": step, "manifest": manifest.get(SEAL)})
 
@@ -103,7 +103,8 @@ def write_folder(final: Path, files: dict[str, bytes], about: dict[str, Any], an
         shutil.rmtree(rest, ignore_errors=True)
     try:
         temporary.mkdir()
-        manifest = plain({**about, "files": {name: write_synced(temporary / name, data) for name, data in files.items()}})
+        digests = {name: write_synced(temporary / name, data) for name, data in files.items()}
+        manifest = plain({**about, "files": digests})
         sealed = manifest | {SEAL: digest(manifest, 64)}
         write_synced(temporary / "manifest.json", json.dumps(sealed, indent=2).encode())
         sync_folder(temporary)
@@ -154,16 +155,28 @@ def steps_kept(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 def saves(folder: Path) -> list[dict[str, Any]]:
-    "What the run's record says of its checkpoints: rows of step, manifest (its seal), best (whether it was, then)."
+    "What the run's record says of its checkpoints: rows of its attempts' starts, and of saves with their seals."
     record, found = folder.parent / "metrics.jsonl", []
     if record.is_file():
         with open(record, "rb") as file:
-            lines = [line.rstrip(b"\n") for line in file if b'"event": "saved"' in line]
-        found = [row for row in map(row_of, lines) if row is not None]
-    return found
+            lines = [line for line in file if b'"event": "saved"' in line or b'"event": "start"' in line]
+        found = [row for line in lines if (row := row_of(line.strip())) is not None]
+    return [row for row in found if row.get("event") in ("saved", "start") and type(row["step"]) is int]
+
+def steps_saved(folder: Path, name: str) -> list[int]:
+    "The steps that `last` or `best` has named, in order, in the history that was resumed last."
+    steps: list[int] = []
+    for row in saves(folder):
+        if row["event"] == "start":  # what came after the step from which a later attempt goes on is given up
+            changes = row.get("changes") if isinstance(row.get("changes"), dict) else {}
+            another = name == "best" and {"stop.monitor", "stop.mode"} & changes.keys()
+            steps = [] if another else [step for step in steps if step <= row["step"]]
+        elif name == "last" or row.get("best"):
+            steps.append(row["step"])
+    return steps
 
 def pointed(folder: Path, name: str) -> int | None:
-    "The step that `best` or `last` names; where the pointer is lost, what the record says. None if there is no such step."
+    "The step that `best` or `last` names, by the record where the pointer is lost; None if there is no such step."
     with contextlib.suppress(FormatError, KeyError, TypeError):
         step = read_sealed(folder / POINTERS[name])["step"]
         return None if step is None else int(step)
@@ -171,8 +184,8 @@ def pointed(folder: Path, name: str) -> int | None:
         pointer = read_json(folder / POINTERS[name])
         if SEAL not in pointer:  # of a run of format 1, which had no seals
             return int(pointer["step"])
-    kept, rows = steps_kept(folder), [row for row in saves(folder) if name == "last" or row.get("best")]
-    return next((row["step"] for row in reversed(rows) if row["step"] in kept), None)
+    kept = set(steps_kept(folder))
+    return next((step for step in reversed(steps_saved(folder, name)) if step in kept), None)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #5a362adc
 def find_checkpoint(folder: Path, which: str | Path) -> Path:
@@ -210,7 +223,8 @@ class Saved:
     def state(self) -> Any:
         "Everything besides the weights, as it was given to `save_checkpoint`."
         try:
-            return unpack(self._tensors("state.safetensors"), parse_json(self.files["state.json"], self.path / "state.json"))
+            skeleton = parse_json(self.files["state.json"], self.path / "state.json")
+            return unpack(self._tensors("state.safetensors"), skeleton)
         except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(self.path, f"a state that cannot be read: {error!r}") from error
 
@@ -223,7 +237,9 @@ class Saved:
 def damaged(path: Path, found: str) -> CheckpointError:
     "The error of a checkpoint that cannot be trusted, with the newest sound one beside it as advice."
     sound = newest_sound(path.parent, besides=path)
-    remedy = f"use the newest sound one: resume={sound.name}" if sound else "no sound checkpoint is left: start a new run"
+    remedy = "no sound checkpoint is left: start a new run"
+    if sound:
+        remedy = f"use the newest sound one: resume={sound.name}"
     return CheckpointError(f"checkpoint {path}", found=found, expected="the content its manifest names", remedy=remedy)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #4cea7918
@@ -233,7 +249,7 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
     try:
         manifest = read_json(path / "manifest.json")
         seal, version, expected = manifest.pop(SEAL, None), manifest["format"], manifest["files"]
-        known = [row.get("manifest") for row in saves(path.parent) if row["step"] == manifest["step"]]
+        known = [row["manifest"] for row in saves(path.parent) if row["step"] == manifest["step"] and "manifest" in row]
         odd = {p.name for p in path.iterdir()} ^ {*expected, "manifest.json"}
         files = {name: read_bytes(path / name, 2**40) for name in expected if name not in odd}
         wrong = [name for name, data in files.items() if digest(data, 64) != expected[name]]
@@ -260,8 +276,9 @@ def read_checkpoint(path: Path) -> Saved:
     return migrated(saved)
 
 def newest_sound(folder: Path, besides: Path | None = None) -> Path | None:
-    "The newest checkpoint that passes its check, or None."
-    paths = [folder / step_name(step) for step in reversed(steps_kept(folder))]
+    "The newest checkpoint that passes its check, or None; one of the history that was resumed last goes first."
+    kept, ours = steps_kept(folder), set(steps_saved(folder, "last"))
+    paths = [folder / step_name(step) for step in sorted(kept, key=lambda step: (step in ours, step), reverse=True)]
     return next((path for path in paths if path != besides and examine_folder(path)[0] is None), None)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #bfc5523a

@@ -6,10 +6,10 @@
 __all__ = ['CHUNK_BYTES', 'FORMAT', 'USED', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2', 'EXAMINED', 'Reserved', 'write_zeros',
            'arrays_digest', 'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path',
            'without_building', 'ensure_store', 'Ragged', 'cores', 'map_parallel', 'signed', 'shift_right', 'scramble',
-           'keyed_words', 'halves', 'keyed_uniform', 'keyed_normal', 'split_by_hash', 'Standardiser', 'Movable',
-           'Listed', 'parts_of', 'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'Source', 'Splits', 'Tensors',
-           'Items', 'seed_generators', 'as_source', 'refuse_own_order', 'fingerprint_of', 'epoch_order', 'Key', 'Plan',
-           'Fetch', 'load', 'through_workers', 'eval_keys', 'to_device', 'put_together']
+           'halves', 'box_muller', 'keyed_numbers', 'split_by_hash', 'Standardiser', 'Movable', 'Listed', 'parts_of',
+           'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'Source', 'Splits', 'Tensors', 'Items',
+           'seed_generators', 'as_source', 'refuse_own_order', 'fingerprint_of', 'epoch_order', 'epoch_steps', 'Key',
+           'Plan', 'Fetch', 'load', 'through_workers', 'eval_keys', 'to_device', 'put_together']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
@@ -313,48 +313,37 @@ def shift_right(z: torch.Tensor | np.ndarray, bits: int) -> torch.Tensor | np.nd
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 def scramble(z: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
-    "The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of int64 in which every bit moves every bit."
+    "The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of int64; each bit moves every other."
     z = (z ^ shift_right(z, 30)) * MULTIPLY_1
     z = (z ^ shift_right(z, 27)) * MULTIPLY_2
     return z ^ shift_right(z, 31)
 
 # %% ../nbs/engine/02_data.ipynb #6cea8360
-def keyed_words(
-    seed: int,  # of the draw, in [0, 2^63)
-    ids: torch.Tensor,  # (B,) int64
-    count: int,  # words an item
-) -> torch.Tensor:
-    "Words that depend on (seed, id, position) only; shape (B, count), int64."
-    ids, places = ids.long(), np.arange(1, count + 1) * GOLDEN
-    if ids.device.type == "cpu":
-        ids = ids.numpy()  # small arrays cost NumPy half of what they cost PyTorch
-    else:
-        places = torch.from_numpy(places).to(ids.device)
-    return torch.as_tensor(scramble(scramble(ids * GOLDEN + seed)[:, None] + places))
-
 def halves(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Two uniform numbers of each word in the open interval (0, 1), float32: 23 bits and a half fill its fraction."
     low, high = words & ((1 << 23) - 1), shift_right(words, 41)
     return (low.float() + 0.5) * 2.0**-23, (high.float() + 0.5) * 2.0**-23
 
-# %% ../nbs/engine/02_data.ipynb #8bb1f7f9
-def keyed_uniform(
-    seed: int,  # of the draw, in [0, 2^63)
-    ids: torch.Tensor,  # (B,) int64
-    count: int,  # numbers an item
-) -> torch.Tensor:
-    "Uniform numbers in (0, 1) that depend on (seed, id, position) only; shape (B, count), float32."
-    return torch.cat(halves(keyed_words(seed, ids, (count + 1) // 2)), dim=1)[:, :count]
-
-def keyed_normal(
-    seed: int,  # of the draw, in [0, 2^63)
-    ids: torch.Tensor,  # (B,) int64
-    count: int,  # numbers an item
-) -> torch.Tensor:
-    "Standard normal numbers that depend on (seed, id, position) only; shape (B, count), float32."
-    u, v = halves(keyed_words(seed, ids, (count + 1) // 2))
+def box_muller(u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Two independent standard normal numbers of two uniform ones in (0, 1) (Box and Muller, 1958)."
     radius, angle = (-2 * u.log()).sqrt(), 2 * torch.pi * v
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    return radius * angle.cos(), radius * angle.sin()
+
+# %% ../nbs/engine/02_data.ipynb #8bb1f7f9
+def keyed_numbers(
+    seed: int,  # of the draw, in [0, 2^63)
+    ids: torch.Tensor,  # (B,) int64
+    count: int,  # numbers an item
+    made: Callable | None = None,  # two uniform numbers -> two others, such as box_muller
+) -> torch.Tensor:
+    "Numbers in (0, 1), or `made` of them, that depend on (seed, id, position) only; shape (B, count), float32."
+    ids, places = ids.long(), np.arange(1, (count + 1) // 2 + 1) * GOLDEN
+    if ids.device.type == "cpu":
+        ids = ids.numpy()  # small arrays cost NumPy half of what they cost PyTorch
+    else:
+        places = torch.from_numpy(places).to(ids.device)
+    u, v = halves(torch.as_tensor(scramble(scramble(ids * GOLDEN + seed)[:, None] + places)))
+    return torch.cat(made(u, v) if made else (u, v), dim=1)[:, :count]
 
 # %% ../nbs/engine/02_data.ipynb #32a45784
 def split_by_hash(
@@ -616,6 +605,13 @@ def epoch_order(
     starts = rng.permutation(np.arange(0, size, block_size))
     return np.concatenate([rng.permutation(np.arange(s, min(s + block_size, size))) for s in starts])
 
+def epoch_steps(size: int | None, per_step: int, drop_last: bool = False) -> int | None:
+    "Steps of an epoch of `size` examples; None without an end. The rest is a step of its own, or dropped behind others."
+    if size is None:
+        return None
+    whole, rest = divmod(size, per_step)
+    return whole + (1 if rest and not (drop_last and whole) else 0)
+
 # %% ../nbs/engine/02_data.ipynb #252c6030
 @dataclasses.dataclass(frozen=True)
 class Key:
@@ -643,8 +639,7 @@ class Plan:
         self.size, self.loader, self.seed, self.accumulate, self.rank, self.world, self.setting = size, loader, seed, accumulate, rank, world, setting
         self.per_step = loader.batch_size * accumulate * world
         length = epoch_size if size is None else size
-        whole, rest = divmod(length or 0, self.per_step)
-        self.steps_per_epoch = None if length is None else whole + (1 if rest and not (loader.drop_last and whole) else 0)
+        self.steps_per_epoch = epoch_steps(length, self.per_step, loader.drop_last)
         if size == 0:
             raise DataError("the training split", found="no examples", expected="at least one", remedy="prepare a larger dataset")
         self._epoch, self._order = None, None

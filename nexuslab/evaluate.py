@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['final_at', 'write_evaluation', 'evaluate', 'same_data', 'warn_untested', 'changed_since', 'evaluation_table',
-           'understood', 'of_type', 'sample', 'origin', 'predict', 'keep_answers', 'differences_of_record',
+           'understood', 'of_type', 'sample', 'seed_of', 'origin', 'predict', 'keep_answers', 'differences_of_record',
            'differences_of_history', 'differences_of_data', 'differences_of_figures', 'reproduce']
 
 # %% ../nbs/engine/09_evaluate.ipynb #827b88d3
@@ -26,7 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
-    ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, read_json, write_json, write_sealed,
+    ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, read_json, whole_number,
+    write_json, write_sealed,
 )
 from .data import Splits, write_store
 from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
@@ -61,14 +62,13 @@ def evaluate(
 ) -> dict[str, float]:
     "Figures of a checkpoint on a split; written to evaluation.json with the baselines."
     register(task)
-    started, cfg = time.perf_counter(), run.config
+    started, cfg, place = time.perf_counter(), run.config, pick_device(device)
     evaluated(run)  # raises where the figures could not be added
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model = model_of(cfg, saved)
     splits = splits or task.data(cfg, run.root)
     same_data(run, saved, splits)
     warn_untested(run, splits, split)
-    place = pick_device(device)
     model.to(place)
     at, setting = final_at(task, cfg, model, saved.state())
     averages, metrics = evaluate_source(task, StepModule(task, model, cfg), splits.named(split), cfg, at, place, setting=setting)
@@ -78,8 +78,8 @@ def evaluate(
         examined = task.examine(model, splits, split, cfg, at)
     figures = averages.compute() | metrics | examined
     entry = {
-        "checkpoint": checkpoint, "step": saved.manifest["step"], "manifest": saved.seal, "examples": splits.named(split).size,
-        "figures": figures, "baselines": task.baselines(splits, split, cfg), "changed": changed_since(saved, cfg),
+        "checkpoint": checkpoint, "step": saved.manifest["step"], "manifest": saved.seal,
+        "examples": splits.named(split).size, "figures": figures, "baselines": task.baselines(splits, split, cfg), "changed": changed_since(saved, cfg),
         "seconds": round(time.perf_counter() - started, 2),
     }
     write_evaluation(run, split, entry)
@@ -115,7 +115,7 @@ def understood(
     method: Callable,  # a system's `sample` or `predict`
     how: dict[str, Any] | None,  # what the user chose
 ) -> dict[str, Any]:
-    "The choices, checked against the keyword-only parameters of a method; what it does not understand is refused by name."
+    "The choices, checked against the keyword-only parameters of a method; one that it does not know is refused by name."
     offered = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if how is not None and not isinstance(how, dict):
         raise ConfigError("how", found=how, expected="a dictionary", remedy="write --how '{name: value}'")
@@ -151,13 +151,14 @@ def sample(
     import matplotlib.pyplot as plt  # late: evaluations draw nothing
 
     if not isinstance(task, CanSample):
-        raise ConfigError(f"sampling from {task.name}", found="a system that makes no new examples", expected="a system that is a CanSample", remedy="choose a generative system, or predict instead")
-    if n < 1:
-        raise ConfigError("number of samples", found=n, expected="at least 1", remedy="ask for more")
-    how = understood(task.sample, how)
+        raise ConfigError(f"sampling from {task.name}", found="a system that makes no new examples",
+                          expected="a system that is a CanSample",
+                          remedy="choose a generative system, or predict instead")
+    cfg, n, how = run.config, whole_number("n", n), understood(task.sample, how)
+    seed = seed_of(cfg, seed)
     register(task)
-    cfg, saved = run.config, open_checkpoint(run.path / "checkpoints", checkpoint)
-    seed, meta = cfg.seed if seed is None else seed, saved.manifest["meta"]
+    saved = open_checkpoint(run.path / "checkpoints", checkpoint)
+    meta = saved.manifest["meta"]
     with torch.no_grad():
         arrays = task.sample(model_of(cfg, saved), n, cfg, meta, seed, **how)
     about = origin(run, saved, how) | {"seed": seed}
@@ -167,6 +168,10 @@ def sample(
     write_picture(path.with_suffix(".png"), sheet)
     plt.close(sheet)
     return path
+
+def seed_of(cfg: Config, seed: int | None) -> int:
+    "The seed of draws: the run's by default; a chosen one must be what a configuration would accept."
+    return cfg.seed if seed is None else overlay(cfg, {"seed": seed}).seed
 
 def origin(run: Run, saved: Saved, how: dict[str, Any]) -> dict[str, Any]:
     "Where samples or answers come from: equal for the same weights and choices, whatever the checkpoint was called."

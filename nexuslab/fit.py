@@ -26,6 +26,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import signal
 import socket
 import threading
@@ -48,8 +49,10 @@ from nexuslab.checkpoint import (
     clear_unnamed, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
     steps_kept,
 )
-from .config import Compute, Config, difference, validated
-from .core import CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix
+from .config import DEVICES, Compute, Config, difference, validated
+from nexuslab.core import (
+    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix,
+)
 from nexuslab.data import (
     Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, to_device,
 )
@@ -175,14 +178,19 @@ class Graphs(Protocol):
 
 # %% ../nbs/engine/08_fit.ipynb #91e15933
 def pick_device(name: str) -> torch.device:
-    "The device of a name; auto takes CUDA, then Apple's MPS, then the CPU. An absent one is refused."
+    "The device of a name; auto takes CUDA, then Apple's MPS, then the CPU. An unknown or absent one is refused."
+    if not re.fullmatch(DEVICES, str(name)):
+        raise ConfigError("compute.device", found=name, expected="auto, cpu, cuda, cuda:N or mps",
+                          remedy="name one of these; auto takes the best there is")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     device = torch.device(name)
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         there = [kind for kind, ok in available.items() if ok]
-        raise ConfigError("compute.device", found=f"{name}, which this machine lacks", expected=f"one of {', '.join(there)}", remedy="use device auto, or run on another machine")
+        raise ConfigError("compute.device", found=f"{name}, which this machine lacks",
+                          expected=f"one of {', '.join(there)}",
+                          remedy="use device auto, or run on another machine")
     return device
 
 def pick_precision(name: str, device: torch.device) -> tuple[str, str | None]:
@@ -443,6 +451,7 @@ def wrap(module: nn.Module, compute: Compute) -> nn.Module:
     "The step, behind torch.compile if so configured."
     return torch.compile(module) if compute.compile else module
 
+# %% ../nbs/engine/08_fit.ipynb #246342e5
 def own_gpu(count: int) -> torch.device:
     "The GPU of this process, one of `count` on this machine: as many processes need as many GPUs."
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -1057,7 +1066,8 @@ def refuse_other_steps(old: Config, new: Config, path: Path) -> None:
     if before != now:
         raise CheckpointError(
             f"checkpoint {path.name} counts other steps",
-            found=f"{now} micro-batches a step: compute.processes {new.compute.processes}, optim.accumulate {new.optim.accumulate}",
+            found=f"{now} micro-batches a step: compute.processes {new.compute.processes}, "
+            f"optim.accumulate {new.optim.accumulate}",
             expected=f"{before}, as it was trained with: {old.compute.processes} times {old.optim.accumulate}",
             remedy=f"choose the two so that their product is {before}, or start a new run with init_from",
         )
@@ -1131,11 +1141,11 @@ def forget_best(loop: Loop) -> None:
     loop.plateau.forget()
 
 def count_anew(loop: Loop, changed: dict[str, tuple]) -> None:
-    "Patience that new rules find used up, and the old ones did not, is counted from here; a new baseline must be beaten."
+    "Patience that is used up by rules that did not hold then is counted from here; a new baseline must be beaten."
     stop, p = loop.cfg.stop, loop.progress
     enabled, _ = changed.get("stop.enabled", (stop.enabled, None))
     patience, _ = changed.get("stop.patience", (stop.patience, None))
-    if p.waited >= stop.patience and not (enabled and p.waited >= patience):
+    if p.waited >= stop.patience and (not enabled or p.waited < patience or "stop.min_delta" in changed):
         p.waited = 0
     if "stop.baseline" in changed and stop.baseline is not None:
         p.reference, p.waited = None, 0
@@ -1172,7 +1182,7 @@ def ended(loop: Loop) -> str | None:
 # %% ../nbs/engine/08_fit.ipynb #b1130cc7
 @contextlib.contextmanager
 def signals(loop: Loop) -> Iterator[None]:
-    "Turn SIGTERM and the first SIGINT into a request to stop."
+    "Turn SIGTERM, SIGHUP and the first SIGINT into a request to stop; a SIGHUP that is ignored (nohup) stays ignored."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -1184,10 +1194,11 @@ def signals(loop: Loop) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if loop.signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(signal.SIGINT.name)
         loop.signalled = signal.Signals(number).name
 
-    before = {n: signal.signal(n, heard) for n in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [n for n in STOPPING if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, heard) for n in heeded}
     try:
         yield
     finally:
@@ -1232,9 +1243,11 @@ def state_name(reason: str) -> str:
     "The run's state after a reason to end."
     return STATES.get(reason.replace(":", "").split()[0], "stopped")
 
-def state_of_error(error: BaseException) -> str:
-    "The run's state after an error that ended it."
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+def state_of_error(error: BaseException) -> tuple[str, str]:
+    "The run's state after an error that ended it, and the reason; the KeyboardInterrupt of a Ctrl-C has no words."
+    by_signal = isinstance(error, KeyboardInterrupt)
+    said = str(error) or signal.SIGINT.name * by_signal
+    return "interrupted" if by_signal else "failed", f"{type(error).__name__}: {said}"
 
 # %% ../nbs/engine/08_fit.ipynb #5e86ea3a
 @contextlib.contextmanager
@@ -1247,7 +1260,7 @@ def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Itera
         yield
         state, reason = state_name(loop.reason), loop.reason
     except BaseException as error:
-        state, reason = state_of_error(error), f"{type(error).__name__}: {error}"
+        state, reason = state_of_error(error)
         raise
     finally:
         if loop.rank == 0:
@@ -1364,8 +1377,9 @@ def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[
             yield loop
     except BaseException as error:
         if ranks()[0] == 0 and run.status["state"] == "created":
+            state, reason = state_of_error(error)
             with contextlib.suppress(OSError, NexusError):  # the error itself is what counts
-                run.set_status(state=state_of_error(error), reason=f"{type(error).__name__}: {error}")
+                run.set_status(state=state, reason=reason)
         raise
 
 # %% ../nbs/engine/08_fit.ipynb #db738513

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RELEASED', 'SHELL_NAMES', 'INJECTED', 'VALUES_OF', 'PAPERMILL', 'GRACE_SECONDS', 'FIXED', 'OWN', 'TRUTH',
            'OLD_OPTIONS', 'COMMANDS', 'job_notebooks', 'Parameter', 'read_parameters', 'parameters_of',
-           'parameters_cell', 'edited', 'released_notebook', 'given_parameters', 'unwind_on_sigterm',
+           'parameters_cell', 'edited', 'released_notebook', 'given_parameters', 'counted', 'unwind_on_signals',
            'chosen_parameters', 'parse_changes', 'joined', 'split_changes', 'as_overrides', 'positions_of_paths',
            'completed', 'new_report', 'report_files', 'place_of', 'announce', 'RunStore', 'Watch', 'command_line',
            'run_of', 'way_on', 'ended_early', 'execute_watched', 'job_engine', 'register_engine', 'exit_code',
-           'resumed', 'configured', 'planned', 'begin', 'truth', 'add_options', 'Parser', 'option_instead', 'run_job',
-           'stop_if_interrupted', 'said_by', 'job_command', 'dry_run', 'plan_of_training', 'plan_of_run',
-           'plan_of_comparison', 'known_split', 'wants_answers', 'runs_to_compare', 'runs_command', 'reproduce_command',
-           'report_command', 'doctor_command', 'survey_command', 'main']
+           'resumed', 'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'truth', 'add_options', 'Parser',
+           'option_instead', 'run_job', 'stop_if_interrupted', 'said_by', 'job_command', 'dry_run', 'plan_of_training',
+           'plan_of_run', 'plan_of_comparison', 'known_split', 'wants_answers', 'runs_to_compare', 'runs_command',
+           'reproduce_command', 'report_command', 'doctor_command', 'survey_command', 'main']
 
 # %% ../nbs/engine/16_jobs.ipynb #978e8d44
 import argparse
@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import nexuslab
 from nexuslab.core import (
+    STOPPING,
     ConfigError,
     Interrupted,
     NexusError,
@@ -46,6 +47,7 @@ from nexuslab.core import (
     plain,
     project_root,
     read_json,
+    whole_number,
 )
 
 # %% ../nbs/engine/16_jobs.ipynb #afb942f9
@@ -139,11 +141,19 @@ def given_parameters(
         raise ConfigError(f"parameters cell of the job {verb}", found=f"no {', '.join(missing)}",
                           expected="every parameter of the job", remedy=f"write {missing[0]} = None again")
     if "get_ipython" in namespace:
-        unwind_on_sigterm()
-    return {name: namespace[name] for name in declared}
+        unwind_on_signals()
+    return counted({name: namespace[name] for name in declared}, verb)
 
-def unwind_on_sigterm() -> None:
-    "Let SIGTERM end a job as Ctrl-C does, by an exception: temporary files, locks and trials are put in order."
+def counted(given: dict[str, Any], verb: str) -> dict[str, Any]:
+    "A job's parameters, if each that is declared as `int` counts something."
+    declared = parameters_of(job_notebooks()[verb])
+    for name in given:
+        if declared[name].kind == "int":
+            whole_number(name, given[name])
+    return given
+
+def unwind_on_signals() -> None:
+    "Let SIGTERM and SIGHUP end a job as Ctrl-C does, by an exception: temporary files and locks are put in order."
     owner = os.getpid()
 
     def heard(number, frame):
@@ -152,7 +162,9 @@ def unwind_on_sigterm() -> None:
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    signal.signal(signal.SIGTERM, heard)
+    for number in STOPPING:
+        if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, heard)
 
 # %% ../nbs/engine/16_jobs.ipynb #bc65bb59
 def chosen_parameters(
@@ -264,15 +276,19 @@ def announce(
         with atomic_path(place) as temporary:
             temporary.write_text(str(path), encoding="utf-8")
 
+# %% ../nbs/engine/16_jobs.ipynb #5104ea5a
 class RunStore:
     "papermill's reader and writer for `nexuslab://` addresses."
 
     @staticmethod
     def write(text: str, address: str) -> None:
-        "Write the executed notebook where it stood at the start, and where it belongs by now."
-        for path in {report_files(address)[0], place_of(address)}:
+        "Write the executed notebook where it belongs by now, and to the output that was asked for, if there is one."
+        first, place, asked = report_files(address)[0], place_of(address), "?" in address
+        for path in {first, place} if asked else {place}:
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        if place != first and not asked:
+            first.unlink(missing_ok=True)
 
     @staticmethod
     def read(address: str) -> str:
@@ -290,7 +306,8 @@ class RunStore:
     def pretty_path(address: str) -> str:
         "What papermill shows. It asks before it looks for its engine, and can be imported by now."
         register_engine()
-        return str(report_files(address)[0])
+        first = report_files(address)[0]
+        return str(first) if "?" in address else f"{first}, until the job has a folder"
 
 # %% ../nbs/engine/16_jobs.ipynb #04cc1983
 PAPERMILL = Path(sys.argv[0]).stem == "papermill"  # this chapter was loaded by papermill's own command
@@ -310,13 +327,13 @@ class Watch:
         self.kernel, self.number, self.alarm = kernel, None, None
 
     def heard(self, number: int, frame) -> None:
-        "Pass on the first signal as SIGTERM, and a later Ctrl-C as it is."
+        "Pass on the first signal, and a later Ctrl-C."
         first, kernel = self.number is None, self.kernel()
         self.number = self.number or number
         if kernel is None or kernel.poll() is not None:
             return
         if first:
-            kernel.send_signal(signal.SIGTERM)
+            kernel.send_signal(number)
             self.alarm = threading.Timer(GRACE_SECONDS, kernel.kill)
             self.alarm.daemon = True
             self.alarm.start()
@@ -328,7 +345,7 @@ class Watch:
         "Hear signals in this block; a signal that was ignored before (nohup) is still ignored."
         before = {}
         if os.name == "posix" and threading.current_thread() is threading.main_thread():
-            before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+            before = {number: signal.getsignal(number) for number in STOPPING}
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, self.heard)
@@ -392,10 +409,8 @@ def ended_early(
         Run(run).set_status(state="interrupted" if number else "died", reason=f"{found}, before training began")
     step = f" at step {status['step']}" if run and number else ""
     kind = Interrupted if number else NexusError
-    error = kind(f"the job {verb} ended early{step}", found=found, expected="a job that comes to its end",
-                 remedy=way_on(verb, parameters, run))
-    error.number = number
-    return error
+    return kind(f"the job {verb} ended early{step}", found=found, expected="a job that comes to its end",
+                remedy=way_on(verb, parameters, run))
 
 # %% ../nbs/engine/16_jobs.ipynb #73aa25ac
 def execute_watched(client, nb_man) -> None:
@@ -496,12 +511,41 @@ def configured(
 
     task = get_task(given["system"])
     changes = as_overrides({k: v for k, v in given.items() if k not in OWN.get(verb, ())})
-    return task, resolve(task, given["preset"], changes, given.get("config"))
+    cfg = resolve(task, given["preset"], changes, given.get("config"))
+    if verb == "tune":
+        refuse_study(task, cfg, given, changes)
+    return task, with_parent(cfg)
+
+def with_parent(cfg):
+    "A configuration with the run to begin with by its whole name, or its path: `last` will soon be another run."
+    from nexuslab.checkpoint import find_checkpoint  # late: these import torch
+    from nexuslab.run import Run
+
+    if cfg.init_from is None:
+        return cfg
+    parent = Run.open(cfg.init_from)
+    find_checkpoint(parent.path / "checkpoints", "best")
+    name = parent.path.name if parent.root == project_root() else str(parent.path)
+    return cfg.model_copy(update={"init_from": name})
+
+# %% ../nbs/engine/16_jobs.ipynb #1745470f
+def refuse_study(task, cfg, given: dict[str, Any], changes: dict[str, Any]) -> None:
+    "Refuse a study that could not run, or whose trials would set a key that a parameter or the file sets."
+    from nexuslab.config import difference, read_layer, resolve, spelt_out  # late: pydantic, and more
+    from nexuslab.tune import refuse_overruled, study_name_of
+
+    asked = set(spelt_out(changes, type(cfg)))
+    if file := given.get("config"):  # a whole configuration asks for what it has otherwise than its preset
+        layer = {k: v for k, v in read_layer(file).items() if k not in ("system", "preset")}
+        other = difference(resolve(task, cfg.preset), resolve(task, cfg.preset, file=file))
+        asked |= {key for key in spelt_out(layer, type(cfg)) if any(f"{k}.".startswith(f"{key}.") for k in other)}
+    refuse_overruled(task, cfg, asked)
+    study_name_of(cfg, given["study_name"], given["trials"], given["output"])
 
 # %% ../nbs/engine/16_jobs.ipynb #fbf02771
 def planned(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
-    from nexuslab.checkpoint import find_checkpoint, open_checkpoint  # late: these import torch
+    from nexuslab.checkpoint import open_checkpoint  # late: these import torch
     from nexuslab.fit import changes_since, pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
@@ -519,10 +563,6 @@ def planned(given: dict[str, Any], chosen: set[str] | None = None):
         print(f"{run.path.name} has no checkpoint yet: it is started again from the beginning", flush=True)
         checkpoint = None
     pick_device(cfg.compute.device)
-    if cfg.init_from and not run:  # by its whole name: "last" will soon be another run
-        parent = Run.open(cfg.init_from)
-        find_checkpoint(parent.path / "checkpoints", "best")
-        cfg = cfg.model_copy(update={"init_from": parent.path.name})
     if run and checkpoint:
         saved = open_checkpoint(run.path / "checkpoints", checkpoint)
         changes_since(saved.manifest, cfg, saved.path)
@@ -643,7 +683,7 @@ def said_by(
     for name in (name for name, value in said.items() if value is None):
         raise ConfigError(f"--{name.replace('_', '-')}", found="null", expected="a value",
                           remedy="leave it out; a key of the configuration is set to null by -o key=null")
-    return said | ({"overrides": parse_changes(changes)} if changes else {}), dry
+    return counted(said, verb) | ({"overrides": parse_changes(changes)} if changes else {}), dry
 
 def job_command(verb: str, arguments: list[str]) -> None:
     "`nexuslab <verb> [options]`: run a job."
@@ -683,7 +723,7 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 # %% ../nbs/engine/16_jobs.ipynb #62da3ac6
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
-    from nexuslab.evaluate import understood  # late: these import torch
+    from nexuslab.evaluate import seed_of, understood  # late: these import torch
     from nexuslab.fit import pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
@@ -698,7 +738,8 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
         rows["writes"] = run.path / "evaluation.json"
     elif verb == "sample":
         predicting = wants_answers(task, given, chosen)
-        rows |= {"answers to": given["inputs"]} if predicting else {k: given[k] for k in ("n", "seed")}
+        made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
+        rows |= {"answers to": given["inputs"]} if predicting else made
         rows["how"] = understood(task.predict if predicting else task.sample, given["how"])
         rows["writes"] = given["output"] or run.path / "samples"
     else:

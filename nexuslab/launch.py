@@ -26,7 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .checkpoint import load_weights, open_checkpoint, steps_kept
 from .config import Config
-from .core import NexusError, TrainingError, read_json
+from .core import STOPPING, NexusError, TrainingError, read_json, whole_number
 from .data import cores
 from .fit import Listener, Result, Snapshot, fit, pick_device, state_name
 from .run import Run, latest, read_rows
@@ -135,9 +135,9 @@ def following(run: Run, listeners: Sequence[Listener]) -> Iterator[None]:
 # %% ../nbs/engine/14_launch.ipynb #0c3ef199
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    "Give signals back to those who heard them before; other threads than the main one cannot, and the agent asks for none there."
+    "Give signals back to those who heard them before; in other threads than the main one the agent asks for none."
     ours = threading.current_thread() is threading.main_thread()
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP, signal.SIGQUIT] if os.name == "posix" else []))}
+    before = {s: signal.getsignal(s) for s in signal.Signals if s in STOPPING or s.name == "SIGQUIT"}
     try:
         yield
     finally:
@@ -159,7 +159,7 @@ def train_group(run: Run, cfg: Config, resume: str | None, restarts: int) -> Non
             except SignalException as error:  # passed on to the workers, which save
                 if run.status["state"] == "interrupted":
                     return
-                raise KeyboardInterrupt(str(error)) from None
+                raise KeyboardInterrupt(error.sigval.name) from None
             except ChildFailedError as error:
                 died, known = first_failure(error), refusal(Path(folder))
         if known and run.status.get("attempt") != attempt:  # this group's run: its first process may not know why
@@ -181,6 +181,7 @@ def train(
     restarts: int = 3,  # how often a group with a dead worker is started again
 ) -> Result:
     "`fit` in this process, or in `compute.processes` workers."
+    whole_number("restarts", restarts, least=0)
     if cfg.compute.processes == 1:
         return fit(task, cfg, run, listeners, resume)
     with run.exclusive():  # one that is busy is refused before anything is started

@@ -305,10 +305,11 @@ def render_views(
     return files
 
 # %% ../nbs/engine/12_views.ipynb #603c7ea7
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; form-action 'none'; base-uri 'none'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; "
+POLICY += "form-action 'none'; base-uri 'none'"
 TAGS = frozenset(
-    "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img li ol p pre"
-    " s small span strong sub summary sup table tbody td tfoot th thead tr ul".split()
+    "a abbr b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img li"
+    " ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr ul".split()
 )
 
 def harmless(tag: str, name: str, value: str) -> bool:

@@ -52,7 +52,7 @@ def runtime(home: Path) -> Path:
 
 @contextlib.contextmanager
 def kernel_of(home: Path):
-    """Yields a function that runs code in the newest kernel, between its other work, and gives an expression's value."""
+    """A function that runs code in the newest kernel, between its other work, and gives an expression's value."""
     from jupyter_client import BlockingKernelClient
 
     files = sorted(runtime(home).glob("kernel-*.json"), key=lambda path: path.stat().st_mtime)

@@ -16,7 +16,7 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ["WANDB_SILENT"] = "true"
 torch.set_num_threads(1)
 
-# Files whose tests take longest, as a run with --durations=0 lists them: they start first, so that no worker ends alone.
+# Files whose tests take longest, as --durations=0 lists them: they start first, so that no worker ends alone.
 LONGEST = ("test_docs", "test_resume", "test_signals", "test_launch", "test_jobs", "test_dashboard", "test_faults")
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
 from nexuslab.core import ConfigError, NexusError
 from nexuslab.data import Store
-from nexuslab.evaluate import keep_answers, predict, sample
+from nexuslab.evaluate import evaluate, keep_answers, predict, sample
 from nexuslab.fit import fit
 from nexuslab.jobs import (
     configured,
+    given_parameters,
     job_notebooks,
     parameters_of,
     plan_of_comparison,
@@ -25,6 +26,7 @@ from nexuslab.jobs import (
     planned,
     said_by,
 )
+from nexuslab.launch import train
 from nexuslab.run import Run
 from nexuslab.task import get_task
 
@@ -179,7 +181,8 @@ def test_an_option_is_done_or_refused(request, resume, runs, tmp_path, monkeypat
         cfg = planned(asked, chosen)[1] if verb == "train" else configured(verb, asked)[1]
     except NexusError as error:
         words = [key.rsplit(".", 1)[-1], name, str(value) or "configuration"]
-        assert any(w in str(error).replace("-", "_") for w in words), f"{key} = {value!r} is refused without its name: {error}"
+        said = str(error).replace("-", "_")
+        assert any(w in said for w in words), f"{key} = {value!r} is refused without its name: {error}"
         return
     except SystemExit:  # argparse's way
         told = capsys.readouterr().err
@@ -232,7 +235,7 @@ DONE = {
         "run": ["toy_tokens"],
         "checkpoint": ["step_5"],
         "n": [3],
-        "seed": [0, 5],
+        "seed": [5, 7],
         "output": ["x.h5"],
         "how": [{"scale": 2}],
     },
@@ -247,11 +250,18 @@ DONE = {
     },
 }
 REFUSED = {
-    "evaluate": {"run": ["nosuch"], "split": ["tset", None], "checkpoint": ["step_999", "bset"], "device": ["cuda:99"]},
+    "evaluate": {
+        "run": ["nosuch"],
+        "split": ["tset", None],
+        "checkpoint": ["step_999", "bset"],
+        "device": ["cuda:99", "gpu", "cpu:0", "", None],
+    },
     "sample": {
         "run": ["nosuch"],
         "checkpoint": ["step_999"],
         "inputs": [[27]],
+        "n": [0, -3, 2.5, "many", True, None],
+        "seed": [-1, 2.5, "some", 2**63],
         "how": [{"nosuch": 1}, {"scale": 0}, 3, "scale"],
     },
     "analyse": {"run": ["nosuch"], "views": [["nosuch"], "nosuch"]},
@@ -293,3 +303,44 @@ def test_what_answers_leave_unused_is_refused(runs, monkeypatch):
     for name, value in {"n": 16, "seed": 0}.items():
         with pytest.raises(ConfigError, match=name):
             plan_of_run("sample", given | {name: value}, {name})
+
+
+def test_counts_are_whole_numbers(runs, monkeypatch):
+    """A parameter that counts is declared as such; a number that counts nothing is refused by name before any work."""
+    examined = 0
+    for verb, path in job_notebooks().items():
+        declared = parameters_of(path)
+        for name in (name for name, p in declared.items() if type(p.default) is int):
+            examined += 1
+            assert declared[name].kind == "int", f"{verb}: {name}"
+            for wrong in ("-3", "0", "2.5", "true", "many", "null"):
+                with pytest.raises(ConfigError, match=name):
+                    said_by(verb, [f"--{name}={wrong}"])
+                namespace = {n: p.default for n, p in declared.items()} | {name: yaml.safe_load(wrong)}
+                with pytest.raises(ConfigError, match=name):
+                    given_parameters(namespace, verb)
+    assert examined >= 4
+    with pytest.raises(ConfigError, match="restarts"):
+        train(get_task(SYSTEM), runs[SYSTEM].config, runs[SYSTEM], restarts=-1)
+
+
+def test_a_device_that_is_none_is_refused_before_data_are_read(runs, monkeypatch):
+    task, run = get_task(SYSTEM), runs[SYSTEM]
+    monkeypatch.setattr(task, "data", None)
+    for wrong in ("gpu", "cuda:99", "cpu:0"):
+        with pytest.raises(ConfigError, match="compute.device"):
+            evaluate(task, run, device=wrong)
+
+
+def test_the_run_to_begin_with_is_kept_by_name_or_path(runs, monkeypatch, tmp_path):
+    """For every job: `last` is that run, also when there are newer ones; one of another project is kept by its path."""
+    run = runs[SYSTEM]
+    for home, name in ((run.root, run.path.name), (tmp_path, str(run.path))):
+        monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+        for verb in TRAINING:
+            usual = {n: p.default for n, p in parameters_of(job_notebooks()[verb]).items()} | {"system": SYSTEM}
+            found = configured(verb, usual | {"overrides": {"init_from": str(run.path)}})[1].init_from
+            assert found == name and Run.open(found, home).path == run.path
+            for wrong in ("nosuch", ""):
+                with pytest.raises(NexusError, match="nosuch|init_from"):
+                    configured(verb, usual | {"overrides": {"init_from": wrong}})

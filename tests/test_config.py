@@ -25,7 +25,7 @@ from nexuslab.config import (
 from nexuslab.core import ConfigError, RunError
 from nexuslab.fit import fit, plan_steps
 from nexuslab.jobs import said_by
-from nexuslab.run import Run
+from nexuslab.run import Run, new_folder
 from nexuslab.task import get_task
 
 
@@ -77,7 +77,7 @@ configurations = st.builds(
     system=st.just("rich"),
     seed=st.integers(0, 2**63 - 1),
     debug=st.booleans(),
-    init_from=st.none() | text,
+    init_from=st.none() | text.filter(bool),
     data=data,
     budget=budget,
     optim=st.builds(Optim, lr=positive, clip=st.none() | positive, betas=st.tuples(number, number)),
@@ -289,10 +289,11 @@ def test_a_run_with_every_kind_of_field_opens(tmp_path, monkeypatch):
 
 def test_a_whole_name_comes_before_longer_ones(tmp_path):
     """An exact name beside its sibling of the same second, an experiment's name beside a longer one."""
-    made = [Run.create(Config(system="rich", name=name), tmp_path) for name in ("first", "first", "first-look")]
-    one, two, look = made
+    one, look = (Run.create(Config(system="rich", name=name), tmp_path) for name in ("first", "first-look"))
+    two = Run(new_folder(one.path.parent, one.path.name))  # as if both had been made in one second
+    shutil.copy(one.path / "config.yaml", two.path)
     assert two.path.name == f"{one.path.name}-2"
-    for run in made:
+    for run in (one, two, look):
         assert Run.open(run.path.name, tmp_path).path == run.path == Run.open(f"rich/{run.path.name}", tmp_path).path
     assert Run.open("first-look", tmp_path).path == look.path
     with pytest.raises(RunError, match="2 runs of that name"):

@@ -32,7 +32,7 @@ def test_shares_hold_on_average_for_keys_of_any_kind(keys):
     sides = [split_by_hash(keys, SHARES, seed) for seed in (0, 1)]
     for side in sides:
         assert np.abs(np.bincount(side) / len(keys) - SHARES).max() < 0.01
-    assert abs((sides[0] == sides[1]).mean() - (0.64 + 0.01 + 0.01)) < 0.01, "another seed is another, independent split"
+    assert abs((sides[0] == sides[1]).mean() - (0.64 + 0.01 + 0.01)) < 0.01, "another seed, an independent split"
 
 
 NUMBERS = np.arange(3)

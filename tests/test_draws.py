@@ -30,8 +30,9 @@ def correlation(a, b):
 
 def test_names_steps_seeds_items_and_columns_are_independent_and_normal():
     wide = (len(ITEMS), 4)
-    draws = [evaluation().normal(wide, "a"), evaluation().normal(wide, "b"), training(0).normal(wide, "a"), training(1).normal(wide, "a")]
-    draws += [At(seed=4, ids=ITEMS).normal(wide, "a"), evaluation(ITEMS + 20_000).normal(wide, "a"), draws[0].roll(1, 0), draws[0].roll(1, 1)]
+    places = evaluation(), training(0), training(1), At(seed=4, ids=ITEMS), evaluation(ITEMS + 20_000)
+    draws = [at.normal(wide, "a") for at in places] + [evaluation().normal(wide, "b")]
+    draws += [draws[0].roll(1, 0), draws[0].roll(1, 1)]
     for i, one in enumerate(draws):
         assert stats.kstest(one.flatten(), "norm").pvalue > 1e-3
         assert abs(one.mean()) < 0.015 and abs(one.std() - 1) < 0.01 and abs((one**4).mean() - 3) < 0.1
@@ -78,7 +79,8 @@ def test_a_generator_belongs_to_name_batch_and_step():
     def first(at, name):
         return torch.rand(1, generator=at.generator(name)).item()
 
-    places = [training(0, range(4)), training(0, range(4, 8)), training(1, range(4)), evaluation(range(4)), evaluation(range(4, 8))]
+    places = [training(0, range(4)), training(0, range(4, 8)), training(1, range(4))]
+    places += [evaluation(range(4)), evaluation(range(4, 8))]
     found = {first(at, name) for at in places for name in ("a", "b")}
     assert len(found) == 10
     assert first(evaluation(range(4), step=3), "a") == first(evaluation(range(4), step=9), "a")

@@ -1,4 +1,4 @@
-"""One training in two processes is the training of one, at odd sizes; and through the launcher: watched, killed, resumed."""
+"""Two processes train as one does, at odd sizes; and through the launcher: watched, killed, resumed."""
 import logging
 import math
 import os
@@ -102,11 +102,13 @@ def test_the_same_examples_in_the_same_steps(alone, pair, tmp_path):
     """An epoch of 33 examples is five micro-batches, which the processes take in turns; the fifth has one example."""
     micro = alone["line"][0]["asked"]
     assert len(micro) == 15 and [len(ids) for ids in micro[:5]] == [8, 8, 8, 8, 1]
-    assert [out["asked"] for out in pair["line"][0]] == [[m for i, m in enumerate(micro) if i % 5 % 2 == r] for r in (0, 1)]
+    shares = [[m for i, m in enumerate(micro) if i % 5 % 2 == r] for r in (0, 1)]
+    assert [out["asked"] for out in pair["line"][0]] == shares
     task, cfg = made("line", 1)
     doubled = overlay(cfg, {"batch_size": 16, "optim.accumulate": 1})
     whole = comparable(fit(task, doubled, Run.create(doubled, tmp_path)).run)
-    np.testing.assert_allclose(whole.to_numpy(float), comparable(pair["line"][1]).to_numpy(float), rtol=1e-5, equal_nan=True)
+    parts = comparable(pair["line"][1]).to_numpy(float)
+    np.testing.assert_allclose(whole.to_numpy(float), parts, rtol=1e-5, equal_nan=True)
 
 
 def test_what_one_process_lacks_all_know(pair):
@@ -117,7 +119,8 @@ def test_what_one_process_lacks_all_know(pair):
         assert all(out["error"].startswith(f"TrainingError: {text}") for out in outs)
         assert run.status["state"] == "failed" and run.status["reason"] == outs[0]["error"]
     [event] = events(pair["poisoned"][1], "nonfinite")
-    assert POISONED in event["ids"] and len(event["ids"]) == 8 and pair["poisoned"][0][1]["error"] == run.status["reason"]
+    assert POISONED in event["ids"] and len(event["ids"]) == 8
+    assert pair["poisoned"][0][1]["error"] == run.status["reason"]
 
 
 def test_a_resumed_group_counts_once(pair):
@@ -161,7 +164,7 @@ class Terminator(Seen):
     def on_row(self, snapshot):
         super().on_row(snapshot)
         if len(self.rows) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class Killer(Seen):
@@ -262,10 +265,10 @@ class Told(logging.Handler):
 
 
 def test_a_signal_reaches_the_workers(undisturbed):
-    """SIGTERM to the process that waits: the workers save and end, and the result says so, as that of one process does."""
+    """Ctrl-C to the process that waits: the workers save and end, and the result says so, as that of one does."""
     run, told = Run.create(CONFIG, undisturbed[0].run.root), Told("torch.distributed.elastic.multiprocessing.api")
     result = train(TASK, CONFIG, run, [Terminator()])
-    assert result.reason == "interrupted by SIGTERM" and run.status["state"] == "interrupted"
+    assert result.reason == run.status["reason"] == "interrupted by SIGINT" and run.status["state"] == "interrupted"
     assert 30 <= result.step < 240 and open_checkpoint(run.path / "checkpoints", "last").manifest["step"] == result.step
     assert len(told.lines) >= 2 and not [t for t in told.lines if "forcefully" in t]  # they end by themselves
 

@@ -1,4 +1,4 @@
-"""A user's own model, data, optimiser and metrics: trained, resumed, loaded and evaluated, in a session and from the shell."""
+"""A user's own model, data, optimiser and metrics: trained, resumed, loaded, evaluated; in a session, from the shell."""
 import os
 import re
 import subprocess
@@ -59,8 +59,8 @@ def make(name="own", train=None, val=None, test=TEST, **more):
 
 
 def settings(name, **changes):
-    base = Config(system=name, loader={"batch_size": 8}, budget={"epochs": 2}, track={"log_every": 1}, optim={"lr": 0.1})
-    return overlay(base, {"stop.restore_best": False} | changes)
+    base = Config(system=name, budget={"epochs": 2}, track={"log_every": 1}, optim={"lr": 0.1})
+    return overlay(base, {"batch_size": 8, "stop.restore_best": False} | changes)
 
 
 def trained(task, root, **more):
@@ -69,12 +69,13 @@ def trained(task, root, **more):
 
 
 PARTS = (X[:32], Y[:32]), (X[32:40], Y[32:40]), TEST.tensors
+ENDS = (0, 32), (32, 40), (40, 48)
 DATA = {  # train, val, test
     "source": lambda: [Tensors(*part) for part in PARTS],
     "dataset": lambda: [TensorDataset(*part) for part in PARTS],
     "examples": lambda: [list(zip(*part)) for part in PARTS],
     "loader": lambda: [DataLoader(TensorDataset(*part), batch_size=8, shuffle=True) for part in PARTS],
-    "graphs": lambda: [GraphLoader(graphs(*ends), batch_size=8, shuffle=True) for ends in ((0, 32), (32, 40), (40, 48))],
+    "graphs": lambda: [GraphLoader(graphs(*ends), batch_size=8, shuffle=True) for ends in ENDS],
 }
 
 

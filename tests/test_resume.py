@@ -281,6 +281,33 @@ def test_best_belongs_to_what_is_resumed(kept, tmp_path, capsys):
     assert same_weights(again.model, run_weights(task, folder / f"step_{again.best_step:08d}"))
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda path: path.write_text("{}")])
+def test_lost_pointers_follow_what_was_resumed(damage, tmp_path):
+    """Right after going back to step 4, neither `last` nor `best` is a checkpoint that came after it."""
+    loss = {2: 2.0, 5: 1.0}
+
+    def killed(step):
+        if step > 2 and len(events(run, "start")) > 1:
+            raise KeyboardInterrupt  # before anything is saved
+        return 1.0
+
+    task = Scripted(lambda step: loss.get(step, 9.0), killed, steps=8, save_every=1, save_total_limit=9)
+    run = Run.create(task.config, tmp_path)
+    train(task, tmp_path, [Halt(6)], run=run)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path, run=run, resume="step_4")
+    folder = run.path / "checkpoints"
+    for name in ("last", "best"):
+        damage(folder / f"{name}.json")
+    assert [find_checkpoint(folder, name).name for name in ("last", "best")] == ["step_00000004", "step_00000002"]
+    shutil.rmtree(folder / "step_00000004")
+    assert find_checkpoint(folder, "last").name == "step_00000003", "not the newer ones of what was given up"
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path, run=run, resume="last", monitor="val/score", **{"stop.mode": "max"})
+    damage(folder / "best.json")
+    assert pointed(folder, "best") is None, "of another scalar nothing was best yet"
+
+
 def run_weights(task, path):
     """The model of a checkpoint."""
     model = task.make()
@@ -333,6 +360,11 @@ def test_other_rules_of_early_stopping_count_from_here(tmp_path):
     assert halted.run.status["best_step"] == 1
     again = train(task, tmp_path, run=halted.run, resume="last", **{"stop.patience": 2})
     assert (again.step, again.reason.split(":")[0]) == (7, "early stop")
+    fussy = Scripted(script=lambda step: 1.0 - 0.01 * step, steps=9, **{"stop.enabled": True, "stop.patience": 2})
+    ended = train(fussy, tmp_path, **{"stop.min_delta": 0.5})
+    assert (ended.step, ended.reason.split(":")[0]) == (3, "early stop")
+    again = train(fussy, tmp_path, run=ended.run, resume="last", **{"stop.min_delta": 0.001})
+    assert again.step == 9 and again.run.status["state"] == "finished", "the change is done, not only noted"
     plain = Scripted(script=lambda step: 1.0, steps=12, eval_every=1, **{"stop.enabled": True, "stop.patience": 3})
     halted = train(plain, tmp_path, [Halt(2)])
     again = train(plain, tmp_path, run=halted.run, resume="last", **{"stop.baseline": 1e-4})

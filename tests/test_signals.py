@@ -12,7 +12,9 @@ import pytest
 from tiny import Scripted, comparable, same_weights, train
 
 from nexuslab.config import resolve
+from nexuslab.core import Interrupted
 from nexuslab.fit import fit
+from nexuslab.jobs import exit_code, stop_if_interrupted
 from nexuslab.run import Run, find_runs, read_rows
 from nexuslab.task import get_task
 
@@ -69,6 +71,7 @@ def interrupt(job: Job, number: int, step: int) -> None:
     status = Run(job.run).status
     assert code == 128 + number, lines
     assert status["state"] == "interrupted" and status["step"] >= step, (status, lines)
+    assert status["reason"] == f"interrupted by {signal.Signals(number).name}"
     assert json.loads((job.run / "checkpoints" / "last.json").read_text())["step"] == status["step"]
     assert lines[-1] == f"  do: nexuslab train --resume {job.run.name}"
     assert not [line for line in lines if "Traceback" in line or "eavesdropping" in line]
@@ -98,6 +101,24 @@ def test_an_exception_of_a_signal_is_an_interruption(tmp_path, place):
         train(task, tmp_path)
     status = find_runs(tmp_path)[0].status
     assert (status["state"], status["reason"]) == ("interrupted", "KeyboardInterrupt: SIGTERM")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_status_and_the_record_name_the_signal(tmp_path, number):
+    """A signal to the process that trains: the step is finished and saved, and what was heard is told."""
+    task = Scripted(factor=lambda step: 1.0 if step != 5 else os.kill(os.getpid(), number) or 1.0)
+    before = signal.signal(number, signal.default_int_handler)  # background jobs may ignore it
+    try:
+        result = train(task, tmp_path)
+    finally:
+        assert signal.signal(number, before) is signal.default_int_handler
+    told = f"interrupted by {number.name}"
+    status = result.run.status
+    assert (result.reason, status["reason"], status["state"], status["step"]) == (told, told, "interrupted", 6)
+    assert result.run.events()[-1]["reason"] == told and result.run.checkpoint("last").name == "step_00000006"
+    with pytest.raises(Interrupted) as caught:
+        stop_if_interrupted(result.run)
+    assert exit_code(caught.value) == 128 + number
 
 
 @pytest.mark.xdist_group("signals")

@@ -16,9 +16,10 @@ from tiny import Scripted, train
 from nexuslab.config import overlay, resolve
 from nexuslab.core import ConfigError, Interrupted
 from nexuslab.fit import CHECK_SECONDS, fit
+from nexuslab.jobs import configured, job_notebooks, parameters_of, said_by
 from nexuslab.run import Run, find_runs
-from nexuslab.task import get_task
-from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, tune
+from nexuslab.task import get_task, list_tasks
+from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, searched, tune
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +85,14 @@ class Disturbed(Scripted):
         time.sleep(2 * CHECK_SECONDS)
 
 
-def test_a_signal_ends_the_study(tmp_path):
-    """The trial that it cut short is no result: it fails, and the next call begins with its parameters."""
+def test_a_signal_ends_the_study(tmp_path, capfd):
+    """The trial that it cut short is no result: it fails without a traceback, and is what the next call begins with."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     task = Disturbed(tmp_path, lambda task: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM in trial 1"):
         tune(task, task.config, trials=4, root=tmp_path, write=lambda text: None)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before and "Traceback" not in capfd.readouterr().err
     study = open_study("tiny-base", open_storage(None, tmp_path / "runs" / ".studies" / "tiny-base"), task.config)
     assert states(study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
     assert find_runs(tmp_path)[-1].status["state"] == "interrupted"
@@ -110,8 +112,47 @@ def test_a_study_refuses_what_it_would_ignore(tmp_path):
     task = Scripted(steps=12, eval_every=3)
     with pytest.raises(ConfigError, match="compute.processes"):
         tune(task, overlay(task.config, {"processes": 2}), trials=1, root=tmp_path)
+    for wrong, words in (
+        ({"trials": -3}, "trials"), ({"trials": 0}, "trials"), ({"trials": 2.5}, "trials"),
+        ({"output": tmp_path}, "a folder"),
+        ({"study_name": "a" * 95}, "90 letters"), ({"study_name": "é"}, "90 letters"),
+        ({"cfg": overlay(task.config, {"name": "mine"}), "study_name": "yours"}, "one name"),
+    ):
+        with pytest.raises((ConfigError, StudyError), match=words):
+            tune(**{"task": task, "cfg": task.config, "trials": 1, "root": tmp_path} | wrong)
+    assert not (tmp_path / "runs").exists()
     named = tune(task, overlay(task.config, {"name": "mine"}), trials=1, root=tmp_path, write=lambda text: None)
     assert named.study.study_name == "mine"
+
+
+def asked(*words: str):
+    """What the job makes of a command line, before any trial."""
+    said, _ = said_by("tune", list(words))
+    return configured("tune", {n: p.default for n, p in parameters_of(job_notebooks()["tune"]).items()} | said)[1]
+
+
+@pytest.mark.parametrize("system", list_tasks())
+def test_what_the_trials_would_set_is_refused(system, tmp_path, monkeypatch):
+    """Each key of each system's search space, with any value, by -o and in a file; other keys are done."""
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    usual = asked("--system", system, "--preset", "smoke")
+    keys = searched(get_task(system), usual)
+    assert "optim.lr" in keys and keys <= usual.flat().keys()
+    for key in keys:
+        value = usual.flat()[key]
+        with pytest.raises(ConfigError, match=key):
+            asked("--system", system, "--preset", "smoke", "-o", f"{key}={value}")
+    with pytest.raises(ConfigError, match="optim.lr"):
+        asked("--system", system, "--preset", "smoke", "-o", "lr=0.01")
+    file = tmp_path / "c.yaml"
+    file.write_text(overlay(usual, {"lr": 0.0123}).yaml())
+    with pytest.raises(ConfigError, match="optim.lr"):
+        asked("--system", system, "--config", str(file))
+    file.write_text(overlay(usual, {"seed": 3}).yaml())  # a whole configuration, in which the preset set the rate
+    assert asked("--system", system, "--config", str(file), "-o", "optim.eps=0.5").optim.eps == 0.5
+    for words in (["--trials", "-3"], ["-o", "processes=2"], ["--study-name", "a/b"], ["--output", str(tmp_path)]):
+        with pytest.raises((ConfigError, StudyError)):
+            asked("--system", system, "--preset", "smoke", *words)
 
 
 def test_pruner_reports_evaluations_only(tmp_path):

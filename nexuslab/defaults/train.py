@@ -9,7 +9,7 @@ __all__ = ['system', 'preset', 'config', 'name', 'epochs', 'steps', 'batch_size'
 
 # %% ../../nbs/03_train.ipynb #b48d1de9
 system = "circuits"  # which research system
-preset = None  # smoke (seconds), base (minutes), paper (as published) ...; the one that config names, or base, when None
+preset = None  # smoke (seconds), base (minutes), paper (as published) ...; that of config, or base, when None
 config = None  # a YAML file: a whole run's config.yaml, or only changes
 name = None  # experiment name, part of the run directory's name
 epochs = None  # passes over the training set

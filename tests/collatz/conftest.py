@@ -10,7 +10,7 @@ from nexuslab.systems.collatz.task import TASK
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Run:
-    """A hundred steps of a causal decoder whose outputs stop at an end token, evaluated; shared, so not to be changed."""
+    """A hundred steps of a causal decoder whose outputs stop at an end token, evaluated; shared, not to be changed."""
     root = tmp_path_factory.mktemp("collatz")
     changes = {
         "model.kind": "causal", "data.ending": "end", "loss.apex": 0.0, "data.base": 10, "data.test_size": 250,
