@@ -1150,6 +1150,7 @@ def count_anew(loop: Loop, changed: dict[str, tuple]) -> None:
     if "stop.baseline" in changed and stop.baseline is not None:
         p.reference, p.waited = None, 0
 
+# %% ../nbs/engine/08_fit.ipynb #1c094341
 def name_checkpoints(loop: Loop, folder: Path) -> None:
     "Let `last` and `best` name the checkpoints of the history that is resumed."
     p = loop.progress
