@@ -268,7 +268,7 @@ def synced_around(calls: list, target: str, content: bool) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
 def test_files_folders_and_their_parents_are_synced(tmp_path, calls):
-    """Each name is on the disk after its content: pointers, checkpoints, runs, studies, data and the folders they are in."""
+    """Each name is on the disk after its content: pointers, checkpoints, runs, studies, data, and their folders."""
     task = Scripted(steps=4)
     task.space = lambda trial: {"optim.lr": trial.suggest_float("lr", 0.01, 0.02)}
     run = train(task, tmp_path).run

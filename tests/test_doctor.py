@@ -1,0 +1,222 @@
+"""`nexuslab doctor`: a run that is damaged in each way is told, mended where that invents nothing, and goes on."""
+import json
+import os
+import re
+import shutil
+
+import pytest
+from tiny import comparable, same_weights
+
+from nexuslab.config import overlay, resolve
+from nexuslab.core import LEFT, SEAL, held, read_json, write_json
+from nexuslab.doctor import as_text, diagnose, next_step, verdict
+from nexuslab.evaluate import evaluate, sample
+from nexuslab.fit import fit
+from nexuslab.jobs import main
+from nexuslab.run import Run
+from nexuslab.task import get_task
+from nexuslab.views import plot_curves
+
+TASK = get_task("toy_graphs")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run of which everything was asked, and its data; copied, never changed."""
+    home = tmp_path_factory.mktemp("made")
+    cfg = resolve(TASK, "smoke", {"save_every": 1, "name": "whole"})
+    run = fit(TASK, cfg, Run.create(cfg, home)).run
+    evaluate(TASK, run)
+    sample(TASK, run, 3)
+    run.keep("curves", plot_curves([run]))
+    run.write_text("report.ipynb", json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return run
+
+
+@pytest.fixture
+def run(made, home):
+    """A copy of it in a project of the test's own."""
+    shutil.copytree(made.root, home, dirs_exist_ok=True)
+    return Run(home / "runs" / "toy_graphs" / made.path.name)
+
+
+def cut(path, size=-20):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def pointer(run, name):
+    return run.path / "checkpoints" / f"{name}.json"
+
+
+def content(run):
+    return {p: p.read_bytes() for p in sorted(run.path.rglob("*")) if p.is_file()}
+
+
+def last(run):
+    return run.checkpoint("last")
+
+
+def sheet(run):
+    return next((run.path / "samples").glob("*.png"))
+
+
+def store(run):
+    return next((run.path / "samples").glob("*.h5"))
+
+
+def edit_status(run, **changes):
+    kept = {k: v for k, v in read_json(run.path / "status.json").items() if k != SEAL}
+    write_json(run.path / "status.json", kept | changes)
+
+
+# what is done -> the file, what becomes of it, a word of what is said
+DAMAGES = {
+    "an empty pointer": (lambda r: cut(pointer(r, "last"), 0), "last.json", "mended", "names step"),
+    "a pointer that is gone": (lambda r: pointer(r, "best").unlink(), "best.json", "mended", "missing"),
+    "a changed pointer": (lambda r: flip(pointer(r, "best"), 12), "best.json", "mended", "names step"),
+    "a pointer to nothing": (lambda r: write_json(pointer(r, "last"), {"step": 77}), "last.json", "mended", "step 77"),
+    "weights cut short": (lambda r: cut(last(r) / "model.safetensors"), "step_", "lost", "truncated"),
+    "a changed manifest": (lambda r: flip(last(r) / "manifest.json", 40), "step_", "lost", "moved to damaged-step_"),
+    "a missing file of a checkpoint": (lambda r: (last(r) / "state.json").unlink(), "step_", "lost", "missing"),
+    "a half checkpoint": (lambda r: shutil.copytree(last(r), last(r).with_name(".step_00000099.tmp")), ".step_",
+                          "mended", "removed"),
+    "a temporary file": (lambda r: (r.path / f".status.json.0a1b2c3d{LEFT}").touch(), ".status", "mended", "removed"),
+    "one of an older version": (lambda r: (r.path / "samples" / ".x.h5.ab12cd3_.tmp").touch(), ".x.h5", "mended",
+                                "removed"),
+    "a status cut short": (lambda r: cut(r.path / "status.json"), "status.json", "mended", "finished at step"),
+    "a status that is gone": (lambda r: (r.path / "status.json").unlink(), "status.json", "mended", "from the record"),
+    "a folder as status": (lambda r: ((r.path / "status.json").unlink(), (r.path / "status.json").mkdir()),
+                           "status.json", "mended", "from the record"),
+    "a dead process": (lambda r: r.set_status(state="running", pid=2**22 + 1), "status.json",
+                       "mended", "now says died"),
+    "a configuration cut short": (lambda r: cut(r.path / "config.yaml", 3), "config.yaml", "mended", "from step_"),
+    "a configuration that is gone": (lambda r: (r.path / "config.yaml").unlink(), "config.yaml",
+                                     "mended", "from step_"),
+    "rows with other figures": (lambda r: flip(r.path / "metrics.jsonl", 300), "metrics.jsonl",
+                                "lost", "1 damaged row"),
+    "a row cut short": (lambda r: cut(r.path / "metrics.jsonl"), "metrics.jsonl", "mended", "cut short"),
+    "other figures": (lambda r: flip(r.path / "evaluation.json", 120), "evaluation.json", "lost", "nexuslab evaluate"),
+    "half a picture": (lambda r: cut(r.path / "figures" / "curves.png"), "curves.png", "mended", "removed"),
+    "half a contact sheet": (lambda r: cut(sheet(r), 100), "samples", "mended", "removed"),
+    "changed samples": (lambda r: cut(store(r), 900), "samples", "lost", "nexuslab sample"),
+    "half an executed notebook": (lambda r: cut(r.path / "report.ipynb", 12), "report.ipynb", "lost", "again"),
+    "half a drawing": (lambda r: cut(r.path / "figures" / "curves.svg"), "curves.svg", "mended", "removed"),
+    "half a page": (lambda r: r.write_text("report.html", "<html><body>"), "report.html", "mended", "nexuslab report"),
+    "an environment that is gone": (lambda r: (r.path / "environment.json").unlink(), "environment",
+                                    "lost", "not known"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_each_damage_is_told_and_mended(what, run, home, capsys):
+    """First only told, then mended or moved aside; a second look finds nothing, and the run can be loaded."""
+    act, place, outcome, word = DAMAGES[what]
+    assert verdict(diagnose(run, mend=False)) == "sound"
+    act(run)
+    before = content(run)
+    told = diagnose(run, mend=False)
+    assert content(run) == before, "a dry run changes nothing"
+    code = main(["doctor", str(run.path), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert [f["place"] for f in said["findings"]][:1] == [f.place for f in told.findings][:1]
+    found = said["findings"][0]
+    assert place in found["place"] and found["outcome"] == outcome and word in found["fault"] + found["done"], found
+    assert code == (outcome == "lost") == any(f["outcome"] == "lost" for f in said["findings"])
+    if outcome == "lost" and what != "an environment that is gone":  # nothing is destroyed
+        assert list(run.path.rglob("damaged-*"))
+    after = diagnose(run)
+    lasting = [f for f in after.findings if what == "an environment that is gone"]
+    assert after.findings == lasting and run.load("last") and run.load("best")
+    assert next_step(after) in as_text(after)
+
+
+def test_what_was_mended_goes_on_as_if_nothing_had_happened(made, run):
+    """Pointers, status and configuration lost at once, of a run that is to be trained further."""
+    longer = overlay(run.config, {"epochs": 3})
+    for name in ("config.yaml", "status.json", "checkpoints/last.json", "checkpoints/best.json"):
+        (run.path / name).write_bytes(b"{")
+    assert verdict(diagnose(run)) == "4 mended" and run.config == made.config
+    kept = ("state", "step", "best", "best_step", "attempt", "reason")
+    assert {k: run.status[k] for k in kept} == {k: made.status[k] for k in kept}
+    for folder in ("last", "best"):
+        assert run.checkpoint(folder).name == made.checkpoint(folder).name
+    whole = fit(TASK, longer, Run(shutil.copytree(made.path, run.path.with_name("beside"))), resume="last")
+    again = fit(TASK, longer, run, resume="last")
+    assert same_weights(again.model, whole.model) and comparable(again.run).equals(comparable(whole.run))
+
+
+def test_the_last_sound_checkpoint_is_named_by_the_record(run):
+    """The best one is damaged: `best` becomes the best before it, and not the newest."""
+    saved = [e for e in run.events() if e["event"] == "saved"]
+    best = [e["step"] for e in saved if e["best"]]
+    assert len(best) >= 2
+    cut(run.path / "checkpoints" / f"step_{best[-1]:08d}" / "model.safetensors")
+    e = diagnose(run)
+    assert run.checkpoint("best").name == f"step_{best[-2]:08d}" and verdict(e) == "1 lost, 2 mended"
+    assert max(e.sound) == int(run.checkpoint("last").name.removeprefix("step_"))
+
+
+def test_a_run_of_an_older_version_is_sound(run):
+    """Without seals and checks, and with checkpoints of format 1."""
+    for name in ("status.json", "evaluation.json"):
+        write_json(run.path / name, {k: v for k, v in read_json(run.path / name).items() if k != SEAL})
+    record = run.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    record.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "check"}) + "\n"
+                              for row in rows if row.get("event") != "saved"))
+    for folder in (run.path / "checkpoints").glob("step_*"):
+        manifest = read_json(folder / "manifest.json")
+        write_json(folder / "manifest.json", {k: v for k, v in manifest.items() if k != SEAL} | {"format": 1})
+    for name in ("last", "best"):
+        write_json(pointer(run, name), {"step": read_json(pointer(run, name))["step"]})
+    assert verdict(diagnose(run)) == "sound"
+    for name in ("last", "best"):
+        (run.path / "checkpoints" / f"{name}.json").unlink()
+    cut(last(run) / "state.safetensors")
+    before = sorted((run.path / "checkpoints").glob("step_*"))[-2].name
+    assert verdict(diagnose(run)) == "1 lost, 2 mended"
+    assert (run.checkpoint("last").name, run.checkpoint("best").name) == (before, before)
+
+
+def test_the_data_are_verified_and_never_built(run, home):
+    [file] = (home / "data" / "toy_graphs").glob("*.h5")
+    whole = file.read_bytes()
+    for spoil, word in ((file.unlink, "nexuslab prepare"), (lambda: file.write_bytes(whole[:2000]), "mend this")):
+        spoil()
+        e = diagnose(run)
+        assert [f.outcome for f in e.findings] == ["noted"] and word in e.findings[0].done
+        assert file.exists() == (word == "mend this") and main(["doctor", run.path.name]) == 0
+        file.write_bytes(whole)
+    assert verdict(diagnose(run)) == "sound"
+
+
+def test_a_run_that_is_being_trained_is_not_touched(run, home, capsys):
+    cut(run.path / "checkpoints" / "last.json", 0)
+    with run.exclusive():
+        assert main(["doctor", run.path.name]) == 2 and main(["doctor", "last", "--dry-run"]) == 2
+        assert capsys.readouterr().err.count("a process that trains in it") == 2
+        assert main(["doctor"]) == 0 and "not examined" in capsys.readouterr().out
+    run.set_status(state="running", pid=os.getpid(), process_started=None)
+    assert main(["doctor", run.path.name]) == 2 and (run.path / "checkpoints" / "last.json").read_bytes() == b""
+    run.set_status(state="finished")
+    with held(run.path / "status.json") as busy:  # of an evaluation, say
+        assert main(["doctor", run.path.name]) == 0 and busy.exists()
+
+
+def test_all_runs_a_line_each(run, home, capsys):
+    other = Run(shutil.copytree(run.path, run.path.with_name("other")))
+    (other.path / "config.yaml").unlink()
+    cut(run.path / "evaluation.json")
+    (run.path.parent / f".third.0a1b2c3d{LEFT}").mkdir()
+    assert main(["doctor", "--dry-run"]) == 1 and (run.path.parent / f".third.0a1b2c3d{LEFT}").exists()
+    said = capsys.readouterr().out
+    assert re.search(r"other: 1 to mend; .*\n2 runs, 1 with losses, 1 temporary files beside them to remove", said)
+    assert main(["doctor", "--json"]) == 1 and len(json.loads(capsys.readouterr().out)["runs"]) == 2
+    assert main(["doctor", "--system", "toy_graphs"]) == 0 and capsys.readouterr().out.count(": sound\n") == 2
+    assert main(["doctor", "last", "--system", "toy_graphs"]) == 0 and main(["doctor", "nothing"]) == 2
