@@ -27,7 +27,7 @@ from torch import nn
 
 from .config import Config
 from nexuslab.core import (
-    SEAL, CheckpointError, FormatError, atomic_path, clear_left, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
+    SEAL, CheckpointError, FormatError, clear_left, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
     read_sealed, sync_folder, write_sealed,
 )
 from .data import require_space
