@@ -308,6 +308,7 @@ def examine_page(e: Examination, path: Path) -> None:
     again = f"nexuslab report {e.run.path.name} writes it again" if path.suffix == ".html" else "it is drawn again"
     e.found(path, "half a file", "mended", f"removed: {again}", path.unlink)
 
+# %% ../nbs/engine/15_doctor.ipynb #b6cfea38
 def examine_samples(e: Examination, path: Path) -> None:
     "Samples are those that their digest names."
     try:
@@ -353,6 +354,7 @@ def examine_left(e: Examination) -> None:
         if path.is_file() and abandoned(path):
             e.found(path, "a temporary file that no process holds", "mended", "removed", path.unlink)
 
+# %% ../nbs/engine/15_doctor.ipynb #b9e53583
 @functools.lru_cache(maxsize=256)  # runs share their data
 def verified(path: Path, *stamp: int) -> None:
     "Compare a store with its digest, once as long as the file stays."
