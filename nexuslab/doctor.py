@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.checkpoint import (
-    FORMAT, POINTERS, Saved, examine_folder, newest_sound, point, step_name, steps_kept,
+    FORMAT, POINTERS, Saved, examine_folder, newest_sound, point, step_name, steps_kept, steps_saved,
 )
 from .config import validated
 from nexuslab.core import (
@@ -150,10 +150,9 @@ def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
 
 def recorded_step(e: Examination, name: str) -> int | None:
     "The sound checkpoint that a pointer should name: by the record; of `last`, else the newest."
-    rows = latest(read_lines(e.run.path / "metrics.jsonl")[0])
-    kept = [row["step"] for row in rows if row.get("event") == "saved" and (name == "last" or row.get("best"))
-            and row["step"] in e.sound and row.get("manifest") == e.sound[row["step"]].seal]
+    kept = [step for step in steps_saved(e.run.path / "checkpoints", name) if step in e.sound]
     if not kept and name == "best":  # format 1 recorded no checkpoints, but what was best
+        rows = latest(read_lines(e.run.path / "metrics.jsonl")[0])
         kept = [row["step"] for row in rows if row.get("event") == "best" and row["step"] in e.sound]
     return kept[-1] if kept else max(e.sound, default=None) if name == "last" else None
 

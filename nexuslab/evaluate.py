@@ -31,7 +31,7 @@ from nexuslab.core import (
 )
 from .data import Splits, write_store
 from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
-from .run import Run, environment, evaluated, write_picture
+from .run import Run, environment, evaluated, left_out, write_picture
 from .task import At, CanPredict, CanSample, Task, get_task, register
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -82,6 +82,9 @@ def evaluate(
         "examples": splits.named(split).size, "figures": figures, "baselines": task.baselines(splits, split, cfg), "changed": changed_since(saved, cfg),
         "seconds": round(time.perf_counter() - started, 2),
     }
+    if missing := left_out(run):
+        entry["record"] = missing
+        warnings.warn(f"{run.path.name}: {missing}", stacklevel=2)
     write_evaluation(run, split, entry)
     return figures
 

@@ -803,16 +803,20 @@ def runs_command(arguments: list[str]) -> None:
     parser.add_argument("--system", help="only this system's")
     parser.add_argument("--latest", action="store_true", help="the newest run and its test figures")
     said = parser.parse_args(arguments)
-    from nexuslab.run import runs_table  # late: imports torch
+    from nexuslab.run import left_out, runs_table  # late: imports torch
 
     if not said.latest:
         table = runs_table(system=said.system)
         print(table.to_string(index=False) if len(table) else f"no runs in {project_root() / 'runs'}")
+        if count := int(table.damaged_rows.sum()):
+            print(f"{count} damaged rows of their records are left out: nexuslab doctor RUN says more")
         return
     from nexuslab.evaluate import evaluation_table  # late: imports torch
 
     run = runs_to_compare(None, said.system)[-1]
     print(f"run: {run.path}\nstate: {run.status['state']} ({run.status.get('reason')})")
+    if missing := left_out(run):
+        print(f"record: {missing}")
     if not (run.path / "evaluation.json").exists():
         print("not evaluated yet")
         return

@@ -35,7 +35,7 @@ from .contract import probe, step_once
 from .core import ConfigError, FormatError, atomic_path, did_you_mean, project_root, read_bytes, read_json
 from .data import Fetch, Splits, eval_keys, leaves, load
 from .fit import Loop, forward_backward, plan_steps, where
-from .run import Run
+from .run import Run, left_out
 from .task import HasLatent, Task, get_task
 
 # %% ../nbs/engine/12_views.ipynb #abbd0a2d
@@ -359,6 +359,7 @@ def summary_cells(run: Run) -> list:
     status, record = run.status, read_json(run.path / "environment.json")
     ended = f"{status['state']} at step {status.get('step')} ({status.get('reason', '')})"
     said = [f"# {html.escape(run.tree['system'])}: {html.escape(run.path.name)}\n\n{html.escape(ended)}"]
+    said += [f"**{html.escape(missing)}**"] if (missing := left_out(run)) else []
     if (run.path / "evaluation.json").exists():
         tables = [f"### {html.escape(split)}\n\n{figures_table(entry)}" for split, entry in run.evaluation.items()]
         said.append("## Figures, with baselines beside them\n\n" + "\n\n".join(tables))

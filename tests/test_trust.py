@@ -22,11 +22,12 @@ from nexuslab.config import Config, resolve
 from nexuslab.core import LEFT, FormatError, NexusError, RunError, held, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.data import ensure_store
-from nexuslab.evaluate import evaluation_table, write_evaluation
+from nexuslab.evaluate import evaluate, evaluation_table, write_evaluation
 from nexuslab.jobs import main, planned
-from nexuslab.run import Run, comparison, find_runs, open_run, read_lines, runs_table
+from nexuslab.run import Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table
 from nexuslab.task import get_task
 from nexuslab.tune import StudyError, tune
+from nexuslab.views import summary_cells
 
 ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
 
@@ -181,6 +182,23 @@ def test_damaged_rows_are_counted_and_left_out(run):
     text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)  # as older runs have it
     path.write_bytes(text + b"5\n[]\n" + b"[" * 100_000 + b'\n{"a": 1}\n{"step": 9, "val/loss": "x"}\n')
     assert read_lines(path)[0] == rows and read_lines(path)[2] == 5
+
+
+def test_every_reader_says_how_many_rows_are_left_out(run, home, capsys):
+    """The table of runs, an evaluation and its file, the report."""
+    path = run.path / "metrics.jsonl"
+    assert runs_table(home).damaged_rows.tolist() == [0] and left_out(run) == ""
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 3'))
+    lines = damaged_rows(path)
+    assert lines == read_lines(path)[2] >= 1 and runs_table(home).damaged_rows.tolist() == [lines]
+    assert main(["runs"]) == 0 and f"{lines} damaged rows of their records" in capsys.readouterr().out
+    assert main(["runs", "--latest"]) == 0 and f"record: {lines} damaged rows" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=f"{lines} damaged rows of metrics.jsonl are left out .nexuslab doctor"):
+        evaluate(Scripted(steps=4), run, "val")
+    assert str(lines) in run.evaluation["val"]["record"] and "record" not in run.evaluation["test"]
+    assert left_out(run) in "".join(cell.source for cell in summary_cells(run))
+    path.write_bytes(path.read_bytes() * 2)
+    assert damaged_rows(path) == 2 * lines
 
 
 def test_the_cache_of_the_peer(tmp_path, monkeypatch):
