@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['AXES', 'POINTS', 'TAIL', 'PALETTE', 'DASHES', 'LOOK_JS', 'TICKS_JS', 'SCALE_JS', 'AXES_JS', 'MARKS_JS', 'SPANS_JS',
            'PAINT_JS', 'CURVES_JS', 'DRAW_JS', 'CANVAS_JS', 'CHART_JS', 'FOLLOW_JS', 'MOUSE_JS', 'CHART_CSS',
-           'END_BYTES', 'COLUMNS', 'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS', 'NEWEST',
-           'PANELS', 'Growing', 'Curve', 'Follower', 'take', 'forget', 'decimate', 'Trace', 'Looks', 'chart_picture',
-           'this_loop', 'Chart', 'show', 'last_scalars', 'facts_of', 'row_of', 'RunTable', 'Job', 'start_job',
-           'with_defaults', 'refusal', 'refusals', 'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm',
-           'read', 'start', 'tell_ends', 'marks_of', 'stacked', 'filled', 'Dashboard', 'make_controls', 'later',
-           'do_queued', 'attempt', 'refresh_table', 'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark',
-           'advice', 'difference_table', 'act', 'act_on', 'report', 'tick', 'watch', 'live', 'Live']
+           'END_BYTES', 'COLUMNS', 'SETTLED', 'ROW_JS', 'ASKED_JS', 'TABLE_JS', 'TABLE_CSS', 'FIRST', 'EVENT_COLOURS',
+           'NEWEST', 'SLICE', 'PANELS', 'Growing', 'Curve', 'extend', 'forget', 'Follower', 'end_of', 'take', 'placed',
+           'clocked', 'forget_after', 'decimate', 'Trace', 'Looks', 'chart_picture', 'this_loop', 'Chart', 'show',
+           'last_scalars', 'facts_of', 'row_of', 'TableRows', 'RunTable', 'Job', 'start_job', 'with_defaults',
+           'refusal', 'refusals', 'nothing_left', 'field_of', 'preformatted', 'at_once', 'JobForm', 'read', 'start',
+           'tell_ends', 'marks_of', 'stacked', 'filled', 'Dashboard', 'make_controls', 'later', 'do_queued', 'attempt',
+           'refresh_table', 'choose', 'rebuild', 'named_chart', 'chart_of', 'restack', 'remark', 'advice',
+           'difference_table', 'act', 'act_on', 'report', 'tick', 'watch', 'live', 'Live']
 
 # %% ../nbs/engine/13_dashboard.ipynb #7db277b1
 import asyncio
+import bisect
 import html
 import io
+import itertools
 import logging
 import math
 import shlex
@@ -38,25 +41,51 @@ import traitlets
 from scipy.signal import lfilter
 from tsdownsample import MinMaxLTTBDownsampler
 
+# %% ../nbs/engine/13_dashboard.ipynb #7a10d001
 from .config import flatten
 from .core import NexusError, parse_yaml, plain, project_root
 from .fit import Listener, Snapshot
 from .jobs import Parameter, command_line, job_notebooks, parameters_of, parse_changes, planned, split_changes
-from .run import Run, damage, find_runs, read_lines, read_rows
+from nexuslab.run import (
+    Run,
+    damage,
+    grouped,
+    headline,
+    numbers,
+    read_chunks,
+    read_rows,
+    run_folders,
+    stamp,
+    uncollected,
+)
 
 # %% ../nbs/engine/13_dashboard.ipynb #2582a87c
 class Growing:
-    "A float64 array that grows by doubling."
+    "An array that grows by doubling, of float64 or another type."
 
-    def __init__(self):
-        self._data, self.size = np.empty(256), 0
+    def __init__(self, kind: type = float):
+        self._data, self.size = np.empty(256, kind), 0
 
     def append(self, value: float) -> None:
         "Add a number at the end."
         if self.size == len(self._data):
-            self._data = np.concatenate([self._data, np.empty(self.size)])
+            self.reserve(self.size + 1)
         self._data[self.size] = value
         self.size += 1
+
+    def extend(self, values: np.ndarray) -> None:
+        "Add numbers (N,) at the end."
+        size = self.size + len(values)
+        if size > len(self._data):
+            self.reserve(size)
+        self._data[self.size : size] = values
+        self.size = size
+
+    def reserve(self, size: int) -> None:
+        "Make room; what is not used yet takes no memory."
+        larger = np.empty(max(size, 2 * len(self._data)), self._data.dtype)
+        larger[: self.size] = self.values
+        self._data = larger
 
     def cut(self, size: int) -> None:
         "Keep the first `size` numbers."
@@ -73,30 +102,58 @@ AXES = ("step", "epoch", "time")
 class Curve:
     "One scalar of one run: its value over step, epoch and time [s]."
 
-    def __init__(self):
-        self.columns = {name: Growing() for name in (*AXES, "value")}
+    def __init__(self, rows: dict[str, Growing] | None = None):
+        self.rows = rows or {name: Growing() for name in AXES}  # may be shared with other scalars of the run
+        self.places, self.kept = Growing(np.uint32), Growing()  # numbers of rows, and their values
         self.last, self.version = -math.inf, 0  # the last step; a number that changes when the past changed
+
+    @property
+    def values(self) -> np.ndarray:
+        "The values (N,), as a view."
+        return self.kept.values
+
+    def on(self, axis: str, start: int = 0) -> np.ndarray:
+        "Places on an axis, from that of a point on."
+        return self.rows[axis].values[self.places.values[start:]]
 
     def append(self, at: dict, value: float) -> None:
         "Add a value at a step, epoch and time; of two values of one step the later counts, as in `Run.history`."
         if at["step"] <= self.last:
             self.forget(at["step"], keep=False)
-        for name in AXES:
-            self.columns[name].append(at[name])
-        self.columns["value"].append(value)
+        for name, column in self.rows.items():
+            column.append(at[name])
+        self.places.append(self.rows["step"].size - 1)
+        self.kept.append(value)
         self.last = at["step"]
 
-    def forget(self, step: float, keep: bool = True) -> None:
-        "Drop what came after a step, because the run was resumed there; without `keep` the step itself as well."
-        size = int(np.searchsorted(self.columns["step"].values, step, side="right" if keep else "left"))
-        if size < len(self):
-            for column in self.columns.values():
-                column.cut(size)
-            self.last = self.columns["step"].values[-1] if size else -math.inf
-            self.version += 1
-
     def __len__(self) -> int:
-        return self.columns["value"].size
+        return self.kept.size
+
+# %% ../nbs/engine/13_dashboard.ipynb #f13162a7
+def extend(self: Curve, places: np.ndarray, values: np.ndarray) -> None:
+    "Add the values (N,) of rows of these numbers (N,)."
+    steps = self.rows["step"].values[places]
+    least = np.minimum.accumulate(steps[::-1])[::-1]  # of this value and the later ones
+    if least[0] <= self.last:
+        self.forget(least[0], keep=False)
+    counts = np.append(steps[:-1] < least[1:], True)
+    self.places.extend(places[counts])
+    self.kept.extend(values[counts])
+    self.last = float(steps[-1])
+
+def forget(self: Curve, step: float, keep: bool = True) -> None:
+    "Drop what came after a step, because the run was resumed there; without `keep` the step itself as well."
+    if self.last < step or (keep and self.last == step):
+        return
+    steps, side = self.rows["step"].values, bisect.bisect_right if keep else bisect.bisect_left
+    size = side(self.places.values, step, key=lambda place: steps[place])
+    if size < len(self):
+        self.places.cut(size)
+        self.kept.cut(size)
+        self.last = float(steps[self.places.values[-1]]) if size else -math.inf
+        self.version += 1
+
+Curve.extend, Curve.forget = extend, forget
 
 # %% ../nbs/engine/13_dashboard.ipynb #7f9fdcb9
 class Follower:
@@ -104,51 +161,113 @@ class Follower:
 
     def __init__(self, run: Run):
         self.run, self.curves, self.events = run, {}, []
+        self.rows = {name: Growing() for name in AXES}
         self.offset, self.trained, self.clock = 0, 0.0, None
-        self.damaged = 0  # rows that are no rows of a record
+        self.damaged, self.told = 0, 0  # lines that are no rows; how often the events changed
+        self.stamp, self.end = None, b""  # of the file as it was read, and its last bytes
 
-    def poll(self) -> bool:
-        "Read what was added; whether there was anything. A file that became shorter is read anew."
-        path = self.run.path / "metrics.jsonl"
-        if self.offset and path.exists() and path.stat().st_size < self.offset:
-            self.forget(-math.inf)
-            self.offset, self.clock, self.damaged = 0, None, 0
-        rows, self.offset, damaged = read_lines(path, self.offset)
-        self.damaged += damaged
-        for row in rows:
-            try:
-                self.take(row)
-            except (TypeError, ValueError, LookupError, OverflowError):  # whatever a file can hold
-                self.damaged += 1
-        return bool(rows)
+    @uncollected()
+    def poll(self, seconds: float = math.inf) -> bool:
+        "Read what was added, for about so many seconds; whether there was anything. Another file is read anew."
+        path, deadline = self.run.path / "metrics.jsonl", time.monotonic() + seconds
+        now, grown = stamp(path), False
+        if now == self.stamp:
+            return False
+        if self.offset and end_of(path, self.offset) not in (self.end, None):
+            self.restart()
+        for rows, end, damaged in read_chunks(path, self.offset):
+            self.offset, self.damaged = end, self.damaged + damaged
+            self.take(rows)
+            grown |= bool(rows)
+            if time.monotonic() > deadline:
+                now = None
+                break
+        self.stamp, self.end = now, end_of(path, self.offset)
+        return grown
+
+    def restart(self) -> None:
+        "Forget everything: the file was cut, rotated or replaced."
+        self.forget(-math.inf)
+        for column in self.rows.values():
+            column.cut(0)
+        self.offset, self.clock, self.damaged = 0, None, 0
+
+# %% ../nbs/engine/13_dashboard.ipynb #7a10d002
+def end_of(path: Path, offset: int, size: int = 64) -> bytes | None:
+    "The last bytes before an offset, by which a file is known again; None of one that cannot be read."
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, offset - size))
+            return file.read(min(offset, size))
+    except OSError:
+        return None
 
 # %% ../nbs/engine/13_dashboard.ipynb #82490e4e
-def take(self: Follower, row: dict) -> None:
-    "Keep a row's scalars, or its event."
-    at = {name: float(row[name]) for name in AXES}
-    if not all(map(math.isfinite, at.values())):
-        raise ValueError(f"a row at {at}")
-    numbers = {k: v for k, v in row.items() if "/" in k and type(v) in (int, float) and math.isfinite(v)}
-    if row.get("event") == "start":
-        self.forget(at["step"])
-        self.clock = at["time"]
-    self.trained += max(0.0, at["time"] - (at["time"] if self.clock is None else self.clock))
-    self.clock, at["time"] = at["time"], self.trained
-    if "event" in row:
-        self.events.append(row | at)
-        return
-    for name, value in numbers.items():
-        self.curves.setdefault(name, Curve()).append(at, value)
+def take(self: Follower, rows: list[dict]) -> None:
+    "Keep the scalars and events of rows; a row without a place on the axes counts as damaged."
+    starts = [place for place, row in enumerate(rows) if "event" in row and row["event"] == "start"]
+    for first, last in itertools.pairwise(sorted({0, *starts, len(rows)})):
+        part = rows[first:last]
+        at, events, scalars = placed(part)
+        good = np.isfinite(at).all(axis=0)
+        self.damaged += int((~good).sum())
+        if good[0] and part[0].get("event") == "start":
+            self.forget(float(at[0, 0]))
+            self.clock = float(at[2, 0])
+        at[2, good] = self.clocked(at[2, good])
+        numbering = self.rows["step"].size - 1 + np.cumsum(good)
+        for axis, column in zip(AXES, at):
+            self.rows[axis].extend(column[good])
+        for place in (place for place in events if good[place]):
+            bisect.insort(self.events, part[place] | dict(zip(AXES, at[:, place].tolist())), key=lambda e: e["step"])
+            self.told += 1
+        for name, (places, values) in scalars.items():
+            known = good[places] & np.isfinite(values)
+            if known.any():
+                self.curves.setdefault(name, Curve(self.rows)).extend(numbering[places[known]], values[known])
 
-def forget(self: Follower, step: float) -> None:
+Follower.take = take
+
+# %% ../nbs/engine/13_dashboard.ipynb #0059d471
+def placed(rows: list[dict]) -> tuple[np.ndarray, list[int], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    "Places of rows on the axes (3, N), which of them are events, and of each scalar its rows and values."
+    at, events, found = np.full((len(AXES), len(rows)), np.nan), [], {}
+    for places, columns in grouped(rows):
+        for axis, column in zip(AXES, at):
+            if axis in columns:
+                column[places] = numbers(columns[axis])
+        if "event" in columns:
+            events += places.tolist()
+            continue
+        for name in (name for name in columns if "/" in name):
+            found.setdefault(name, []).append((places, numbers(columns[name])))
+    scalars = {}
+    for name, parts in found.items():
+        places, values = map(np.concatenate, zip(*parts)) if len(parts) > 1 else parts[0]
+        order = np.argsort(places, kind="stable") if len(parts) > 1 else slice(None)
+        scalars[name] = places[order], values[order]
+    return at, sorted(events), scalars
+
+# %% ../nbs/engine/13_dashboard.ipynb #a01fb4b5
+def clocked(self: Follower, times: np.ndarray) -> np.ndarray:
+    "Seconds of training at these times of day (N,)."
+    if not len(times):
+        return times
+    with np.errstate(over="ignore"):
+        spent = np.maximum(0.0, np.diff(times, prepend=times[0] if self.clock is None else self.clock))
+        trained = np.cumsum(np.append(self.trained, spent))[1:]
+    self.clock, self.trained = float(times[-1]), float(trained[-1])
+    return trained
+
+def forget_after(self: Follower, step: float) -> None:
     "Forget what came after a step: it is to be done again."
     for curve in self.curves.values():
         curve.forget(step)
-    self.events = [e for e in self.events if e["step"] <= step]
-    ends = [curve.columns["time"].values[-1] for curve in self.curves.values() if len(curve)]
-    self.trained = max([*ends, *(e["time"] for e in self.events)], default=0.0)
+    del self.events[bisect.bisect_right(self.events, step, key=lambda e: e["step"]) :]
+    ends = [float(curve.rows["time"].values[curve.places.values[-1]]) for curve in self.curves.values() if len(curve)]
+    self.trained, self.told = max([*ends, *(e["time"] for e in self.events[-1:])], default=0.0), self.told + 1
 
-Follower.take, Follower.forget = take, forget
+Follower.clocked, Follower.forget = clocked, forget_after
 
 # %% ../nbs/engine/13_dashboard.ipynb #739a778f
 POINTS = 2000  # of a trace: about the pixels of a screen
@@ -177,13 +296,12 @@ class Trace:
 
     def _smooth_new(self) -> None:
         "Carry the running filter over the new points."
-        new = self.curve.columns["value"].values[self.smoothed.size :]
+        new = self.curve.values[self.smoothed.size :]
         if not len(new):
             return
         start = self.smoothed.size
         filtered, self.state = lfilter([1 - self.weight], [1, -self.weight], new, zi=self.state)
-        for value in filtered / (1 - self.weight ** np.arange(start + 1, start + len(new) + 1)):
-            self.smoothed.append(value)
+        self.smoothed.extend(filtered / (1 - self.weight ** np.arange(start + 1, start + len(new) + 1)))
 
     def news(self) -> tuple[bool, np.ndarray, np.ndarray] | None:
         "Whether the trace starts over, and the points to send; None when there is nothing new."
@@ -191,11 +309,12 @@ class Trace:
         if changed:
             self.restart()
         self._smooth_new()
-        x, y, new = self.curve.columns[self.axis].values, self.smoothed.values, self.smoothed.size - self.sent
+        y, new = self.smoothed.values, self.smoothed.size - self.sent
         if not new and not changed:
             return None
         over = self.sent == 0 or self.tail + new > TAIL
-        points = decimate(x, y) if over else (x[self.sent :], y[self.sent :])
+        x = self.curve.on(self.axis, 0 if over else self.sent)
+        points = decimate(x, y) if over else (x, y[self.sent :])
         self.tail, self.sent = 0 if over else self.tail + new, self.smoothed.size
         self.held = len(points[0]) if over else self.held + new
         return over, *points
@@ -624,7 +743,7 @@ def chart_picture(spec: dict, traces: dict[str, Trace]) -> bytes:
         trace, (number, dashes) = traces[entry["id"]], reversed(divmod(entry["look"], len(PALETTE)))
         style = {"color": PALETTE[number], "dashes": DASHES[dashes % len(DASHES)] or (None, None)}
         values.append(trace.smoothed.values)
-        x = trace.curve.columns[trace.axis].values[: len(values[-1])]
+        x = trace.curve.on(trace.axis)[: len(values[-1])]
         ax.plot(*decimate(x, values[-1]), label=entry["name"], **style)
     shown = np.concatenate(values)
     positive = shown[shown > 0]
@@ -717,31 +836,53 @@ def last_scalars(path: Path) -> dict[str, float]:
     rows, _ = read_rows(path, start)
     return {k: v for row in rows if isinstance(row, dict) and "event" not in row for k, v in row.items() if "/" in k}
 
-def facts_of(run: Run, tree: dict, now: float) -> dict[str, Any]:
-    "What the table says of a run; times in minutes, speed in examples a second."
+def facts_of(run: Run) -> dict[str, Any]:
+    "What the table says of a run: time left in minutes, speed in examples a second."
     status, scalars = run.status, last_scalars(run.path / "metrics.jsonl")
     step, total, started = status.get("step", 0), status.get("total_steps"), status.get("started")
-    spent = (status.get("updated", now) - started) / 60 if started else None
+    spent = (status.get("updated", started) - started) / 60 if started else None
     left = spent * (total - step) / step if spent and step and total and status["state"] == "running" else None
     return {
-        "preset": tree["preset"], "status": status["state"], "age": round((now - status.get("updated", now)) / 60, 1),
+        "preset": headline(run, status)["preset"], "status": status["state"], "updated": status.get("updated"),
         "step": step, "done": step / total if total else None, "best": status.get("best"),
         "speed": scalars.get("system/samples_per_second"), "left": left,
     }
 
 # %% ../nbs/engine/13_dashboard.ipynb #b76981b2
-COLUMNS = ("preset", "status", "age", "step", "done", "best", "speed", "left")
+COLUMNS = ("preset", "status", "updated", "step", "done", "best", "speed", "left")
 
-def row_of(run: Run, now: float) -> dict[str, Any]:
+def row_of(run: Run) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the status says what is wrong."
     system, name = run.path.parent.name, run.path.name
     row = {"id": f"{system}/{name}", "system": system, "run": name}
     try:
-        return row | plain(facts_of(run, run.tree, now))
+        return row | plain(facts_of(run))
     except Exception as error:  # a stranger's files raise anything
         return row | dict.fromkeys(COLUMNS) | {"status": damage(run, error)}
 
 # %% ../nbs/engine/13_dashboard.ipynb #a5275bbb
+SETTLED = 2.0  # seconds after a write; file systems have stamps as coarse as that
+
+class TableRows:
+    "The rows of the table, read again where a file has changed."
+
+    def __init__(self):
+        self.known: dict[str, tuple[tuple | None, dict]] = {}  # folder -> stamps of its files, row
+
+    def read(self, root: Path) -> list[dict]:
+        "The rows of all runs under a project root, oldest first."
+        found, old = {}, time.time() - SETTLED
+        for path, written in run_folders(root):
+            stamps = written, stamp(f"{path}/status.json"), stamp(f"{path}/metrics.jsonl")
+            kept, row = self.known.get(path, (None, None))
+            if kept != stamps:
+                row = row_of(Run(path))
+            settled = row["status"] != "running" and all(s[0] < old * 1e9 for s in stamps if s)
+            found[path] = (stamps if settled else None), row
+        self.known = found
+        return [row for _, row in found.values()]
+
+# %% ../nbs/engine/13_dashboard.ipynb #0593d7e9
 ROW_JS = """
 const COLUMNS = [
   ["system", "system"], ["run", "run"], ["preset", "preset"], ["status", "status"], ["age", "age [min]"],
@@ -751,6 +892,9 @@ function shown(key, v) {
   if (v === null || v === undefined) return "";
   if (typeof v !== "number" || key === "step") return String(v);
   return key === "done" ? Math.round(100 * v) + " %" : String(+v.toPrecision(4));
+}
+function aged(updated, now) {
+  return typeof updated === "number" ? Math.max(0, Math.round((now - updated) / 6) / 10) : null;
 }
 function ordered(rows, words, by, up) {
   const text = r => `${r.system} ${r.run} ${r.preset} ${r.status}`.toLowerCase();
@@ -814,7 +958,8 @@ function render({model, el}) {
     return cell;
   });
   const draw = () => {
-    const chosen = ticked(), looks = model.get("looks"), rows = model.get("rows");
+    const chosen = ticked(), looks = model.get("looks"), now = model.get("now");
+    const rows = model.get("rows").map(r => ({...r, age: aged(r.updated, now)}));
     const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
     COLUMNS.forEach(([key, title], k) => { titles[k].textContent = title + arrow(key); });
     const wanted = ordered(rows, words, by, up).map(r => {
@@ -829,7 +974,7 @@ function render({model, el}) {
   };
   head.append(document.createElement("th"), ...titles);
   filter.oninput = draw;
-  for (const name of ["rows", "selected", "looks", "heard"]) model.on("change:" + name, draw);
+  for (const name of ["rows", "selected", "looks", "heard", "now"]) model.on("change:" + name, draw);
   draw();
 }
 export default {render};
@@ -860,6 +1005,7 @@ class RunTable(anywidget.AnyWidget):
     selected = traitlets.List().tag(sync=True)  # ids "system/run"
     looks = traitlets.Dict().tag(sync=True)  # id -> look, of the runs that are shown
     heard = traitlets.Dict().tag(sync=True)  # view -> number of its newest tick that was heard
+    now = traitlets.Float().tag(sync=True)  # [s], what ages are counted to
 
     def tick(self, name: str, on: bool, view: str = "", number: int = 0) -> None:
         "Select a run, or no longer."
@@ -1018,35 +1164,41 @@ EVENT_COLOURS = {  # every kind of event that `fit` records
     "halved": "#CC79A7", "rescaled": "#CC79A7",
 }
 NEWEST = ("best", "saved")  # kinds of which only the newest is marked
+SLICE = 0.5  # seconds of a tick that reading one run may take
 PANELS = "train/learning_rate", "train/grad_norm", "system/samples_per_second", "system/memory"  # always shown
 
 def marks_of(follower: Follower, axis: str, most: int = 100) -> list[dict]:
     "Events as vertical lines: the newest best and checkpoint; of the other kinds at most `most` groups of neighbours."
-    found = []
-    for kind, colour in EVENT_COLOURS.items():
-        places = [e[axis] for e in follower.events if e["event"] == kind and (kind != "start" or e["step"] > 0)]
+    found, known = [], {kind: [] for kind in EVENT_COLOURS}
+    for event in follower.events:
+        kind = str(event["event"])
+        if kind in known and (kind != "start" or event["step"] > 0):
+            known[kind].append(event[axis])
+    for kind, places in known.items():
         places = places[-1:] if kind in NEWEST else places
         groups = np.array_split(places, min(len(places), most)) if places else []
-        found += [{"x": float(group[0]), "count": len(group), "label": kind, "colour": colour} for group in groups]
+        label = {"label": kind, "colour": EVENT_COLOURS[kind]}
+        found += [{"x": float(group[0]), "count": len(group)} | label for group in groups]
     return found
 
 def stacked(follower: Follower) -> dict[str, Curve]:
     "The weighted parts of the training loss, each on those before it; a part that a row lacks adds nothing there."
     weighted = {k: c for k, c in follower.curves.items() if k.startswith("train/weighted_")}
-    parts = {k.removeprefix("train/weighted_"): curve.columns for k, curve in weighted.items()}
-    every = [np.stack([columns[a].values for a in AXES]) for columns in parts.values()]
+    parts = {k.removeprefix("train/weighted_"): curve for k, curve in weighted.items()}
+    every = [np.stack([curve.on(a) for a in AXES]) for curve in parts.values()]
     places = np.unique(np.concatenate(every, axis=1), axis=1) if parts else np.empty((len(AXES), 0))  # sorted by step
     total, found = np.zeros(places.shape[1]), {}
-    for name, columns in parts.items():
-        total[np.searchsorted(places[0], columns["step"].values)] += columns["value"].values
-        found[name] = Curve()
-        found[name].columns = {a: filled(x) for a, x in zip(AXES, places)} | {"value": filled(total)}
+    rows = {axis: filled(x) for axis, x in zip(AXES, places)}
+    for name, curve in parts.items():
+        total[np.searchsorted(places[0], curve.on("step"))] += curve.values
+        found[name] = Curve(rows)
+        found[name].extend(np.arange(len(total)), total.copy())
     return dict(reversed(found.items()))  # the tallest first, so that the others are drawn over it
 
 def filled(values: np.ndarray) -> Growing:
     "Numbers as a growing array."
     found = Growing()
-    found._data, found.size = np.array(values), len(values)
+    found.extend(values)
     return found
 
 # %% ../nbs/engine/13_dashboard.ipynb #18f0ddab
@@ -1061,7 +1213,7 @@ class Dashboard(widgets.VBox):
     ):
         self.root, self.period, self.task = Path(root or project_root()), period, None
         self.followers, self.charts, self.looks, self.jobs, self.drawn = {}, [], Looks(), {}, {}
-        self.queue, self.troubles = deque(), {}
+        self.queue, self.troubles, self.known, self.marked = deque(), {}, TableRows(), None
         self.table, self.form = RunTable(), JobForm(later=self.later)
         self.make_controls(tuple(scalars))
         self.note, self.difference, self.hint, self.trouble = (widgets.HTML() for _ in range(4))
@@ -1128,10 +1280,10 @@ Dashboard.later, Dashboard.do_queued, Dashboard.attempt = later, do_queued, atte
 # %% ../nbs/engine/13_dashboard.ipynb #29d7c068
 def refresh_table(self: Dashboard) -> None:
     "Read the status of every run."
-    now = time.time()
-    rows = [row_of(run, now) for run in find_runs(self.root)]
+    rows = self.known.read(self.root)
     if rows != self.table.rows:
         self.table.rows = rows
+    self.table.now = time.time() // 6 * 6  # ages have tenths of a minute
     if self.followers.keys() - {row["id"] for row in rows}:  # a run was deleted
         self.later(self.choose)
     self.hint.value = self.advice()
@@ -1144,7 +1296,7 @@ def choose(self: Dashboard) -> None:
     chosen = [name for name in self.table.selected if name in there]
     self.followers = {name: self.followers.get(name) or Follower(Run(self.root / "runs" / name)) for name in chosen}
     for name, follower in self.followers.items():
-        self.attempt(f"reading {name}", follower.poll)
+        self.attempt(f"reading {name}", partial(follower.poll, SLICE))
     self.table.looks = self.looks.choose(chosen, there)
     known = sorted({name for f in self.followers.values() for name in f.curves} | set(self.scalars.options))
     if tuple(known) != tuple(self.scalars.options):
@@ -1201,10 +1353,14 @@ def restack(self: Dashboard) -> None:
 
 def remark(self: Dashboard) -> None:
     "Mark the events of a run that is shown alone."
-    alone = next(iter(self.followers.values())) if len(self.followers) == 1 else None
+    alone, marks = (next(iter(self.followers.values())) if len(self.followers) == 1 else None), []
+    if alone is not None:
+        about = alone, alone.told, self.axis.value
+        if self.marked is None or self.marked[0] != about:
+            self.marked = about, marks_of(alone, self.axis.value)
+        marks = self.marked[1]
     for chart in self.charts:
-        marked = alone is not None and chart.spec["title"] in ("train/loss", "val/loss")
-        chart.marks = marks_of(alone, self.axis.value) if marked else []
+        chart.marks = marks if chart.spec["title"] in ("train/loss", "val/loss") else []
 
 Dashboard.named_chart, Dashboard.chart_of, Dashboard.restack, Dashboard.remark = named_chart, chart_of, restack, remark
 
@@ -1234,7 +1390,7 @@ def difference_table(followers: list[Follower]) -> str:
         try:
             trees.append((follower.run.path.name, flatten(follower.run.tree)))
         except Exception:  # a stranger's files raise anything
-            said = f"{follower.run.path.name}: {row_of(follower.run, 0)['status']}"
+            said = f"{follower.run.path.name}: {row_of(follower.run)['status']}"
             damaged.append(f"<p>{html.escape(said)}</p>")
     if len(trees) < 2:
         return "choose two runs or more" + "".join(damaged)
@@ -1254,7 +1410,7 @@ def act(self: Dashboard, what: str) -> None:
 
 def act_on(self: Dashboard, what: str, name: str, run: Run) -> str:
     "Stop or resume a run; returns what was done."
-    state, job = row_of(run, time.time())["status"], self.jobs.get(name)
+    state, job = row_of(run)["status"], self.jobs.get(name)
     if what == "stop" and state == "running":
         run.request_stop()
         return f"{name}: stops after the step at hand"
@@ -1281,7 +1437,7 @@ def tick(self: Dashboard, count: int = 0) -> None:
     "Follow the runs once."
     self.do_queued()
     before = sum(len(f.curves) for f in self.followers.values())
-    grown = [name for name, f in self.followers.items() if self.attempt(f"reading {name}", f.poll)]
+    grown = [name for name, f in self.followers.items() if self.attempt(f"reading {name}", partial(f.poll, SLICE))]
     if sum(len(f.curves) for f in self.followers.values()) != before:
         self.attempt("charts", self.choose)
     for chart in self.charts:

@@ -1280,7 +1280,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     )
     loop.record = Record(run.path / "metrics.jsonl", attempt)
     (run.path / "stop").unlink(missing_ok=True)
-    run.write_text("config.yaml", loop.cfg.yaml())
+    run.set_status(config=run.write_config(loop.cfg))
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint)
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)

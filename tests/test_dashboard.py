@@ -160,7 +160,7 @@ def test_curves_are_the_record_whatever_is_clicked(board):
     assert last > 2000
     for scalar in SCALARS:
         wait_for(lambda: board.drawn(scalar)["x1"] == last, f"the last row in {scalar}")
-    held = "{k: {s: [c.columns[a].values.tolist() for a in ('step', 'value')] for s, c in f.curves.items()}"
+    held = "{k: {s: [c.on('step').tolist(), c.values.tolist()] for s, c in f.curves.items()}"
     kept = board.kernel("", held + " for k, f in dashboard.followers.items()}")
     assert kept.keys() == truth.keys()
     for key, scalar in [(key, scalar) for key in truth for scalar in SCALARS]:

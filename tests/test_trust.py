@@ -90,7 +90,7 @@ def test_one_bad_directory_stops_nobody(run, home, capsys):
             with pytest.raises(FormatError, match="evaluation.json"):
                 write_evaluation(copy, "val", ENTRY)
             continue
-        assert table.state[name] == said == row_of(copy, 0)["status"]
+        assert table.state[name] == said == row_of(copy)["status"]
         with pytest.raises(FormatError, match=file):
             copy.tree, copy.status
     assert "damaged: config.yaml" in difference_table([Follower(r) for r in (run, spoilt[0][0])])

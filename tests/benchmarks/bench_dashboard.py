@@ -115,4 +115,4 @@ def test_opening_200_runs(home, capsys):
     floor = time.perf_counter() - floor
     with capsys.disabled():
         print(f"\nopening {len(board.table.rows)} runs: {opened:.2f} s, {opened / floor:.0f} times the bare reading of their files")
-    assert len(board.table.rows) == 200 and row_of(source, time.time())["status"] == "created"
+    assert len(board.table.rows) == 200 and row_of(source)["status"] == "created"
