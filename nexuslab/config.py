@@ -72,7 +72,9 @@ DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"  # what a device may be called
 class Compute(Section):
     "Device, precision and parallelism."
 
-    device: str = Field("auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:N | mps; auto takes the best there is")
+    device: str = Field(
+        "auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:N | mps; auto takes the best there is"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the forward pass; auto is bf16 on CUDA devices that have it, fp32 elsewhere")
     compile: bool = Field(False, description="compile model and loss with torch.compile")
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; None leaves PyTorch's choice")

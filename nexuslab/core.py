@@ -91,7 +91,8 @@ class Interrupted(NexusError):
     @property
     def number(self) -> int:
         "The number of the signal; that of Ctrl-C where `found` names none."
-        return next((int(s) for s in signal.Signals if re.search(rf"\b{s.name}\b", str(self.found))), int(signal.SIGINT))
+        named = (s for s in signal.Signals if re.search(rf"\b{s.name}\b", str(self.found)))
+        return int(next(named, signal.SIGINT))
 
 STOPPING = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]  # signals that ask for an end
 

@@ -606,7 +606,7 @@ def epoch_order(
     return np.concatenate([rng.permutation(np.arange(s, min(s + block_size, size))) for s in starts])
 
 def epoch_steps(size: int | None, per_step: int, drop_last: bool = False) -> int | None:
-    "Steps of an epoch of `size` examples; None without an end. The rest is a step of its own, or dropped behind others."
+    "Steps of an epoch of `size` examples, None without an end; the rest is a step of its own, or dropped after others."
     if size is None:
         return None
     whole, rest = divmod(size, per_step)

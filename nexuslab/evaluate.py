@@ -79,7 +79,8 @@ def evaluate(
     figures = averages.compute() | metrics | examined
     entry = {
         "checkpoint": checkpoint, "step": saved.manifest["step"], "manifest": saved.seal,
-        "examples": splits.named(split).size, "figures": figures, "baselines": task.baselines(splits, split, cfg), "changed": changed_since(saved, cfg),
+        "examples": splits.named(split).size, "figures": figures,
+        "baselines": task.baselines(splits, split, cfg), "changed": changed_since(saved, cfg),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if missing := left_out(run):
@@ -118,7 +119,7 @@ def understood(
     method: Callable,  # a system's `sample` or `predict`
     how: dict[str, Any] | None,  # what the user chose
 ) -> dict[str, Any]:
-    "The choices, checked against the keyword-only parameters of a method; one that it does not know is refused by name."
+    "The choices, checked against the keyword-only parameters of a method; one that it does not know is refused."
     offered = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
     if how is not None and not isinstance(how, dict):
         raise ConfigError("how", found=how, expected="a dictionary", remedy="write --how '{name: value}'")

@@ -290,7 +290,8 @@ def study_name_of(
         raise StudyError("study name", found=name[:200], remedy="choose a name that can be part of a folder's name",
                          expected="at most 90 letters, digits, dots, dashes, underscores; no dot or dash first")
     if output is not None and Path(output).is_dir():
-        raise ConfigError("output of a study", found=f"{output}, a folder", expected="a file for the best configuration",
+        raise ConfigError("output of a study", found=f"{output}, a folder",
+                          expected="a file for the best configuration",
                           remedy=f"name the file: {Path(output) / 'best_config.yaml'}")
     return name
 
@@ -326,9 +327,9 @@ def tune(
 ) -> Tuned:
     """Run a study until it has `trials` finished trials; going on with a stored one is the same call.
 
-    What `task.space` sets overrules `cfg`. Calls at the same time share out what is missing; one that has nothing left to
-    start waits for the others' trials. A signal ends the study: the trial at hand fails, its parameters are queued for
-    the next call, `Interrupted` is raised.
+    What `task.space` sets overrules `cfg`. Calls at the same time share out what is missing; one that has nothing left
+    to start waits for the others' trials. A signal ends the study: the trial at hand fails, its parameters are queued
+    for the next call, `Interrupted` is raised.
     """
     root, ended = Path(root or project_root()), []
     name = study_name_of(cfg, study_name, trials, output)

@@ -1,4 +1,4 @@
-"""A user's own model, data, optimiser and metrics: trained, resumed, loaded, evaluated; in a session, from the shell."""
+"""A user's own model, data, optimiser and metrics: trained, resumed, evaluated; in a session, from the shell."""
 import os
 import re
 import subprocess

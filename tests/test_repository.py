@@ -389,7 +389,8 @@ def test_no_loose_habits():
 def literal(path: Path, name: str):
     """The value of a module's constant."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    return next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name)
+    constants = {ast.unparse(n.targets[0]): n.value for n in body if isinstance(n, ast.Assign)}
+    return ast.literal_eval(constants[name])
 
 
 def test_every_event_has_a_colour():
