@@ -17,7 +17,7 @@ from tiny import Halt, Scripted, comparable, events, same_weights, train
 from nexuslab.checkpoint import find_checkpoint, load_weights, pointed, read_checkpoint
 from nexuslab.config import Config, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
-from nexuslab.core import CheckpointError
+from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
 from nexuslab.fit import RESUMABLE, fit, forward_backward, holds, restore, set_up, start_clock, where
 from nexuslab.optim import make_optimizer
@@ -378,3 +378,5 @@ def test_a_child_goes_on_without_its_parent(tmp_path):
     child = train(task, tmp_path, [Halt(4)], init_from=parent.path.name).run
     shutil.rmtree(parent.path)
     assert train(task, tmp_path, run=child, resume="last", init_from=parent.path.name).step == 6
+    with pytest.raises(ConfigError, match="init_from.*\n.*this run itself"):  # the newest run is by now the new one
+        train(task, tmp_path, init_from="last")
