@@ -43,7 +43,7 @@ from tsdownsample import MinMaxLTTBDownsampler
 
 # %% ../nbs/engine/13_dashboard.ipynb #7a10d001
 from .config import flatten
-from .core import NexusError, parse_yaml, plain, project_root
+from .core import ConfigError, NexusError, parse_yaml, plain, project_root
 from .fit import Listener, Snapshot
 from .jobs import Parameter, command_line, job_notebooks, parameters_of, parse_changes, planned, split_changes
 from nexuslab.run import (
@@ -1211,6 +1211,8 @@ class Dashboard(widgets.VBox):
         period: float = 0.2,  # seconds between two ticks
         scalars: Sequence[str] = ("train/loss", "val/loss"),  # chosen at first
     ):
+        if not period > 0:
+            raise ConfigError("period of a dashboard", found=period, expected="seconds, more than 0", remedy="leave it out")
         self.root, self.period, self.task = Path(root or project_root()), period, None
         self.followers, self.charts, self.looks, self.jobs, self.drawn = {}, [], Looks(), {}, {}
         self.queue, self.troubles, self.known, self.marked = deque(), {}, TableRows(), None

@@ -433,10 +433,15 @@ def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Modul
     model = task.model(cfg, splits.meta)
     if cfg.compute.gradient_checkpointing:
         if not isinstance(model, Recomputes):
-            raise ConfigError("compute.gradient_checkpointing", found=f"{type(model).__name__}, which does not offer it", expected="a model that is a Recomputes", remedy="set it to false for this model")
+            raise ConfigError("compute.gradient_checkpointing", found=f"{type(model).__name__}, which does not offer it",
+                              expected="a model that is a Recomputes", remedy="set it to false for this model")
         model.recompute_activations()
     if cfg.init_from and not steps_kept(run.path / "checkpoints"):  # its own weights follow where it has any
-        saved = open_checkpoint(Run.open(cfg.init_from, run.root).path / "checkpoints", "best")
+        parent = Run.open(cfg.init_from, run.root)
+        if parent.path == run.path:
+            raise ConfigError("init_from", found=f"{cfg.init_from!r}, which is this run itself",
+                              expected="a run that was trained before", remedy="give that run's name")
+        saved = open_checkpoint(parent.path / "checkpoints", "best")
         load_weights(model, saved.weights(), saved.path)
     return model
 
@@ -691,7 +696,9 @@ def clip(loop: Loop) -> float:
         loop.scaler.unscale_(loop.optimizer)
     gradients = [p.grad for p in loop.parameters if p.grad is not None]
     if not gradients:
-        raise TrainingError("the backward pass", found="no gradient in any parameter", expected="a loss that depends on the model", remedy="check that the step does not detach the model's output")
+        raise TrainingError("the backward pass", found="no gradient in any parameter",
+                            expected="a loss that depends on the model",
+                            remedy="check that the step does not detach the model's output")
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
     if not math.isfinite(norm):
         raise Unusable("nonfinite", "non-finite gradient", norm)
