@@ -10,9 +10,9 @@ __all__ = ['RELEASED', 'SHELL_NAMES', 'INJECTED', 'VALUES_OF', 'PAPERMILL', 'GRA
            'completed', 'new_report', 'report_files', 'place_of', 'announce', 'RunStore', 'Watch', 'command_line',
            'run_of', 'way_on', 'ended_early', 'execute_watched', 'job_engine', 'register_engine', 'exit_code',
            'resumed', 'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'truth', 'add_options', 'Parser',
-           'option_instead', 'run_job', 'stop_if_interrupted', 'said_by', 'job_command', 'dry_run', 'plan_of_training',
-           'plan_of_run', 'plan_of_comparison', 'known_split', 'wants_answers', 'runs_to_compare', 'runs_command',
-           'reproduce_command', 'report_command', 'doctor_command', 'survey_command', 'main']
+           'option_instead', 'run_job', 'stop_if_interrupted', 'purpose_of', 'said_by', 'job_command', 'dry_run',
+           'plan_of_training', 'plan_of_run', 'plan_of_comparison', 'known_split', 'wants_answers', 'runs_to_compare',
+           'runs_command', 'reproduce_command', 'report_command', 'doctor_command', 'survey_command', 'main']
 
 # %% ../nbs/engine/16_jobs.ipynb #978e8d44
 import argparse
@@ -43,6 +43,7 @@ from nexuslab.core import (
     NexusError,
     atomic_path,
     did_you_mean,
+    module_of,
     parse_yaml,
     plain,
     project_root,
@@ -668,18 +669,29 @@ def stop_if_interrupted(run) -> None:
                           remedy=f"nexuslab train --resume {run.path.name}")
 
 # %% ../nbs/engine/16_jobs.ipynb #d6446b34
+def purpose_of(verb: str) -> str:
+    "What a job does, in the words of its notebook's title."
+    first = "".join(json.loads(job_notebooks()[verb].read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.split(r"[:.](?: `|\n|$)", first.partition("> ")[2])[0].strip()
+
 def said_by(
     verb: str,  # train, evaluate ...
     arguments: list[str],  # of `nexuslab <verb>`
 ) -> tuple[dict[str, Any], bool]:
     "The parameters that a command line gives a job, and whether it asks for a dry run."
     notebook = job_notebooks()[verb]
-    parser = Parser(prog=f"nexuslab {verb}", description=f"run {notebook.name} by papermill",
+    parser = Parser(prog=f"nexuslab {verb}", description=f"{purpose_of(verb)}: runs {notebook.name} by papermill",
                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    subject = next((name for name in ("run", "runs") if name in parameters_of(notebook)), None)
+    if subject:
+        parser.add_argument("subject", nargs="?" if subject == "run" else "*", metavar="RUN",
+                            help=f"the same as --{subject}: a name, a part of it, a path, or last")
     add_options(parser, notebook)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
     said = vars(parser.parse_args(arguments))
     dry, changes = said.pop("dry_run", False), said.pop("override", [])
+    if "subject" in said:
+        said = joined({subject: said.pop("subject")}, said)
     for name in (name for name, value in said.items() if value is None):
         raise ConfigError(f"--{name.replace('_', '-')}", found="null", expected="a value",
                           remedy="leave it out; a key of the configuration is set to null by -o key=null")
@@ -691,6 +703,8 @@ def job_command(verb: str, arguments: list[str]) -> None:
     if differences := edited(notebook):
         print(f"nexuslab: {notebook.name} has been edited: {'; '.join(differences)}. "
               "The command uses the defaults: give options to change them.", file=sys.stderr)
+    if "system" in parameters:
+        module_of(parameters["system"])
     if dry:
         dry_run(verb, parameters)
         return
@@ -901,7 +915,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     verbs = [*job_notebooks(), *COMMANDS]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: nexuslab VERB [options]\n\n" + "\n".join(f"  nexuslab {v} --help" for v in verbs))
+        print("usage: nexuslab VERB [options]; nexuslab VERB --help lists the options\n")
+        told = {v: COMMANDS[v].__doc__.split(": ", 1)[1].rstrip(".") if v in COMMANDS else purpose_of(v) for v in verbs}
+        print("\n".join(f"  {v:10} {text[0].upper()}{text[1:]}" for v, text in told.items()))
         return 0
     verb, rest = arguments[0], arguments[1:]
     try:

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'row_keys', 'At', 'rows_of', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task',
-           'CanPredict', 'CanSample', 'HasLatent', 'HasOptimizer', 'system_modules', 'local_systems', 'list_tasks',
-           'register', 'get_task', 'refuse_hidden']
+           'CanPredict', 'CanSample', 'HasLatent', 'HasOptimizer', 'list_tasks', 'register', 'get_task',
+           'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ import torch
 from torch import nn
 
 from .config import Config
-from .core import ConfigError, ModelError, NexusError, did_you_mean, mix, project_root
+from .core import ConfigError, ModelError, NexusError, local_systems, mix, module_of, system_modules
 from .data import GOLDEN, Source, Splits, box_muller, keyed_numbers, scramble
 from .metrics import Part
 
@@ -350,19 +348,6 @@ class HasOptimizer(ABC):
         "The optimiser; the schedule multiplies the rate of each of its groups by the same factor."
 
 # %% ../nbs/engine/04_task.ipynb #9daef246
-def system_modules() -> dict[str, str]:
-    "System name -> the module or package that holds it."
-    import nexuslab.systems as home  # late: `nexuslab.systems` may grow while a session runs
-
-    if str(local_systems()) not in home.__path__:  # the project was changed since
-        home.__path__.append(str(local_systems()))
-    found = {m.name: f"{home.__name__}.{m.name}" for m in pkgutil.iter_modules(home.__path__) if not m.name.startswith("_")}
-    return {e.name: e.value for e in importlib.metadata.entry_points(group="nexuslab.systems")} | found
-
-def local_systems() -> Path:
-    "The folder of the project's own systems."
-    return project_root() / "systems"
-
 def list_tasks() -> list[str]:
     "The names of all systems, without importing any."
     return sorted(system_modules() | SESSION)
@@ -376,21 +361,18 @@ def register(task: Task) -> None:
 
 def get_task(name: str) -> Task:
     "The task of a system; only that system is imported."
-    modules = system_modules()
-    if name not in modules and name in SESSION:
+    if name in SESSION and name not in system_modules():
         return SESSION[name]
-    if name not in modules:
-        own = f"a system of your own: {local_systems() / name}.py with TASK = ..."
-        remedy = f"{did_you_mean(name, [*modules, *SESSION])}; {own}"
-        expected = "a system that is installed, in the project's folder systems/, or made in this session"
-        raise ConfigError(f"unknown system {name!r}", found=name, expected=expected, remedy=remedy)
-    module = importlib.import_module(modules[name])
+    place = module_of(name, SESSION)
+    module = importlib.import_module(place)
     refuse_hidden(name, module)
     if module.__spec__.submodule_search_locations is not None:
-        module = importlib.import_module(f"{modules[name]}.task")
+        module = importlib.import_module(f"{place}.task")
     task = vars(module).get("TASK")
     if not isinstance(task, Task):
-        raise NexusError(f"system {name}", found=f"no TASK in {module.__name__}", expected="TASK = an instance of a Task subclass", remedy="end the system's task notebook with `TASK = YourTask()`")
+        raise NexusError(f"system {name}", found=f"no TASK in {module.__name__}",
+                         expected="TASK = an instance of a Task subclass",
+                         remedy="end the system's task notebook with `TASK = YourTask()`")
     return task
 
 # %% ../nbs/engine/04_task.ipynb #fa2be7e8

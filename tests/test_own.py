@@ -248,7 +248,7 @@ def test_the_example_of_the_readme_trains_and_is_evaluated_from_the_shell(home):
     (home / "systems" / "digits.py").write_text(code)
     task = get_task("digits")
     assert trained(task, home).step > 0
-    said = [line for line in text.splitlines() if line.startswith("nexuslab evaluate --run last")]
+    said = [line for line in text.splitlines() if line.startswith("nexuslab evaluate last")]
     assert said and len(code.strip().splitlines()) <= 30
     command = [sys.executable, "-c", RUN, *said[0].split("#")[0].split()[1:]]
     done = subprocess.run(command, env={**os.environ}, cwd=home, capture_output=True, text=True, timeout=300)
