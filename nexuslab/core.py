@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['STOPPING', 'LEFT', 'fcntl', 'HOUR', 'MAX_JSON', 'MAX_YAML', 'MAX_DEPTH', 'MAX_NODES', 'PARTS', 'SEAL', 'NexusError',
            'ConfigError', 'FormatError', 'DataError', 'ModelError', 'RunError', 'CheckpointError', 'TrainingError',
-           'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'sync_folder', 'make_folder', 'held',
-           'abandoned', 'clear_left', 'atomic_path', 'plain', 'write_json', 'read_bytes', 'parse', 'depth_of',
-           'parse_json', 'read_json', 'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml', 'digest', 'file_digest',
-           'write_sealed', 'read_sealed', 'mix']
+           'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'system_modules', 'local_systems',
+           'module_of', 'sync_folder', 'make_folder', 'held', 'abandoned', 'clear_left', 'atomic_path', 'plain',
+           'write_json', 'read_bytes', 'parse', 'depth_of', 'parse_json', 'read_json', 'expanded', 'LimitedLoader',
+           'parse_yaml', 'read_yaml', 'digest', 'file_digest', 'write_sealed', 'read_sealed', 'mix']
 
 # %% ../nbs/engine/00_core.ipynb #4e62db9e
 import contextlib
 import difflib
 import functools
 import hashlib
+import importlib.metadata
 import importlib
 import json
 import math
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -133,6 +135,35 @@ def project_root(
         if settings.is_file() and "lib_name = nexuslab" in settings.read_text(encoding="utf-8"):
             return folder
     return here
+
+# %% ../nbs/engine/00_core.ipynb #86df95d1
+def system_modules() -> dict[str, str]:
+    "System name -> the module or package that holds it."
+    import nexuslab.systems as home  # late: `nexuslab.systems` may grow while a session runs
+
+    if str(local_systems()) not in home.__path__:  # the project was changed since
+        home.__path__.append(str(local_systems()))
+    inside = (m.name for m in pkgutil.iter_modules(home.__path__) if not m.name.startswith("_"))
+    found = {name: f"{home.__name__}.{name}" for name in inside}
+    return {e.name: e.value for e in importlib.metadata.entry_points(group="nexuslab.systems")} | found
+
+def local_systems() -> Path:
+    "The folder of the project's own systems."
+    return project_root() / "systems"
+
+def module_of(
+    name: str,  # of a system
+    others: Iterable[str] = (),  # names that are known besides
+) -> str:
+    "The module or package that holds a system; an unknown one is refused with the nearest."
+    modules = system_modules()
+    if name not in modules:
+        own = f"a system of your own: {local_systems() / str(name)}.py with TASK = ..."
+        raise ConfigError(
+            f"unknown system {name!r}", found=name, remedy=f"{did_you_mean(str(name), [*modules, *others])}; {own}",
+            expected="a system that is installed, in the project's folder systems/, or made in this session",
+        )
+    return modules[name]
 
 # %% ../nbs/engine/00_core.ipynb #07f6077d
 def sync_folder(folder: Path) -> None:

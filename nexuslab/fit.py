@@ -51,7 +51,7 @@ from nexuslab.checkpoint import (
 )
 from .config import DEVICES, Compute, Config, difference, validated
 from nexuslab.core import (
-    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix,
+    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix, system_modules,
 )
 from nexuslab.data import (
     Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, to_device,
@@ -59,7 +59,7 @@ from nexuslab.data import (
 from .metrics import Averages
 from .optim import Plateau, learning_rate, load_moments, make_optimizer
 from .run import ExperimentTracker, NoTracker, Record, Run, Tracker
-from .task import At, HasOptimizer, StepOut, Task, Updater, get_task, register, system_modules
+from .task import At, HasOptimizer, StepOut, Task, Updater, get_task, register
 
 # %% ../nbs/engine/08_fit.ipynb #5bf6f498
 class PlainTask(Task):
