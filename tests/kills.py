@@ -204,19 +204,28 @@ def watched(name: str, root: Path, at: int = 0, act: Callable[[], None] = lambda
 
 
 def left_over(root: Path) -> list[str]:
-    """Temporary files and half files; those in a run that died are of that run's next use."""
-    found = []
+    """Temporary files; those in a run that died are of that run's next use."""
+    found, dead = [], [r.path for r in find_runs(root) if r.status["state"] == "died"]
     for path in root.rglob("*"):
-        name = str(path.relative_to(root))
-        if path.name.endswith((".tmp", ".old")):
-            owner = next((r for r in find_runs(root) if path.is_relative_to(r.path)), None)
-            found += [] if owner and owner.status["state"] == "died" else [name]
-        elif path.suffix == ".png" and not whole_png(path.read_bytes()):
-            found.append(f"half a picture: {name}")
-        elif path.suffix in (".html", ".svg") and not path.read_bytes().rstrip().endswith(f"</{path.suffix[1:]}>".encode()):
-            found.append(f"half a page: {name}")
-        elif path.suffix in (".ipynb", ".json") and path.is_file():
-            parse_json(path.read_bytes(), path)
+        if path.name.endswith((".tmp", ".old")) and not any(path.is_relative_to(run) for run in dead):
+            found.append(str(path.relative_to(root)))
+    return found
+
+
+def halves(root: Path) -> list[str]:
+    """Files that are not whole under their final names: nobody may meet one, at any time."""
+    found = []
+    for path in (p for p in root.rglob("[!.]*") if p.is_file() and not p.name.endswith(".tmp")):
+        if any(folder.name.startswith(".step_") or folder.name.endswith(".tmp") for folder in path.parents):
+            continue
+        name, data_of, end = str(path.relative_to(root)), path.read_bytes, f"</{path.suffix[1:]}>".encode()
+        if path.suffix == ".png" and not whole_png(data_of()) or path.suffix in (".html", ".svg") and not (
+                data_of().rstrip().endswith(end)) or path.suffix in (".csv", ".yaml") and not data_of().endswith(b"\n"):
+            found.append(name)
+        elif path.suffix in (".ipynb", ".json"):
+            parse_json(data_of(), path)
+        elif path.suffix == ".h5":
+            data.Store(path).verify()
     return found
 
 
@@ -303,10 +312,12 @@ def killed(name: str, at: float, delay: float | None, times: int) -> str:
         code, said = kill_once(name, root, place, delay)
         if code not in (0, -signal.SIGKILL):
             raise Altered(f"{name} ended with {code}: {said[-1500:]}")
+        if found := halves(root):
+            raise Altered(f"half written: {found}")
     code, said = in_child(functools.partial(ask, name))
     if code:
         raise Altered(f"{name} cannot be done again: {said[-2000:]}")
-    if left := left_over(root):
+    if left := left_over(root) + halves(root):
         raise Altered(f"left over: {left}")
     found = json.loads(json.dumps(results(root)))
     if found != expected:
@@ -343,9 +354,9 @@ def cases(seed: int, count: int, names: tuple[str, ...] = tuple(JOBS)) -> list[t
     for i in range(count):
         name, turn, draw = names[i % len(names)], i // len(names), random.Random(f"kills|{seed}|{i}")
         at = (turn + draw.random()) / rounds
-        delay = draw.uniform(0, 0.03) if turn % 2 else None
+        delay = draw.random() * draw.choice((0.001, 0.005, 0.03)) if turn % 2 else None
         times = draw.choice((1, 1, 2))
-        told = f"{name} at {at:.3f}{'' if delay is None else f' and {1000 * delay:.0f} ms'}, {times} times"
+        told = f"{name} at {at:.3f}{'' if delay is None else f' and {1000 * delay:.1f} ms'}, {times} times"
         found.append((told, functools.partial(killed, name, at, delay, times)))
     return found
 

@@ -28,5 +28,6 @@ def test_a_job_that_writes_half_would_be_noticed(cases, tmp_path):
     count, expected = kills.undisturbed("sample")
     assert count > 50 and expected["toy_graphs/graphs"]["samples"]
     (tmp_path / "a.png").write_bytes(b"half")
-    (tmp_path / ".b.tmp").touch()
-    assert sorted(kills.left_over(tmp_path)) == [".b.tmp", "half a picture: a.png"]
+    (tmp_path / "b.svg").write_text("<svg>")
+    (tmp_path / ".c.tmp").touch()
+    assert sorted(kills.halves(tmp_path)) == ["a.png", "b.svg"] and kills.left_over(tmp_path) == [".c.tmp"]
