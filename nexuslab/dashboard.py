@@ -1212,7 +1212,8 @@ class Dashboard(widgets.VBox):
         scalars: Sequence[str] = ("train/loss", "val/loss"),  # chosen at first
     ):
         if not period > 0:
-            raise ConfigError("period of a dashboard", found=period, expected="seconds, more than 0", remedy="leave it out")
+            raise ConfigError("period of a dashboard", found=period, expected="seconds, more than 0",
+                              remedy="leave it out")
         self.root, self.period, self.task = Path(root or project_root()), period, None
         self.followers, self.charts, self.looks, self.jobs, self.drawn = {}, [], Looks(), {}, {}
         self.queue, self.troubles, self.known, self.marked = deque(), {}, TableRows(), None

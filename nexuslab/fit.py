@@ -433,7 +433,8 @@ def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Modul
     model = task.model(cfg, splits.meta)
     if cfg.compute.gradient_checkpointing:
         if not isinstance(model, Recomputes):
-            raise ConfigError("compute.gradient_checkpointing", found=f"{type(model).__name__}, which does not offer it",
+            raise ConfigError("compute.gradient_checkpointing",
+                              found=f"{type(model).__name__}, which does not offer it",
                               expected="a model that is a Recomputes", remedy="set it to false for this model")
         model.recompute_activations()
     if cfg.init_from and not steps_kept(run.path / "checkpoints"):  # its own weights follow where it has any

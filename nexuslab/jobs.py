@@ -870,8 +870,9 @@ def report_command(arguments: list[str]) -> None:
 # %% ../nbs/engine/16_jobs.ipynb #d79c1b17
 def doctor_command(arguments: list[str]) -> int:
     "`nexuslab doctor [RUN]`: verify run directories and mend them; 1 if something is lost."
-    parser = Parser(prog="nexuslab doctor", description="verify everything in a run directory, and mend what can be mended")
-    parser.add_argument("run", nargs="?", help="a run: its name, a part of it, its path, or last; all runs when left out")
+    told = "verify everything in a run directory, and mend what can be mended"
+    parser = Parser(prog="nexuslab doctor", description=told)
+    parser.add_argument("run", nargs="?", help="a run: its name, a part of it, its path, or last; all when left out")
     parser.add_argument("--system", help="only this system's")
     parser.add_argument("--dry-run", action="store_true", help="only report")
     parser.add_argument("--json", action="store_true", help="one JSON object")

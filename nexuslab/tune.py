@@ -180,7 +180,7 @@ def own_process() -> dict:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
-    "Whether a running trial's process lives, as far as can be seen; one that has not said which gets `patience` seconds."
+    "Whether a running trial's process lives, as far as can be seen; one that is not known gets `patience` seconds."
     process, status = trial.user_attrs.get("process"), runs / trial.user_attrs.get("run", "") / "status.json"
     if process is None:
         return trial.datetime_start.timestamp() > time.time() - patience
