@@ -1,4 +1,4 @@
-# nexuslab: make train | test | lab | docs | bench | lint
+# nexuslab: make train | test | lab | docs | bench | attack | lint
 PYTHON ?= python3
 VENV   ?= .venv
 # A CPU build of PyTorch where the default would bring CUDA: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test notebooks unit lab docs bench lint readme export tools clean
+.PHONY: help install train test notebooks unit lab docs bench attack lint readme export tools clean
 
 help:                ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/:/'
@@ -49,6 +49,9 @@ docs: install        ## the documentation site, in _docs/
 
 bench: install       ## figures of speed and memory
 	$(BIN)/python -m pytest tests/benchmarks -q -s -o python_files='bench_*.py'
+
+attack: install      ## damage, hostile files, failing operations and fuzz on run directories: 15 minutes
+	cd tests && OMP_NUM_THREADS=1 nice $(CURDIR)/$(BIN)/python -m attack
 
 lint: install        ## ruff over notebooks and tests
 	$(BIN)/ruff check nbs tests setup.py

@@ -27,11 +27,12 @@ from torch import nn
 
 from .config import Config
 from nexuslab.core import (
-    SEAL, CheckpointError, FormatError, clear_left, did_you_mean, digest, parse_json, plain, read_bytes, read_json,
+    SEAL, CheckpointError, FormatError, clear_left, did_you_mean, digest, open_regular, parse_json, plain, read_bytes,
+    read_json,
     read_sealed, sync_folder, write_sealed,
 )
 from .data import require_space
-from .run import Run, row_of
+from .run import MAX_RECORD, Run, row_of
 from .task import get_task
 
 # %% ../nbs/engine/07_checkpoint.ipynb #a17b1032
@@ -103,8 +104,9 @@ def write_folder(final: Path, files: dict[str, bytes], about: dict[str, Any], an
         shutil.rmtree(rest, ignore_errors=True)
     try:
         temporary.mkdir()
+        sizes = {name: len(data) for name, data in files.items()}
         digests = {name: write_synced(temporary / name, data) for name, data in files.items()}
-        manifest = plain({**about, "files": digests})
+        manifest = plain({**about, "files": digests, "sizes": sizes})
         sealed = manifest | {SEAL: digest(manifest, 64)}
         write_synced(temporary / "manifest.json", json.dumps(sealed, indent=2).encode())
         sync_folder(temporary)
@@ -156,11 +158,12 @@ def steps_kept(folder: Path) -> list[int]:
 
 def saves(folder: Path) -> list[dict[str, Any]]:
     "What the run's record says of its checkpoints: rows of its attempts' starts, and of saves with their seals."
-    record, found = folder.parent / "metrics.jsonl", []
-    if record.is_file():
-        with open(record, "rb") as file:
-            lines = [line for line in file if b'"event": "saved"' in line or b'"event": "start"' in line]
-        found = [row for line in lines if (row := row_of(line.strip())) is not None]
+    record = folder.parent / "metrics.jsonl"
+    if not os.path.lexists(record):
+        return []
+    with open_regular(record, MAX_RECORD) as file:
+        lines = [line for line in file if b'"event": "saved"' in line or b'"event": "start"' in line]
+    found = [row for line in lines if (row := row_of(line.strip())) is not None]
     return [row for row in found if row.get("event") in ("saved", "start") and type(row["step"]) is int]
 
 def steps_saved(folder: Path, name: str) -> list[int]:
@@ -251,7 +254,8 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
         seal, version, expected = manifest.pop(SEAL, None), manifest["format"], manifest["files"]
         known = [row["manifest"] for row in saves(path.parent) if row["step"] == manifest["step"] and "manifest" in row]
         odd = {p.name for p in path.iterdir()} ^ {*expected, "manifest.json"}
-        files = {name: read_bytes(path / name, 2**40) for name in expected if name not in odd}
+        sizes = manifest.get("sizes") or {}  # older manifests say none
+        files = {name: read_bytes(path / name, sizes.get(name, 2**40)) for name in expected if name not in odd}
         wrong = [name for name, data in files.items() if digest(data, 64) != expected[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = error.brief if isinstance(error, FormatError) else error

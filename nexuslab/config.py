@@ -6,9 +6,9 @@
 __all__ = ['DEVICES', 'SHORT', 'RENAMED', 'FOLDERS', 'DATASETS', 'PRECISION', 'GONE', 'SYNONYMS', 'Section', 'accepts_boolean',
            'sections_in', 'is_dictionary', 'Compute', 'Loader', 'Budget', 'Optim', 'Schedule', 'Stop', 'Checkpoint',
            'Guard', 'Track', 'Escaping', 'escaping', 'Config', 'flatten', 'put', 'fields_of', 'sections_of',
-           'full_name', 'instead_of', 'refuse_unknown', 'spelt_out', 'opened', 'is_whole', 'overlay', 'refuse_labels',
-           'one_budget', 'kept_unit', 'validated', 'moved_on', 'read_layer', 'resolve', 'popped', 'agreed',
-           'with_small_model', 'smaller', 'difference', 'explain']
+           'full_name', 'instead_of', 'refuse_unknown', 'spelt_out', 'refuse_deep', 'opened', 'is_whole', 'overlay',
+           'refuse_labels', 'one_budget', 'kept_unit', 'validated', 'moved_on', 'read_layer', 'resolve', 'popped',
+           'agreed', 'with_small_model', 'smaller', 'difference', 'explain']
 
 # %% ../nbs/engine/01_config.ipynb #8e6faa31
 import typing
@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import ConfigError, did_you_mean, project_root, read_yaml
+from .core import MAX_DEPTH, ConfigError, depth_of, did_you_mean, project_root, read_yaml
 
 # %% ../nbs/engine/01_config.ipynb #4afe3f8d
 class Section(BaseModel):
@@ -369,6 +369,7 @@ def spelt_out(
     cls: type[Config],
 ) -> dict[str, Any]:
     "The changes by full dotted names; unknown names, and one key with two values, are refused."
+    refuse_deep(changes)
     known, sections, found, unknown = fields_of(cls), sections_of(cls), {}, []
     for name, value in opened(changes, known):
         key = full_name(name, known)
@@ -383,6 +384,12 @@ def spelt_out(
             found[key] = value
     refuse_unknown(unknown, cls)
     return found
+
+def refuse_deep(tree: Any) -> None:
+    "Refuse a tree that is nested deeper than a configuration file may be."
+    if (depth := depth_of(tree)) > MAX_DEPTH:
+        raise ConfigError("configuration", found=f"values nested {depth} deep", expected=f"at most {MAX_DEPTH}",
+                          remedy="give plain values")
 
 def opened(changes: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     "Changes with the mappings of sections opened, as pairs of name and value."
@@ -449,6 +456,7 @@ def kept_unit(dotted: dict[str, Any], budget: Budget) -> dict[str, Any]:
 # %% ../nbs/engine/01_config.ipynb #3ed3ef04
 def validated(cls: type[Config], tree: dict) -> Config:
     "Build `cls` from a tree, perhaps of an older run; pydantic's findings become one `ConfigError`."
+    refuse_deep(tree)
     try:
         return cls.model_validate(moved_on(tree, cls))
     except ValidationError as error:

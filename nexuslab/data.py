@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK_BYTES', 'FORMAT', 'USED', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2', 'EXAMINED', 'Reserved', 'write_zeros',
-           'arrays_digest', 'require_space', 'write_store', 'LazyFile', 'Store', 'damaged', 'store_path',
+           'arrays_digest', 'require_space', 'write_store', 'LazyFile', 'Store', 'manifest_of', 'damaged', 'store_path',
            'without_building', 'ensure_store', 'Ragged', 'cores', 'map_parallel', 'signed', 'shift_right', 'scramble',
            'halves', 'box_muller', 'keyed_numbers', 'split_by_hash', 'Standardiser', 'Movable', 'Listed', 'parts_of',
            'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'Source', 'Splits', 'Tensors', 'Items',
@@ -47,7 +47,7 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from .config import Loader
-from .core import DataError, atomic_path, digest, make_folder, mix, plain
+from .core import DataError, atomic_path, digest, make_folder, mix, naming_files, parse_json, plain
 
 # %% ../nbs/engine/02_data.ipynb #b6b994fb
 class Reserved:
@@ -143,8 +143,9 @@ def write_store(
             with h5py.File(temporary, "r") as file:  # HDF5 drops errors of late writes: read back before the file gets its name
                 if arrays_digest({name: file[name][()] for name in file}) != record["digest"]:
                     raise OSError("the file does not read back as it was written")
-    except OSError as error:
-        raise DataError(f"could not write {path}", found=str(error), expected="a writable disk with enough room", remedy="free some space or mend the folder's permissions; nothing was left behind") from error
+    except (OSError, RuntimeError, SystemError) as error:  # h5py makes the last two of what a file object raises
+        raise DataError(f"could not write {path}", found=str(error), expected="a writable disk with enough room",
+                        remedy="free some space or mend the folder's permissions; nothing was left behind") from error
 
 # %% ../nbs/engine/02_data.ipynb #cf74dd80
 class LazyFile:
@@ -175,34 +176,57 @@ class Store(LazyFile):
 
     def __init__(self, path: Path | str):
         super().__init__(path)
-        if not self.path.is_file():
-            raise DataError(f"dataset {self.path}", found="no such file", expected="a file made by 01_prepare", remedy="run the job 01_prepare")
+        if not os.path.isfile(self.path):
+            raise DataError(f"dataset {self.path}", found="no such file", expected="a file made by 01_prepare",
+                            remedy="run the job 01_prepare")
         with damaged(self.path):
-            self.manifest: dict = json.loads(self.file.attrs["manifest"])
+            self.manifest = manifest_of(self.file)
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        "An array of the file with the shape that the manifest says; links, which may lead elsewhere, are not followed."
+        shape, found = self.manifest["counts"].get(name), self.file.get(name, getlink=True)
+        found = self.file[name] if isinstance(found, h5py.HardLink) else found
+        if not isinstance(found, h5py.Dataset) or shape is None or list(found.shape or ()) != shape:
+            raise ValueError(f"{name} is {found}, and not an array of shape {shape}")
+        return found
 
     def __getitem__(self, name: str) -> np.ndarray:
         "A whole array."
         with damaged(self.path):
-            return self.file[name][()]
+            return self.dataset(name)[()]
 
     def read(self, name: str, low: int, high: int) -> np.ndarray:
         "Rows low to high of an array, in one slice."
         with damaged(self.path):
-            return self.file[name][low:high]
+            return self.dataset(name)[low:high]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        "Every array, in memory."
+        "Every array, in memory, with the content that the manifest's digest names."
         with damaged(self.path):
-            return {name: self.file[name][()] for name in self.file}
+            arrays = {name: self.dataset(name)[()] for name in sorted({*self.file, *self.manifest["counts"]})}
+        found, expected = arrays_digest(arrays), self.manifest["digest"]
+        if found != expected:
+            raise DataError(f"dataset {self.path}", found=f"digest {found[:12]}",
+                            expected=f"{expected[:12]}, as its manifest says",
+                            remedy="delete the file and run 01_prepare again")
+        return arrays
 
     def verify(self) -> "Store":
         "Compare the content with the manifest's digest; returns self."
-        found = arrays_digest(self.arrays())
-        if found != self.manifest["digest"]:
-            raise DataError(f"dataset {self.path}", found=f"digest {found[:12]}", expected=f"{self.manifest['digest'][:12]}, as its manifest says", remedy="delete the file and run 01_prepare again")
+        self.arrays()
         return self
 
 # %% ../nbs/engine/02_data.ipynb #91f4c2c5
+def manifest_of(file: h5py.File) -> dict[str, Any]:
+    "The manifest of a store, with its `digest` and its `counts`: name -> shape."
+    text = file.attrs["manifest"]
+    manifest = parse_json(text.encode("utf-8", "surrogateescape"), "the manifest") if isinstance(text, str) else None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
+        raise ValueError("a manifest without a digest")
+    if not isinstance(manifest.get("counts"), dict):
+        raise ValueError("a manifest without counts")
+    return manifest
+
 class damaged:
     "A context that reports HDF5's low-level errors as a damaged dataset."
 
@@ -213,7 +237,7 @@ class damaged:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, KeyError, RuntimeError, ValueError)):
+        if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError)):
             raise DataError(f"dataset {self.path} is damaged or not ours", found=str(error).strip("'\""), expected="an HDF5 file with a manifest", remedy="delete the file and run 01_prepare again") from error
 
 # %% ../nbs/engine/02_data.ipynb #749e3800
@@ -225,6 +249,7 @@ def store_path(
     "The file's place: `data/<system>/<hash of what made it>.h5`."
     return Path(root) / "data" / system / f"{digest(manifest)}.h5"
 
+# %% ../nbs/engine/02_data.ipynb #be863a3e
 USED: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("USED", default=None)
 
 @contextlib.contextmanager
@@ -236,6 +261,7 @@ def without_building() -> Iterator[list[Path]]:
     finally:
         USED.reset(token)
 
+@naming_files("preparing data")
 def ensure_store(
     path: Path,  # the final name
     manifest: dict,  # goes into the file

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
-    ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, read_json, whole_number,
+    ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, naming_files, whole_number,
     write_json, write_sealed,
 )
 from .data import Splits, write_store
@@ -52,6 +52,7 @@ def write_evaluation(run: Run, split: str, entry: dict[str, Any]) -> None:
         write_sealed(run.path / "evaluation.json", evaluated(run) | {split: entry})
 
 # %% ../nbs/engine/09_evaluate.ipynb #d4c34bed
+@naming_files("evaluating")
 def evaluate(
     task: Task,  # the system
     run: Run,  # a trained run
@@ -142,6 +143,7 @@ def of_type(method: Callable, name: str, value: Any) -> Any:
         raise ConfigError(f"how: {name}", found=value, expected=told, remedy="correct the value") from None
 
 # %% ../nbs/engine/09_evaluate.ipynb #8e3e78e7
+@naming_files("sampling")
 def sample(
     task: Task,  # a system that is a CanSample
     run: Run,  # a trained run
@@ -183,6 +185,7 @@ def origin(run: Run, saved: Saved, how: dict[str, Any]) -> dict[str, Any]:
     return {"run": run.path.name, "step": saved.manifest["step"], "manifest": seal, "how": how}
 
 # %% ../nbs/engine/09_evaluate.ipynb #f38d78bd
+@naming_files("predicting")
 def predict(
     task: Task,  # a system that is a CanPredict
     run: Run,  # a trained run
@@ -218,7 +221,7 @@ def keep_answers(
 # %% ../nbs/engine/09_evaluate.ipynb #b4f8b2f8
 def differences_of_record(run: Run) -> list[str]:
     "What changed since the run was made: configuration, packages, code."
-    was, now, found = read_json(run.path / "environment.json"), environment(run.root), []
+    was, now, found = run.environment, environment(run.root), []
     saved = open_checkpoint(run.path / "checkpoints", "last")
     for key, (trained, written) in changed_since(saved, run.config).items():
         found.append(f"config.yaml: {key} was {trained!r} when the run was trained, and is {written!r}")
@@ -266,6 +269,7 @@ def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> 
     return found
 
 # %% ../nbs/engine/09_evaluate.ipynb #394da265
+@naming_files("reproducing")
 def reproduce(
     run: Run,  # a finished run
     task: Task | None = None,  # its system; found by name by default
@@ -287,7 +291,7 @@ def reproduce(
         task.prepare(cfg, home)
         splits = task.data(cfg, home)
         found += differences_of_data(run, task, splits)
-        torch.set_num_threads(read_json(run.path / "environment.json")["hardware"]["threads"])
+        torch.set_num_threads(run.environment["hardware"]["threads"])
         result = train(task, cfg, Run.create(cfg, home))
         if state_name(result.reason) != "finished":
             kind = Interrupted if state_name(result.reason) == "interrupted" else RunError

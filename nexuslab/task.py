@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -379,6 +380,6 @@ def get_task(name: str) -> Task:
 def refuse_hidden(name: str, module: ModuleType) -> None:
     "A file of the project that has the name of an installed system would never be read."
     own = local_systems() / f"{name}.py"
-    if own.is_file() and Path(module.__file__).resolve() != own.resolve():
+    if os.path.isfile(own) and Path(module.__file__).resolve() != own.resolve():
         found = f"{own} and {module.__file__}"
         raise ConfigError(f"two systems {name!r}", found=found, expected="one of the name", remedy="rename yours")

@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'YELLOW', 'SKY', 'GREY'
            'parameter_table', 'learning_rate_range', 'gradient_norms', 'batch_costs', 'cost_of_steps', 'cost_of_run',
            'estimate', 'smooth', 'known_scalars', 'plot_curves', 'project', 'is_class', 'scatter', 'silhouette',
            'encode_split', 'latent_map', 'once_a_checkpoint', 'known_views', 'render_views', 'harmless', 'clean_html',
-           'fenced', 'embedded', 'caption_of', 'figures_table', 'summary_cells', 'report', 'received_cells',
+           'fenced', 'embedded', 'is_whole', 'caption_of', 'figures_table', 'summary_cells', 'report', 'received_cells',
            'write_html', 'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
@@ -15,8 +15,11 @@ import base64
 import functools
 import html
 import inspect
+import json
 import re
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ from torch import nn
 from .checkpoint import find_checkpoint
 from .config import Config, overlay, resolve
 from .contract import probe, step_once
-from .core import ConfigError, FormatError, atomic_path, did_you_mean, project_root, read_bytes, read_json
+from nexuslab.core import (
+    SEAL, ConfigError, FormatError, atomic_path, did_you_mean, digest, naming_files, project_root, read_bytes,
+)
 from .data import Fetch, Splits, eval_keys, leaves, load
 from .fit import Loop, forward_backward, plan_steps, where
 from .run import Run, left_out
@@ -333,12 +338,29 @@ def fenced(text: str, language: str = "") -> str:
 
 # %% ../nbs/engine/12_views.ipynb #723bed35
 def embedded(path: Path) -> str:
-    "A PNG as an HTML image that carries its own data."
-    data = base64.b64encode(path.read_bytes()).decode()
-    name, said = html.escape(path.stem), html.escape(caption_of(path))
+    "A PNG as an HTML image that carries its own data; a damaged one is named in its place."
+    data, name = read_bytes(path), html.escape(path.stem)
+    if not is_whole(data):
+        return f"<p>damaged: {html.escape(path.name)} is no whole PNG</p>"
+    said, data = html.escape(caption_of(path)), base64.b64encode(data).decode()
     caption = f"<figcaption><strong>{name.replace('_', ' ')}</strong> {said}</figcaption>"
     return f'<figure><img src="data:image/png;base64,{data}" alt="{name}">{caption}</figure>'
 
+# %% ../nbs/engine/12_views.ipynb #b0b23031
+def is_whole(png: bytes) -> bool:
+    "Whether a PNG is complete, and each of its chunks (length, type, content, CRC-32) is as it was written."
+    place = 8
+    if png[:place] != b"\x89PNG\r\n\x1a\n":
+        return False
+    while place + 12 <= len(png):
+        size = int.from_bytes(png[place : place + 4], "big")
+        body, check = png[place + 4 : place + 8 + size], png[place + 8 + size : place + 12 + size]
+        if zlib.crc32(body).to_bytes(4, "big") != check:
+            return False
+        place += 12 + size
+    return place == len(png) and body == b"IEND"
+
+# %% ../nbs/engine/12_views.ipynb #49490796
 def caption_of(path: Path) -> str:
     "What the PNG says of itself; empty where it says nothing or is no picture."
     try:
@@ -356,7 +378,7 @@ def summary_cells(run: Run) -> list:
     "What a run was and gave, as markdown cells: figures, curves, views, configuration, environment."
     import nbformat  # late here and below: it takes three seconds, and only reports need it
 
-    status, record = run.status, read_json(run.path / "environment.json")
+    status, record = run.status, run.environment
     ended = f"{status['state']} at step {status.get('step')} ({status.get('reason', '')})"
     said = [f"# {html.escape(run.tree['system'])}: {html.escape(run.path.name)}\n\n{html.escape(ended)}"]
     said += [f"**{html.escape(missing)}**"] if (missing := left_out(run)) else []
@@ -366,13 +388,14 @@ def summary_cells(run: Run) -> list:
     pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
     if pictures:
         said.append("## Pictures\n\n" + "\n".join(map(embedded, pictures)))
-    said.append("## Configuration\n\n" + fenced((run.path / "config.yaml").read_text(encoding="utf-8"), "yaml"))
+    said.append("## Configuration\n\n" + fenced(read_bytes(run.path / "config.yaml").decode("utf-8", "replace"), "yaml"))
     about = {"commit": record["commit"], "changed files": bool(record["diff"]), "command": record["command"]}
     lines = about | record["hardware"] | record["packages"]
     said.append("## Environment\n\n" + pd.Series(lines, name="").to_frame().to_html(header=False))
     return [nbformat.v4.new_markdown_cell(text) for text in said]
 
-# %% ../nbs/engine/12_views.ipynb #b0b23031
+# %% ../nbs/engine/12_views.ipynb #ec7c180c
+@naming_files("reporting")
 def report(run: Run, output: Path | None = None) -> Path:
     "One self-contained HTML file of a run; `report.html` in its directory by default."
     import nbformat
@@ -391,7 +414,13 @@ def received_cells(path: Path) -> list:
 
     kept, cells = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}, []
     try:
-        for cell in nbformat.reads(read_bytes(path).decode("utf-8"), 4).cells:
+        text = read_bytes(path).decode("utf-8")
+        told = json.loads(text)
+        if told["metadata"].get(SEAL) not in (None, digest(told["cells"], 64)):
+            changed = f"{path.name} is not as its job wrote it: it has been edited or damaged"
+            warnings.warn(changed, stacklevel=2)
+            cells.append(nbformat.v4.new_markdown_cell(f"**{changed}.**"))
+        for cell in nbformat.reads(text, 4).cells:
             made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}.get(cell.cell_type)
             if made is None:  # a raw cell is for other programs
                 continue
@@ -401,6 +430,7 @@ def received_cells(path: Path) -> list:
                 if "data" in out:
                     out.data = {kind: value for kind, value in out.data.items() if kind in kept}
                 cells[-1].outputs.append(out)
+        nbformat.validate(nbformat.v4.new_notebook(cells=cells))
     except Exception as error:  # nbformat raises many kinds on a file that is no notebook
         raise FormatError(f"{path} is not a notebook", found=f"{type(error).__name__}: {str(error)[:200]}",
                           expected="a notebook of format 4", remedy="remove it, or run its job again") from error

@@ -62,8 +62,8 @@ def test_what_changed_is_named(finished, what):
             target.write_text("\n".join([*lines[:2], json.dumps(row | {"train/loss": row["train/loss"] + 1e-6}), *lines[3:]]) + "\n")
         else:
             record = json.loads(before)
+            del record["seal"]  # what follows is a careful forgery, not damage
             if what == "figure":
-                del record["seal"]  # what follows is a careful forgery, not damage
                 record["test"]["figures"]["auroc"] += 0.01
             else:
                 record |= {"code": "0" * 16} if what == "code" else {"packages": record["packages"] | {"torch": "1.0"}}

@@ -394,7 +394,7 @@ class CircuitSet:
         )
 
     def data(self, cfg, root):
-        store = Store(self.prepare(cfg, root)).verify()
+        store = Store(self.prepare(cfg, root))
         arrays = store.arrays()
         home = store_path(root, self.name, {}).parent
         train, val, test = (Circuits(arrays, split, home) for split in range(3))

@@ -485,7 +485,7 @@ class CollatzNumbers(Task):
         return ensure_store(store_path(root, self.name, manifest(cfg)), manifest(cfg), lambda: build(cfg))
 
     def data(self, cfg, root):
-        store, code = Store(self.prepare(cfg, root)).verify(), cfg.code()
+        store, code = Store(self.prepare(cfg, root)), cfg.code()
         arrays = store.arrays()
         device = "cuda" if cfg.data.on_gpu and torch.cuda.is_available() else "cpu"
         stream = Stream(cfg.numbers(), code, cfg.seed, device, cfg.data.epoch_size)

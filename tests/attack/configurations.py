@@ -1,0 +1,68 @@
+"""Configuration trees of any keys and values: resolved, or refused by name; what is resolved comes back from its YAML."""
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from attack.driver import Altered, Case, dice
+from attack.place import SYSTEM, project
+from nexuslab.config import RENAMED, SHORT, Config, fields_of, overlay, put, resolve, sections_of, validated
+from nexuslab.core import parse_yaml
+from nexuslab.task import get_task
+
+FULL = 10_000
+LIMIT = 10.0
+SYSTEMS = (SYSTEM, "toy_tokens", "collatz", "circuits")
+VALUES = (
+    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**400, 0.0, -0.0, 0.5, 1e-300, 1e308, float("nan"), float("inf"),
+    -float("inf"), "", " ", "x", "auto", "cpu", "cuda:99", "base", "smoke", "none", "null", "1", "1e-3", "../..", "a/b",
+    "\0", "\x85", "\u2028", "\ud800", "é" * 50, "n" * 5000, b"x", b"\xff", (), (0.9, 0.999), [], [1], [[1]], ["a"] * 1000,
+    {}, {"a": 1}, {1: 2}, {None: None}, {"a": {"b": {"c": 1}}}, {"lr": 1}, {"": 1}, {"__proto__": {"x": 1}}, set(),
+    {1.5}, 1j, object, Path("x"),
+)
+ODD = ("", ".", "..", "a.b.c.d", "model.", ".model", "optim.lr.x", "__class__", "__proto__", "model_config", "model_fields",
+       "MODEL", "sistem", "é", "\0", "x" * 5000, 3, None, True, 1.5, ("a",), b"x")
+
+
+def key_of(draw: Random, cls: type[Config]) -> object:
+    """A key that exists, in one of its spellings, or one that does not."""
+    names = draw.choice((sorted(fields_of(cls)), sorted(fields_of(cls)), sorted(SHORT), sorted(RENAMED),
+                         sorted(sections_of(cls)), ODD))
+    return draw.choice(names)
+
+
+def nested(deep: int) -> object:
+    value: object = 1
+    for _ in range(deep):
+        value = {"a": value}
+    return value
+
+
+def attacked(key: tuple) -> str | None:
+    """Resolve random changes of a random system, by overrides, as a file or as a whole tree."""
+    draw = dice(*key)
+    task = get_task(draw.choice(SYSTEMS))
+    preset = draw.choice([*task.presets, *task.presets, "nosuch", None])
+    base = task.presets["smoke"]()
+    changes = {key_of(draw, type(base)): draw.choice(VALUES) if draw.random() < 0.98 else nested(2000)
+               for _ in range(draw.randrange(1, 5))}
+    way = draw.randrange(3)
+    if way == 0:
+        cfg = resolve(task, preset, changes)
+    elif way == 1:
+        cfg = overlay(base, changes)
+    else:
+        tree = base.tree()
+        for name, value in changes.items():
+            put(tree, name, value) if isinstance(name, str) else tree.update({name: value})
+        cfg = validated(type(base), tree)
+    again = validated(type(cfg), parse_yaml(cfg.yaml()))
+    if again.tree() != cfg.tree():
+        raise Altered(f"{changes!r} comes back otherwise from its own YAML")
+    return None
+
+
+def cases(seed: int, count: int) -> Iterator[Case]:
+    project()
+    for number in range(count):
+        yield Case(f"{number}: a configuration", partial(attacked, ("configurations", seed, number)))
