@@ -54,6 +54,7 @@ from nexuslab.run import (
     numbers,
     read_chunks,
     read_rows,
+    record_bytes,
     run_folders,
     stamp,
     uncollected,
@@ -164,13 +165,14 @@ class Follower:
         self.rows = {name: Growing() for name in AXES}
         self.offset, self.trained, self.clock = 0, 0.0, None
         self.damaged, self.told = 0, 0  # lines that are no rows; how often the events changed
+        self.missing = 0  # bytes that are not there any more
         self.stamp, self.end = None, b""  # of the file as it was read, and its last bytes
 
     @uncollected()
     def poll(self, seconds: float = math.inf) -> bool:
         "Read what was added, for about so many seconds; whether there was anything. Another file is read anew."
         path, deadline = self.run.path / "metrics.jsonl", time.monotonic() + seconds
-        now, grown = stamp(path), False
+        now, grown, least = stamp(path), False, record_bytes(self.run)  # first: a live record grows meanwhile
         if now == self.stamp:
             return False
         if self.offset and end_of(path, self.offset) not in (self.end, None):
@@ -182,6 +184,7 @@ class Follower:
             if time.monotonic() > deadline:
                 now = None
                 break
+        self.missing = 0 if now is None else max(0, least - self.offset)
         self.stamp, self.end = now, end_of(path, self.offset)
         return grown
 
@@ -1384,6 +1387,8 @@ def advice(self: Dashboard) -> str:
     lines += [f"{name}: no row of the ticked runs has it so far." for name in absent]
     bad = {name: f.damaged for name, f in self.followers.items() if f.damaged}
     lines += [f"{name}: {count} lines of metrics.jsonl are no rows, and are left out." for name, count in bad.items()]
+    short = {name: f.missing for name, f in self.followers.items() if f.missing}
+    lines += [f"{name}: {count:,} bytes of metrics.jsonl are missing." for name, count in short.items()]
     return "<br>".join(html.escape(line) for line in lines)
 
 def difference_table(followers: list[Follower]) -> str:

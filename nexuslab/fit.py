@@ -51,14 +51,15 @@ from nexuslab.checkpoint import (
 )
 from .config import DEVICES, Compute, Config, difference, validated
 from nexuslab.core import (
-    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix, system_modules,
+    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix, naming_files,
+    system_modules,
 )
 from nexuslab.data import (
     Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, to_device,
 )
 from .metrics import Averages
 from .optim import Plateau, learning_rate, load_moments, make_optimizer
-from .run import ExperimentTracker, NoTracker, Record, Run, Tracker
+from .run import ExperimentTracker, NoTracker, Record, Run, Tracker, record_bytes
 from .task import At, HasOptimizer, StepOut, Task, Updater, get_task, register
 
 # %% ../nbs/engine/08_fit.ipynb #5bf6f498
@@ -1232,7 +1233,7 @@ def finished(loop: Loop) -> str | None:
         loop.reason = loop.run.stop_requested() or loop.reason
         if loop.rank == 0 and now - loop.clock["status"] > STATUS_SECONDS:
             loop.clock["status"] = now
-            loop.run.set_status(step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best)
+            loop.run.set_status(step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, record=loop.record.reach)
     loop.overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
     if loop.world > 1:
         agree(loop)
@@ -1287,6 +1288,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
         parameters=sum(p.numel() for p in loop.model.parameters()),
     )
     loop.record = Record(run.path / "metrics.jsonl", attempt)
+    loop.record.missing = max(0, record_bytes(run) - loop.record.size)
     (run.path / "stop").unlink(missing_ok=True)
     run.set_status(config=run.write_config(loop.cfg))
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint)
@@ -1317,7 +1319,10 @@ def close(loop: Loop, state: str, reason: str) -> None:
         with lenient:
             emit(loop, "end", reason=reason)
         with lenient:
-            loop.run.set_status(state=state, reason=reason, step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, best_step=loop.progress.best_step)
+            loop.run.set_status(
+                state=state, reason=reason, step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best,
+                best_step=loop.progress.best_step, **({"record": loop.record.reach} if loop.record else {}),
+            )
 
 def append(path: Path, line: str) -> None:
     "Add a line to a text file."
@@ -1341,6 +1346,7 @@ class Result:
     metrics: dict[str, float]  # of the last evaluation
 
 # %% ../nbs/engine/08_fit.ipynb #5696fd15
+@naming_files("training")
 def fit(
     task: Task,  # the system
     cfg: Config,  # the resolved configuration

@@ -37,12 +37,14 @@ from typing import Any, NamedTuple
 
 import nexuslab
 from nexuslab.core import (
+    SEAL,
     STOPPING,
     ConfigError,
     Interrupted,
     NexusError,
     atomic_path,
     did_you_mean,
+    digest,
     module_of,
     parse_yaml,
     plain,
@@ -268,6 +270,7 @@ def place_of(address: str) -> Path:
     first, place = report_files(address)
     return Path(place.read_text(encoding="utf-8")) if place.exists() else first
 
+# %% ../nbs/engine/16_jobs.ipynb #5104ea5a
 def announce(
     path: Path,  # where the executed notebook belongs, such as runs/.../report.ipynb
 ) -> None:
@@ -277,13 +280,16 @@ def announce(
         with atomic_path(place) as temporary:
             temporary.write_text(str(path), encoding="utf-8")
 
-# %% ../nbs/engine/16_jobs.ipynb #5104ea5a
+# %% ../nbs/engine/16_jobs.ipynb #67522018
 class RunStore:
     "papermill's reader and writer for `nexuslab://` addresses."
 
     @staticmethod
     def write(text: str, address: str) -> None:
-        "Write the executed notebook where it belongs by now, and to the output that was asked for, if there is one."
+        "Write the executed notebook, sealed, where it belongs by now, and to the output that was asked for, if there is one."
+        notebook = json.loads(text)
+        notebook["metadata"][SEAL] = digest(notebook["cells"], 64)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         first, place, asked = report_files(address)[0], place_of(address), "?" in address
         for path in {first, place} if asked else {place}:
             with atomic_path(path) as temporary:
