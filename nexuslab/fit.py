@@ -287,22 +287,35 @@ def go_blind(error: Exception) -> None:
 
 # %% ../nbs/engine/08_fit.ipynb #e6971e85
 class Console(Listener):
-    "One line an evaluation: losses, parts, rate, time, progress, and what it means."
+    "One line an evaluation: losses, parts, rate, time and time left, progress, and what it means."
 
     def __init__(self, write: Callable[[str], None] = print):
-        self.write, self.started = write, time.perf_counter()
+        self.write, self.started, self.first = write, time.perf_counter(), None
 
     def on_row(self, snapshot):
-        if not snapshot.evaluated:
-            return
-        s = snapshot.scalars
+        self.first = self.first or (time.perf_counter(), snapshot.step)
+        if snapshot.evaluated:
+            self.write(self.line(snapshot))
+
+    def line(self, snapshot: Snapshot) -> str:
+        "What is written of an evaluation."
+        s, step, total = snapshot.scalars, snapshot.step, snapshot.total_steps
         named = [(k.removeprefix("val/"), v) for k, v in s.items() if k.startswith("val/") and k != "val/loss"]
         parts = " ".join(f"{k} {v:.4g}" for k, v in (named if len(named) <= 6 else named[:3] + named[-3:]))
-        self.write(
-            f"epoch {snapshot.epoch:g} step {snapshot.step}/{snapshot.total_steps} ({snapshot.step / snapshot.total_steps:.0%}) | "
+        return (
+            f"epoch {snapshot.epoch:g} step {step}/{total} ({step / total:.0%}) | "
             f"train {s.get('train/loss', math.nan):.4g} val {s['val/loss']:.4g} | {parts + ' | ' if parts else ''}"
-            f"lr {s.get('train/learning_rate', 0):.2e} {time.perf_counter() - self.started:.1f} s {snapshot.note}".rstrip()
-        )
+            f"lr {s.get('train/learning_rate', 0):.2e} {time.perf_counter() - self.started:.1f} s"
+            f"{self.left(step, total)} {snapshot.note}"
+        ).rstrip()
+
+    def left(self, step: int, total: int) -> str:
+        "How long it will take at the pace so far; empty where that is not known."
+        began, first = self.first or (0.0, step)
+        if not first < step < total:
+            return ""
+        seconds = (total - step) * (time.perf_counter() - began) / (step - first)
+        return f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
 
     def close(self):
         return

@@ -7,12 +7,13 @@ __all__ = ['RELEASED', 'SHELL_NAMES', 'INJECTED', 'VALUES_OF', 'PAPERMILL', 'GRA
            'OLD_OPTIONS', 'COMMANDS', 'job_notebooks', 'Parameter', 'read_parameters', 'parameters_of',
            'parameters_cell', 'edited', 'released_notebook', 'given_parameters', 'counted', 'unwind_on_signals',
            'chosen_parameters', 'parse_changes', 'joined', 'split_changes', 'as_overrides', 'positions_of_paths',
-           'completed', 'new_report', 'report_files', 'place_of', 'announce', 'RunStore', 'Watch', 'command_line',
-           'run_of', 'way_on', 'ended_early', 'execute_watched', 'job_engine', 'register_engine', 'exit_code',
-           'resumed', 'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'truth', 'add_options', 'Parser',
-           'option_instead', 'run_job', 'stop_if_interrupted', 'purpose_of', 'said_by', 'job_command', 'dry_run',
-           'plan_of_training', 'plan_of_run', 'plan_of_comparison', 'known_split', 'wants_answers', 'runs_to_compare',
-           'runs_command', 'reproduce_command', 'report_command', 'doctor_command', 'survey_command', 'main']
+           'completed', 'new_report', 'report_files', 'place_of', 'announce', 'tell', 'RunStore', 'Watch',
+           'command_line', 'run_of', 'way_on', 'ended_early', 'execute_watched', 'job_engine', 'register_engine',
+           'exit_code', 'resumed', 'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'truth',
+           'add_options', 'Parser', 'option_instead', 'run_job', 'stop_if_interrupted', 'purpose_of', 'said_by',
+           'job_command', 'dry_run', 'plan_of_training', 'plan_of_run', 'plan_of_comparison', 'known_split',
+           'wants_answers', 'runs_to_compare', 'runs_command', 'reproduce_command', 'report_command', 'doctor_command',
+           'survey_command', 'main']
 
 # %% ../nbs/engine/16_jobs.ipynb #978e8d44
 import argparse
@@ -279,6 +280,17 @@ def announce(
     if place:
         with atomic_path(place) as temporary:
             temporary.write_text(str(path), encoding="utf-8")
+
+# %% ../nbs/engine/16_jobs.ipynb #8fdea6b3
+def tell(
+    table: Any,  # of pandas, or a series
+    title: str = "",  # of what is printed
+):
+    "Print a table for the terminal that runs this job, and return it for the notebook to show."
+    if "NEXUSLAB_REPORT" in os.environ:
+        text = table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="", line_width=120)
+        print(f"{title}\n{text}" if title else text)
+    return table
 
 # %% ../nbs/engine/16_jobs.ipynb #67522018
 class RunStore:
