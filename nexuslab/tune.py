@@ -10,6 +10,7 @@ __all__ = ['HEARTBEAT', 'FINISHED', 'WAIT_SECONDS', 'DRAWS', 'StudyError', 'Tria
 
 # %% ../nbs/engine/11_tune.ipynb #e24d0892
 import contextlib
+import errno
 import importlib.util
 import json
 import math
@@ -34,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .config import Config, one_budget, overlay, spelt_out
 from nexuslab.core import (
     ConfigError, Interrupted, NexusError, TrainingError, atomic_path, digest, make_folder, mix, naming_files,
-    open_regular, parse_json, project_root, whole_number,
+    open_regular, parse, project_root, whole_number,
 )
 from .data import Splits
 from .fit import Listener, fit, state_name
@@ -84,21 +85,27 @@ class Journal(JournalFileBackend):
         try:
             list(self.read_logs(max(self.places)))
             offset, check = self.places[max(self.places)]
-            with open(self.path, "rb+") as file:
-                file.truncate(offset)
-                file.seek(offset)
-                for log in logs:
-                    line = json.dumps(log, separators=(",", ":"))
-                    check = link(line, check)
-                    file.write(f'{line[:-1]},"check":"{check}"}}\n'.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, offset)
-            raise
+            lines = []
+            for log in logs:
+                line = json.dumps(log, separators=(",", ":"))
+                check = link(line, check)
+                lines.append(f'{line[:-1]},"check":"{check}"}}\n'.encode())
+            self.write_at(offset, b"".join(lines))
         finally:
             self.lock.release()
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        "Let the file end with `data` behind a byte offset; where that fails, it ends at the offset."
+        with open(self.path, "rb+", buffering=0) as file:
+            file.truncate(offset)
+            file.seek(offset)
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, "the disk took only a part of the lines", str(self.path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(offset)
+                raise
 
 # %% ../nbs/engine/11_tune.ipynb #bbc78593
 def read_logs(self: Journal, log_number_from: int) -> Iterator[dict]:
@@ -128,7 +135,7 @@ def link_of(line: bytes, before: str, where: str) -> tuple[dict, str]:
     "A line of a journal as a dictionary, and its checksum; one that has changed, or follows another line, is refused."
     found = re.search(rb',"check":"([0-9a-f]{8})"}\n$', line)
     text = line[: found.start()] + b"}" if found else line
-    log = parse_json(text, where) if text.startswith(b"{") else None
+    log = parse(text, where, "JSON", json.loads) if text.startswith(b"{") else None  # Optuna writes NaN
     check = found[1].decode() if found else ""
     if log is None or check != (link(text.decode(), before) if found or before else ""):
         raise StudyError(f"study storage: {where}", found="a line that has changed, or follows a line that is missing",
