@@ -42,7 +42,7 @@ unit: install        ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 lab: install         ## JupyterLab on the tour, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/00_tour.ipynb
+	$(BIN)/jupyter lab --config=lab_config.py --ip=127.0.0.1 nbs/00_tour.ipynb
 
 docs: install        ## the documentation site, in _docs/
 	$(BIN)/python docs/build.py

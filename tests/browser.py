@@ -10,10 +10,12 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
+CONFIG = Path(__file__).parents[1] / "lab_config.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -26,7 +28,7 @@ def browser_page(width: int = 1400, height: int = 1000):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": width, "height": height})
+        page = browser.new_context(viewport={"width": width, "height": height}).new_page()
         page.errors, page.outside = [], []
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: page.outside.append(request.url) if not request.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
@@ -51,11 +53,11 @@ def runtime(home: Path) -> Path:
 
 
 @contextlib.contextmanager
-def kernel_of(home: Path):
+def kernel_of(home: Path, name: str = "*"):
     """A function that runs code in the newest kernel, between its other work, and gives an expression's value."""
     from jupyter_client import BlockingKernelClient
 
-    files = sorted(runtime(home).glob("kernel-*.json"), key=lambda path: path.stat().st_mtime)
+    files = sorted(runtime(home).glob(f"kernel-{name}.json"), key=lambda path: path.stat().st_mtime)
     client = BlockingKernelClient(connection_file=str(files[-1]))
     client.load_connection_file()
     client.start_channels(iopub=False, stdin=False, hb=False)
@@ -83,11 +85,14 @@ def jupyter_lab(folder: Path, home: Path):
     settings = home / ".jupyter" / "lab"
     quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True, exist_ok=True)
+    whole = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    whole.write_text('{"windowingMode": "none"}')  # cells out of sight are in the page as well
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question about news over the charts
     places = {"NEXUSLAB_HOME": home, "JUPYTER_CONFIG_DIR": home / ".jupyter", "JUPYTERLAB_SETTINGS_DIR": settings}
     places |= {"JUPYTER_RUNTIME_DIR": runtime(home)}
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place) for name, place in places.items()}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command = [sys.executable, "-m", "jupyterlab", f"--config={CONFIG}", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         deadline = time.monotonic() + 90
@@ -111,3 +116,39 @@ def run_all(page) -> None:
     page.wait_for_function("() => document.querySelector('.jp-StatusBar-Left')?.innerText.includes('| Idle')", timeout=90_000)  # a kernel is there
     page.click("li.lm-MenuBar-item:has-text('Run') >> nth=0")
     page.click("li.lm-Menu-item:has-text('Run All Cells') >> nth=0")
+
+
+class Lab:
+    """An open JupyterLab in a page: its project root, its folder of notebooks, the address of a file in it."""
+
+    def __init__(self, home: Path, folder: Path, page, address):
+        self.home, self.folder, self.page, self.address = home, folder, page, address
+
+    def ask(self, path: str, body: dict | None = None):
+        """An answer of its server."""
+        base, token = self.address("").split("/lab/tree/?token=")
+        request = urllib.request.Request(f"{base}/api/{path}", json.dumps(body).encode() if body else None)
+        request.add_header("Authorization", f"token {token}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def open(self, name: str) -> None:
+        """Open a notebook with the newest kernel there is, which takes seconds less than a new one."""
+        kernels = sorted(self.ask("kernels"), key=lambda k: k["last_activity"])
+        if kernels and name not in [s["path"] for s in self.ask("sessions")]:
+            self.ask("sessions", {"path": name, "type": "notebook", "name": "", "kernel": {"id": kernels[-1]["id"]}})
+        self.page.goto(self.address(quote(name)) + "&reset")
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+
+    def kernel(self, name: str):
+        """As `kernel_of`, of the kernel of an open notebook."""
+        return kernel_of(self.home, next(s["kernel"]["id"] for s in self.ask("sessions") if s["path"] == name))
+
+
+@contextlib.contextmanager
+def open_lab(home: Path):
+    """JupyterLab with an empty folder of notebooks under a project root, in a page."""
+    folder = home / "notebooks"
+    folder.mkdir()
+    with jupyter_lab(folder, home) as address, browser_page() as page:
+        yield Lab(home, folder, page, address)

@@ -32,3 +32,12 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
     monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """One JupyterLab and one page for all tests that need them."""
+    from browser import open_lab  # late: most tests need no browser
+
+    with open_lab(tmp_path_factory.mktemp("lab")) as opened:
+        yield opened

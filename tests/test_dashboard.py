@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browser import ARTEFACTS, browser_page, jupyter_lab, kernel_of, needs_browser, run_all
+from browser import ARTEFACTS, kernel_of, needs_browser, run_all
 from conftest import ROOT
 
 from nexuslab.config import Config
@@ -79,15 +79,14 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    home = tmp_path_factory.mktemp("desk")
-    folder = home / "notebooks"
-    folder.mkdir()
-    shutil.copy(ROOT / "nbs" / "09_dashboard.ipynb", folder)
-    with pytest.MonkeyPatch.context() as patch, jupyter_lab(folder, home) as address, browser_page() as page:
+def desk(lab):
+    home, page = lab.home, lab.page
+    shutil.copy(ROOT / "nbs" / "09_dashboard.ipynb", lab.folder)
+    page.address = lab.address
+    page.outside.clear(), page.errors.clear()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEXUSLAB_HOME", str(home))
-        page.address = address
-        page.goto(address("09_dashboard.ipynb"))
+        page.goto(lab.address("09_dashboard.ipynb"))
         run_all(page)
         page.wait_for_selector(".nexuslab-table", timeout=90_000)
         with kernel_of(home) as kernel:
