@@ -7,8 +7,8 @@ __all__ = ['PALETTE', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'YELLOW', 'SKY', 'GREY'
            'parameter_table', 'learning_rate_range', 'gradient_norms', 'batch_costs', 'cost_of_steps', 'cost_of_run',
            'estimate', 'smooth', 'known_scalars', 'plot_curves', 'project', 'is_class', 'scatter', 'silhouette',
            'encode_split', 'latent_map', 'once_a_checkpoint', 'known_views', 'render_views', 'harmless', 'clean_html',
-           'fenced', 'embedded', 'is_whole', 'caption_of', 'figures_table', 'summary_cells', 'report', 'received_cells',
-           'write_html', 'comparison_report']
+           'fenced', 'literal', 'embedded', 'is_whole', 'caption_of', 'figures_table', 'summary_cells', 'report',
+           'received_cells', 'write_html', 'comparison_report']
 
 # %% ../nbs/engine/12_views.ipynb #0cf409c4
 import base64
@@ -336,6 +336,10 @@ def fenced(text: str, language: str = "") -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
+def literal(text: str) -> str:
+    "Text that markdown shows as it is: no markup, link or equation comes of it."
+    return re.sub(r"[^\w\s.,-]", lambda found: f"&#{ord(found[0])};", " ".join(str(text).split()))
+
 # %% ../nbs/engine/12_views.ipynb #723bed35
 def embedded(path: Path) -> str:
     "A PNG as an HTML image that carries its own data; a damaged one is named in its place."
@@ -380,10 +384,10 @@ def summary_cells(run: Run) -> list:
 
     status, record = run.status, run.environment
     ended = f"{status['state']} at step {status.get('step')} ({status.get('reason', '')})"
-    said = [f"# {html.escape(run.tree['system'])}: {html.escape(run.path.name)}\n\n{html.escape(ended)}"]
+    said = [f"# {literal(run.tree['system'])}: {literal(run.path.name)}\n\n{literal(ended)}"]
     said += [f"**{html.escape(missing)}**"] if (missing := left_out(run)) else []
     if (run.path / "evaluation.json").exists():
-        tables = [f"### {html.escape(split)}\n\n{figures_table(entry)}" for split, entry in run.evaluation.items()]
+        tables = [f"### {literal(split)}\n\n{figures_table(entry)}" for split, entry in run.evaluation.items()]
         said.append("## Figures, with baselines beside them\n\n" + "\n\n".join(tables))
     pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
     if pictures:
@@ -439,12 +443,22 @@ def received_cells(path: Path) -> list:
 # %% ../nbs/engine/12_views.ipynb #17dfd28b
 def write_html(notebook, path: Path, title: str) -> Path:
     "A notebook as one HTML file that runs no script and asks no server for anything."
+    from jinja2 import pass_context
     from nbconvert import HTMLExporter  # late: it takes a second
 
     exporter = HTMLExporter(
-        template_name="lab", embed_images=True, sanitize_html=True, require_js_url="", mathjax_url="", jquery_url="",
+        template_name="lab", embed_images=False, sanitize_html=True, require_js_url="", mathjax_url="", jquery_url="",
         jupyter_widgets_base_url="", html_manager_semver_range="", mermaid_js_url="",
-    )
+    )  # pictures carry their data; a stranger's markdown must not name files of this machine
+
+    @pass_context
+    def rendered(context, source: str) -> str:
+        try:
+            return exporter.markdown2html(context, source)
+        except Exception:  # such as of an attachment that is not there: the reader sees the source
+            return f"<pre>{html.escape(source)}</pre>"
+
+    exporter.register_filter("markdown2html", rendered)
     exporter.register_filter("clean_html", clean_html)
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
