@@ -1,4 +1,5 @@
-"""The reference, read from the exported modules: signatures, a row a parameter with its shape and unit, and the cell where each name is explained."""
+"""The reference, read from the exported modules: signatures, a row a parameter with its shape and unit, and the cell
+where each name is explained."""
 import ast
 import io
 import re
@@ -54,7 +55,10 @@ class Module:
 
 def comments_of(text: str) -> dict[int, str]:
     """Line -> the comment at its end."""
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
+    return {
+        t.start[0]: t.string.lstrip("# ").strip() for t in tokenize.generate_tokens(io.StringIO(text).readline)
+        if t.type == tokenize.COMMENT
+    }
 
 
 def brief(node: ast.expr | None) -> str:
@@ -73,7 +77,13 @@ def parameters(node: ast.FunctionDef, comments: dict[int, str]) -> list[Row]:
     rows += [(a, d, a.arg) for a, d in zip(given.kwonlyargs, given.kw_defaults)]
     rows += [(given.kwarg, None, f"**{given.kwarg.arg}")] if given.kwarg else []
     alone = [a.lineno for a, *_ in rows]
-    return [Row(name, brief(a.annotation), brief(d), comments.get(a.lineno, "") if alone.count(a.lineno) == 1 and a.lineno != node.lineno else "") for a, d, name in rows if name not in ("self", "cls")]
+    return [
+        Row(
+            name, brief(a.annotation), brief(d),
+            comments.get(a.lineno, "") if alone.count(a.lineno) == 1 and a.lineno != node.lineno else "",
+        )
+        for a, d, name in rows if name not in ("self", "cls")
+    ]
 
 
 def targets_of(tree: ast.Module, module: str) -> dict[str, str]:
@@ -87,7 +97,8 @@ def targets_of(tree: ast.Module, module: str) -> dict[str, str]:
 
 
 class Linked(ast.NodeTransformer):
-    """Annotations whose names are written in full, after a tilde: Sphinx links the whole name and shows its last part."""
+    """Annotations whose names are written in full, after a tilde: Sphinx links the whole name and shows its last part.
+    """
 
     def __init__(self, targets: dict[str, str]):
         self.targets = targets
@@ -121,7 +132,9 @@ def seen(signature: str) -> str:
 def described(value: ast.expr | None) -> str | None:
     """The description in a pydantic Field."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
-        return next((k.value.value for k in value.keywords if k.arg == "description" and isinstance(k.value, ast.Constant)), "")
+        return next(
+            (k.value.value for k in value.keywords if k.arg == "description" and isinstance(k.value, ast.Constant)), ""
+        )
     return None
 
 
@@ -132,19 +145,33 @@ def fields(node: ast.ClassDef, comments: dict[int, str]) -> list[Row]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_"):
             meaning, default = described(item.value), brief(item.value)
             if meaning is not None:
-                first = item.value.args[0] if item.value.args else next((k.value for k in item.value.keywords if k.arg == "default"), None)
+                first = (
+                    item.value.args[0] if item.value.args
+                    else next((k.value for k in item.value.keywords if k.arg == "default"), None)
+                )
                 default = brief(first)
-            rows.append(Row(item.target.id, brief(item.annotation), default, comments.get(item.lineno, "") if meaning is None else meaning))
+            rows.append(
+                Row(
+                    item.target.id, brief(item.annotation), default,
+                    comments.get(item.lineno, "") if meaning is None else meaning,
+                )
+            )
     return rows
 
 
-def of_function(node: ast.FunctionDef, module: str, comments: dict[int, str], targets: dict[str, str], place, owner: str | None = None) -> Entry:
+def of_function(
+    node: ast.FunctionDef, module: str, comments: dict[int, str], targets: dict[str, str], place,
+    owner: str | None = None,
+) -> Entry:
     """A function, or a method of `owner`."""
     static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
     name = f"{owner}.{node.name}" if owner else node.name
     rows = parameters(node, comments)
     told = any(r.meaning for r in rows)
-    return Entry(name, module, "method" if owner else "function", signature(node, bool(owner) and not static, not told, targets), ast.get_docstring(node) or "", rows if told else [], place)
+    return Entry(
+        name, module, "method" if owner else "function", signature(node, bool(owner) and not static, not told, targets),
+        ast.get_docstring(node) or "", rows if told else [], place,
+    )
 
 
 def of_class(node: ast.ClassDef, module: str, comments: dict[int, str], targets: dict[str, str], place) -> Entry:
@@ -155,8 +182,14 @@ def of_class(node: ast.ClassDef, module: str, comments: dict[int, str], targets:
     told = any(r.meaning for r in rows)
     shown = signature(start, True, not told, targets) if start else ""
     rows = rows if told or not start else []
-    members = [of_function(n, module, comments, targets, place, node.name) for k, n in methods.items() if not k.startswith("_") and ast.get_docstring(n)]
-    return Entry(node.name, module, "class", shown, ast.get_docstring(node) or "", rows, place, [ast.unparse(b) for b in node.bases], members)
+    members = [
+        of_function(n, module, comments, targets, place, node.name) for k, n in methods.items()
+        if not k.startswith("_") and ast.get_docstring(n)
+    ]
+    return Entry(
+        node.name, module, "class", shown, ast.get_docstring(node) or "", rows, place,
+        [ast.unparse(b) for b in node.bases], members,
+    )
 
 
 def extended(node: ast.FunctionDef, classes: set[str]) -> str | None:
@@ -179,9 +212,15 @@ def read_module(name: str, path: Path, classes: set[str] = frozenset()) -> Modul
     for node in tree.body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
-        mark = marks[max((i for i in marks if i <= node.lineno), default=0)] if marks and min(marks) <= node.lineno else None
+        mark = (
+            marks[max((i for i in marks if i <= node.lineno), default=0)] if marks and min(marks) <= node.lineno
+            else None
+        )
         place = (mark["notebook"], mark["cell"]) if mark else None
-        entries.append(of_class(node, name, comments, targets, place) if isinstance(node, ast.ClassDef) else of_function(node, name, comments, targets, place, extended(node, known)))
+        entries.append(
+            of_class(node, name, comments, targets, place) if isinstance(node, ast.ClassDef)
+            else of_function(node, name, comments, targets, place, extended(node, known))
+        )
     notebooks = [e.place[0] for e in entries if e.place] + [m["notebook"] for m in marks.values()]
     return Module(name, ast.get_docstring(tree) or "", entries, notebooks[0] if notebooks else "")
 
@@ -207,11 +246,15 @@ def table(rows: list[Row], head: str) -> str:
     if not any(r.kind or r.meaning for r in rows):
         return ""
     lines = [f"| {head} | type | default | meaning |", "| --- | --- | --- | --- |"]
-    return "\n".join(lines + [f"| {code(r.name)} | {code(r.kind)} | {code(r.default)} | {prose(cell_text(r.meaning))} |" for r in rows])
+    return "\n".join(
+        lines
+        + [f"| {code(r.name)} | {code(r.kind)} | {code(r.default)} | {prose(cell_text(r.meaning))} |" for r in rows]
+    )
 
 
 def prose(text: str) -> str:
-    """Text of a docstring or a comment as Markdown: what Markdown would take for markup is escaped, code spans are not."""
+    """Text of a docstring or a comment as Markdown: what Markdown would take for markup is escaped, code spans are not.
+    """
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else re.sub(r"([*_<>\[\]$#{}~^])", r"\\\1", p) for p in parts)
 
@@ -225,24 +268,34 @@ def render(entry: Entry, chapters: set[str], depth: int = 6) -> str:
     """An entry as a directive of Sphinx's Python domain."""
     fence = ":" * depth
     head = "fields" if entry.kind == "class" and not entry.signature else "parameter"
-    link = f'<p class="explained"><a href="{up(entry.module)}{entry.place[0]}.html#cell-{entry.place[1]}">explained in its chapter</a></p>' if entry.place and entry.place[0] in chapters and depth == 6 else ""
+    link = (
+        f'<p class="explained"><a href="{up(entry.module)}{entry.place[0]}.html#cell-{entry.place[1]}">explained in '
+        'its chapter</a></p>'
+        if entry.place and entry.place[0] in chapters and depth == 6 else ""
+    )
     bases = "Bases: " + ", ".join(f"`{b}`" for b in entry.bases) if entry.bases else ""
-    body = [prose(entry.doc), bases, table(entry.rows, head), *(render(m, chapters, depth - 1) for m in entry.members), link]
+    body = [
+        prose(entry.doc), bases, table(entry.rows, head), *(render(m, chapters, depth - 1) for m in entry.members), link
+    ]
     option = ":single-line-parameter-list:\n" if len(seen(entry.signature)) <= LINE else ""
-    return f"{fence}{{py:{entry.kind}}} {entry.name}{entry.signature}\n{option}\n" + "\n\n".join(b for b in body if b) + f"\n\n{fence}"
+    return f"{fence}{{py:{entry.kind}}} {entry.name}{entry.signature}\n{option}\n" + "\n\n".join(
+        b for b in body if b
+    ) + f"\n\n{fence}"
 
 
 def page(module: Module, chapters: set[str]) -> str:
     """The reference page of a module."""
     chapter = f"Explained in [{module.notebook}](/{module.notebook}.ipynb).\n\n" if module.notebook in chapters else ""
     body = "\n\n".join(render(e, chapters) for e in module.entries)
-    return f"# {module.name.removeprefix('nexuslab.')}\n\n:::{{py:module}} {module.name}\n:::\n\n{prose(module.doc)}\n\n{chapter}{body}\n"
+    head = f"# {module.name.removeprefix('nexuslab.')}\n\n:::{{py:module}} {module.name}\n:::\n\n"
+    return f"{head}{prose(module.doc)}\n\n{chapter}{body}\n"
 
 
 def overview(modules: list[Module]) -> str:
     """The first page of the reference."""
     rows = [f"| [{m.name}]({m.name}.md) | {prose(cell_text(m.doc))} |" for m in modules]
     tree = "\n".join(m.name for m in modules)
-    return ("# Reference\n\nEvery public name, with its signature, and the shape and unit of each parameter where they are declared. "
-            "A name links to the chapter that derives, shows and tests it.\n\n| module | what it holds |\n| --- | --- |\n" + "\n".join(rows)
+    return ("# Reference\n\nEvery public name, with its signature, and the shape and unit of each parameter where they "
+            "are declared. A name links to the chapter that derives, shows and tests it.\n\n"
+            "| module | what it holds |\n| --- | --- |\n" + "\n".join(rows)
             + f"\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n")

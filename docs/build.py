@@ -1,4 +1,5 @@
-"""The documentation site, in _docs/: `make docs`. It is built from the notebooks, offline, and a warning fails the build."""
+"""The documentation site, in _docs/: `make docs`. It is built from the notebooks, offline, and a warning fails the
+build."""
 import argparse
 import base64
 import configparser
@@ -23,7 +24,8 @@ from matplotlib.image import imread
 DOCS = ROOT / "docs"
 SOURCE = WORK / "source"
 SITE = ROOT / "_docs"
-SYSTEMS = ["circuits", "collatz", "lattice", "icecube", "language"]  # their order in the contents; others follow by name
+# their order in the contents; others follow by name
+SYSTEMS = ["circuits", "collatz", "lattice", "icecube", "language"]
 GALLERY = 9  # figures on the first page
 
 
@@ -66,7 +68,10 @@ def systems_of(chapters: list[str]) -> list[str]:
 
 def figures_of(notebook: nbformat.NotebookNode) -> list[bytes]:
     """The pictures in a notebook's outputs."""
-    data = [o.data["image/png"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type in ("display_data", "execute_result") and "image/png" in o.data]
+    data = [
+        o.data["image/png"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs
+        if o.output_type in ("display_data", "execute_result") and "image/png" in o.data
+    ]
     return [base64.b64decode(d) for d in data]
 
 
@@ -87,7 +92,11 @@ def gallery(outputs: dict, titles: dict[str, tuple[str, str]]) -> str:
         put_bytes(f"_gallery/{file}", picture)
         title, summary = titles[name]
         where = name.split("/")[1] if name.startswith("systems/") else "a job"
-        cards.append(f":::{{container}} figure-card\n![{title}: {summary}](_gallery/{file})\n\n[{title}](/{page_of(name)}.ipynb) <span class=\"where\">{where}</span>\n:::\n")
+        cards.append(
+            f":::{{container}} figure-card\n![{title}: "
+            f"{summary}](_gallery/{file})\n\n[{title}](/{page_of(name)}.ipynb) <span "
+            f"class=\"where\">{where}</span>\n:::\n"
+        )
     return ":::::{container} gallery\n" + "\n".join(cards) + ":::::\n" if cards else ""
 
 
@@ -113,8 +122,14 @@ def system_pages(chapters: list[str], titles: dict[str, tuple[str, str]]) -> dic
         line = get_task(system).title if system in tasks else ""
         told[system] = titles.get(f"{folder}index", (system.capitalize(), line[:1].upper() + line[1:]))
         if f"{folder}index" not in chapters:
-            rows = "\n".join(f"| [{titles[folder + p][0]}](/{folder}{p}.ipynb) | {titles[folder + p][1]} |" for p in parts)
-            put(f"{folder}index.md", f"# {told[system][0]}\n\n> {told[system][1]}\n\n| chapter | |\n| --- | --- |\n{rows}\n\n{toctree(parts)}")
+            rows = "\n".join(
+                f"| [{titles[folder + p][0]}](/{folder}{p}.ipynb) | {titles[folder + p][1]} |" for p in parts
+            )
+            put(
+                f"{folder}index.md",
+                f"# {told[system][0]}\n\n> {told[system][1]}\n\n| chapter | |\n| --- | --- "
+                f"|\n{rows}\n\n{toctree(parts)}",
+            )
     return told
 
 
@@ -125,11 +140,22 @@ def keys_page(systems: list[str]) -> str:
 
     def rows(entries: list[dict]) -> str:
         lines = ["| key | short name | type | meaning |", "| --- | --- | --- | --- |"]
-        return "\n".join(lines + [f'| <span id="key-{e["key"]}"></span>`{e["key"]}` | {api.code(e["short"])} | {api.code(e["type"])} | {api.prose(api.cell_text(e["meaning"]))} |' for e in entries])
+        return "\n".join(
+            lines
+            + [
+                f'| <span id="key-{e["key"]}"></span>`{e["key"]}` | {api.code(e["short"])} | {api.code(e["type"])} | '
+                f'{api.prose(api.cell_text(e["meaning"]))} |'
+                for e in entries
+            ]
+        )
 
     common = explain(Config)
     seen = {e["key"] for e in common}
-    text = "# Configuration keys\n\n> Every key, with the short name it has as a parameter of a job. `-o key=value` changes any of them.\n\n## Of every system\n\n" + rows([e for e in common if e["key"] not in ("data", "model", "loss")])
+    text = (
+        "# Configuration keys\n\n> Every key, with the short name it has as a parameter of a job. `-o key=value` "
+        "changes any of them.\n\n## Of every system\n\n"
+        + rows([e for e in common if e["key"] not in ("data", "model", "loss")])
+    )
     for system in [s for s in systems if s in list_tasks()]:
         own = [e for e in explain(type(get_task(system).presets["base"]())) if e["key"] not in seen]
         presets = ", ".join(f"`{p}`" for p in get_task(system).presets)
@@ -150,7 +176,9 @@ def write_source(outputs: dict, root: Path) -> None:
     for name, (notebook, _) in outputs.items():
         page = convert(notebook, name, names, set(chapters), host)
         if name.startswith("systems/") and name.endswith("/index"):
-            parts = [c.rpartition("/")[2] for c in chapters if c.rpartition("/")[0] == name.rpartition("/")[0] and c != name]
+            parts = [
+                c.rpartition("/")[2] for c in chapters if c.rpartition("/")[0] == name.rpartition("/")[0] and c != name
+            ]
             page.cells.append(nbformat.v4.new_markdown_cell(toctree(parts), id="contents"))
         put(f"{page_of(name)}.ipynb", nbformat.writes(page))
     for module in modules:
@@ -165,8 +193,10 @@ def write_source(outputs: dict, root: Path) -> None:
     put("coming_from.md", coming_from.page(chapters))
     put("troubleshooting.md", coming_from.troubleshooting())
     engine = [c for c in chapters if c.startswith("engine/")]
-    put("engine/index.md", "# The engine\n\n> One chapter a topic, in the order of what stands on what: each imports only those before it.\n\n| chapter | |\n| --- | --- |\n"
-        + "\n".join(f"| [{titles[c][0]}](/{c}.ipynb) | {titles[c][1]} |" for c in engine) + "\n\n" + toctree([c.removeprefix("engine/") for c in engine]))
+    head = "# The engine\n\n> One chapter a topic, in the order of dependence: each imports only those before it."
+    rows = "\n".join(f"| [{titles[c][0]}](/{c}.ipynb) | {titles[c][1]} |" for c in engine)
+    tree = toctree([c.removeprefix("engine/") for c in engine])
+    put("engine/index.md", f"{head}\n\n| chapter | |\n| --- | --- |\n{rows}\n\n{tree}")
     first_page(outputs, titles, systems)
     for stale in {p for p in SOURCE.rglob("*") if p.is_file()} - written:
         stale.unlink()
@@ -179,18 +209,34 @@ def first_page(outputs: dict, titles: dict, systems: dict[str, tuple[str, str]])
     jobs = [c for c in top if c not in start and c[0] == "0"]
     guides = [c for c in top if c not in start + jobs] + ["sixth_system", "troubleshooting", "coming_from"]
     kinds = {s: "ipynb" if f"systems/{s}/index" in outputs else "md" for s in systems}
-    cards = "\n".join(f":::{{container}} system-card\n[{title}](/systems/{name}/index.{kinds[name]})\n\n{line}\n:::\n" for name, (title, line) in systems.items())
+    cards = "\n".join(
+        f":::{{container}} system-card\n[{title}](/systems/{name}/index.{kinds[name]})\n\n{line}\n:::\n"
+        for name, (title, line) in systems.items()
+    )
     steps = "\n".join(f"| [{titles[c][0]}](/{c}.ipynb) | {titles[c][1]} |" for c in jobs)
     trees = [toctree([c.replace("map", "The map <map>") for c in start], "Start")] if start else []
-    trees += [toctree(jobs, "The journey"), toctree([f"systems/{s}/index" for s in systems], "Research systems"), toctree(guides, "Guides"), toctree(["engine/index", "api/configuration", "api/index"], "Engine and reference")]
+    trees += [
+        toctree(jobs, "The journey"), toctree([f"systems/{s}/index" for s in systems], "Research systems"),
+        toctree(guides, "Guides"), toctree(["engine/index", "api/configuration", "api/index"], "Engine and reference"),
+    ]
     first = "00_tour.html" if "00_tour" in top else "01_prepare.html"
-    put("index.md", template("index.md", systems=cards, gallery=gallery(outputs, titles), jobs=steps, toctrees="\n".join(trees), first=first))
+    put(
+        "index.md",
+        template(
+            "index.md", systems=cards, gallery=gallery(outputs, titles), jobs=steps, toctrees="\n".join(trees),
+            first=first,
+        ),
+    )
 
 
 def sphinx(site: Path) -> None:
-    """Run Sphinx: a warning is an error, and after one nothing is taken from the last build; every page is written, for each has the contents of all beside it."""
+    """Run Sphinx: a warning is an error, and after one nothing is taken from the last build; every page is written, for
+    each has the contents of all beside it."""
     doctrees = WORK / "doctrees"
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", str(DOCS), "-d", str(doctrees), "-a", "-W", "--keep-going", "-q", "-j", "2", str(SOURCE), str(site)]
+    command = [
+        sys.executable, "-m", "sphinx", "-b", "html", "-c", str(DOCS), "-d", str(doctrees), "-a", "-W", "--keep-going",
+        "-q", "-j", "2", str(SOURCE), str(site),
+    ]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(DOCS)}, capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(doctrees, ignore_errors=True)
@@ -198,13 +244,16 @@ def sphinx(site: Path) -> None:
 
 
 def build(site: Path = SITE, stored: bool = False, workers: int = 2) -> dict[str, bool]:
-    """Build the site; returns notebook -> whether its outputs are fresh. `stored` executes nothing and shows what the notebooks hold."""
+    """Build the site; returns notebook -> whether its outputs are fresh. `stored` executes nothing and shows what the
+    notebooks hold."""
     root = ROOT if stored else TREE
     keys = keys_of(root) if stored else execute(workers)
     outputs = outputs_of(keys, stored, root)
     write_source(outputs, root)
     sphinx(site)
-    (site / "outputs.json").write_text(json.dumps({n: keys[n] for n, (_, fresh) in outputs.items() if fresh}, indent=1), encoding="utf-8")
+    (site / "outputs.json").write_text(
+        json.dumps({n: keys[n] for n, (_, fresh) in outputs.items() if fresh}, indent=1), encoding="utf-8"
+    )
     (site / ".nojekyll").touch()
     if not stored:
         check_fresh(site)
@@ -214,7 +263,9 @@ def build(site: Path = SITE, stored: bool = False, workers: int = 2) -> dict[str
 def main() -> int:
     """`python docs/build.py`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stored", action="store_true", help="execute nothing: pages show the outputs that the notebooks hold")
+    parser.add_argument(
+        "--stored", action="store_true", help="execute nothing: pages show the outputs that the notebooks hold"
+    )
     parser.add_argument("--site", type=Path, default=SITE, help="where the site goes")
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed at a time")
     said = parser.parse_args()
@@ -224,7 +275,10 @@ def main() -> int:
     except StaleError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 1
-    print(f"{said.site / 'index.html'}: {len(fresh)} notebooks, {sum(fresh.values())} with fresh outputs, {time.monotonic() - start:.0f} s")
+    print(
+        f"{said.site / 'index.html'}: {len(fresh)} notebooks, {sum(fresh.values())} with fresh outputs, "
+        f"{time.monotonic() - start:.0f} s"
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The pages that name places (what a guide's term is called here, what helps in trouble), and the check that each place exists."""
+"""The pages that name places (what a guide's term is called here, what helps in trouble), and the check that each place
+exists."""
 import ast
 import importlib
 import re
@@ -12,7 +13,10 @@ from execution import ROOT, find_modules
 
 LIST = ROOT / "docs" / "pages" / "coming_from.yaml"
 REMEDIES = ROOT / "docs" / "pages" / "troubleshooting.yaml"
-KINDS = {"command": "Commands", "option": "Options", "key": "Configuration keys", "class": "Classes and functions", "metric": "Metrics", "figure": "Figures", "data": "Data", "file": "Files"}
+KINDS = {
+    "command": "Commands", "option": "Options", "key": "Configuration keys", "class": "Classes and functions",
+    "metric": "Metrics", "figure": "Figures", "data": "Data", "file": "Files",
+}
 
 
 def read() -> dict:
@@ -40,8 +44,14 @@ def public_names(system: str) -> dict[str, str]:
     for module, path in find_modules().items():
         if module.startswith(f"nexuslab.systems.{system}"):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-                names = [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else [t.id for t in targets if isinstance(t, ast.Name)]
+                targets = (
+                    node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign)
+                    else []
+                )
+                names = (
+                    [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+                    else [t.id for t in targets if isinstance(t, ast.Name)]
+                )
                 found |= {n: module for n in names}
     return found
 
@@ -80,7 +90,10 @@ def known_keys(system: str | None) -> frozenset[str]:
 
 def quoted(text: str, code: str) -> bool:
     """Whether a word is a string of the code, alone or at the end of a path."""
-    return any(f"{before}{text}{after}" in code for before in "\"'/" for after in "\"'") or f"{text}: " in code or f"{text}=" in code
+    return (
+        any(f"{before}{text}{after}" in code for before in "\"'/" for after in "\"'") or f"{text}: " in code
+        or f"{text}=" in code
+    )
 
 
 def problem(place: str) -> str | None:
@@ -91,7 +104,10 @@ def problem(place: str) -> str | None:
     system, word = system_of(place), what.split("/", 1)[-1]
     if kind == "option":
         verb, name = what.split(".")
-        return None if verb in job_notebooks() and name in parameters_of(job_notebooks()[verb]) else f"no parameter {name} of the job {verb}"
+        return (
+            None if verb in job_notebooks() and name in parameters_of(job_notebooks()[verb])
+            else f"no parameter {name} of the job {verb}"
+        )
     if kind == "key":
         return None if word in known_keys(system) else f"no key {word}"
     if kind == "preset":
@@ -110,8 +126,13 @@ def problem(place: str) -> str | None:
         where = f"nexuslab.systems.{system}" if system else "nexuslab."
         return None if quoted(word if system else what, source(where)) else f"{what} is named nowhere in {where}"
     if kind == "program":
-        return None if shutil.which(what, path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin") else f"no program {what}"
-    paths = {"notebook": ROOT / "nbs" / f"{what}.ipynb", "page": ROOT / "docs" / "pages" / f"{what}.md", "file": ROOT / what}
+        return (
+            None if shutil.which(what, path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+            else f"no program {what}"
+        )
+    paths = {
+        "notebook": ROOT / "nbs" / f"{what}.ipynb", "page": ROOT / "docs" / "pages" / f"{what}.md", "file": ROOT / what
+    }
     if kind in paths:
         return None if paths[kind].exists() else f"no file {paths[kind]}"
     return None if kind == "verb" and what in [*job_notebooks(), *COMMANDS] else f"unknown kind of place {kind!r}"
@@ -142,17 +163,31 @@ def shown(place: str, chapters: list[str], waiting: list[str]) -> str:
     notebooks = {c.split("_", 1)[1]: c for c in chapters if "/" not in c and "_" in c}
     if kind == "option":
         verb, name = what.split(".")
-        return f"[`nexuslab {verb} --{name.replace('_', '-')}`](/{notebooks[verb]}.ipynb)" if verb in notebooks else f"`nexuslab {verb} --{name.replace('_', '-')}`"
+        return (
+            f"[`nexuslab {verb} --{name.replace('_', '-')}`](/{notebooks[verb]}.ipynb)" if verb in notebooks
+            else f"`nexuslab {verb} --{name.replace('_', '-')}`"
+        )
     if kind == "key":
-        return f"`{word}`" if coming else f'<a href="api/configuration.html#key-{word}"><code class="docutils literal">{word}</code></a>'
+        return (
+            f"`{word}`" if coming
+            else f'<a href="api/configuration.html#key-{word}"><code class="docutils literal">{word}</code></a>'
+        )
     if kind == "preset":
         return f"`--preset {word}`"
     if kind == "name":
         return f"{{py:obj}}`~{what}`" if what.startswith("nexuslab.") else f"`{what}`"
     if kind == "in":
         module = None if coming else public_names(system).get(word)
-        classes = module and any(isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == word for n in ast.parse(find_modules()[module].read_text(encoding="utf-8")).body)
-        return f"{{py:obj}}`~{module}.{word}`" if classes else f"[`{word}`](/api/{module}.md)" if module else f"`{word}`"
+        classes = (
+            module
+            and any(
+                isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == word
+                for n in ast.parse(find_modules()[module].read_text(encoding="utf-8")).body
+            )
+        )
+        return (
+            f"{{py:obj}}`~{module}.{word}`" if classes else f"[`{word}`](/api/{module}.md)" if module else f"`{word}`"
+        )
     if kind in ("scalar", "figure"):
         return f"`{word}` of {system}" if system else f"`{what}`"
     if kind == "run":
@@ -166,9 +201,17 @@ def page(chapters: list[str]) -> str:
     """The page, from the list."""
     told = read()
     waiting = told["still_to_come"]
-    text = "# Coming from the guides\n\n> Each command, option, key, class, metric and file of the five guides, and its place here.\n\nOld configuration keys are refused with the new name in the message, so a forgotten one cannot be ignored.\n"
+    text = (
+        "# Coming from the guides\n\n> Each command, option, key, class, metric and file of the five guides, and its "
+        "place here.\n\nOld configuration keys are refused with the new name in the message, so a forgotten one cannot "
+        "be ignored.\n"
+    )
     for guide in told["guides"]:
-        note = f"\n:::{{note}}\nThe system `{guide['system']}` is still to come. What belongs to the engine is here; names of the system itself stand without a link.\n:::\n" if guide["system"] in waiting else ""
+        note = (
+            f"\n:::{{note}}\nThe system `{guide['system']}` is still to come. What belongs to the engine is here; "
+            "names of the system itself stand without a link.\n:::\n"
+            if guide["system"] in waiting else ""
+        )
         text += f"\n## {guide['title']}\n{note}"
         for kind, heading in KINDS.items():
             rows = [f"| `{t}` | {shown(p, chapters, waiting)} | {n} |" for k, t, p, n in guide["terms"] if k == kind]
@@ -187,7 +230,9 @@ def unknown_remedies() -> list[str]:
     from nexuslab.jobs import job_notebooks, parameters_of  # late: the page needs no import
     from nexuslab.task import list_tasks
 
-    options = {p.replace("_", "-") for path in job_notebooks().values() for p in parameters_of(path)} | {"dry-run", "logdir"}
+    options = {
+        p.replace("_", "-") for path in job_notebooks().values() for p in parameters_of(path)
+    } | {"dry-run", "logdir"}
     keys = set().union(*(known_keys(s) for s in list_tasks()))
     found = []
     for section in remedies():
@@ -201,7 +246,11 @@ def unknown_remedies() -> list[str]:
 
 def troubleshooting() -> str:
     """The page of symptoms and remedies."""
-    text = "# Troubleshooting\n\n> What one sees, why, and what to do. Every remedy names an option or a function that is here.\n\nErrors of this project say what was found, what was expected and what to do: read the last line first. Options below are those of `nexuslab train` unless another verb stands before them.\n"
+    text = (
+        "# Troubleshooting\n\n> What one sees, why, and what to do. Every remedy names an option or a function that is "
+        "here.\n\nErrors of this project say what was found, what was expected and what to do: read the last line "
+        "first. Options below are those of `nexuslab train` unless another verb stands before them.\n"
+    )
     for section in remedies():
         text += f"\n## {section['heading']}\n\n| symptom | why | remedy |\n| --- | --- | --- |\n"
         text += "\n".join(f"| {s} | {w} | {r} |" for s, w, r, _ in section["rows"]) + "\n"

@@ -42,6 +42,11 @@ pygments_style, pygments_dark_style = "default", "github-dark"
 BRAND = {"light": {"primary": "#0f5f8c", "content": "#0b6e99"}, "dark": {"primary": "#7cc6ee", "content": "#7cc6ee"}}
 html_theme_options = {
     "light_logo": "mark.svg", "dark_logo": "mark.svg", "sidebar_hide_name": False, "top_of_page_buttons": [],
-    "light_css_variables": {"color-brand-primary": BRAND["light"]["primary"], "color-brand-content": BRAND["light"]["content"], "admonition-title-font-size": "0.9rem"},
-    "dark_css_variables": {"color-brand-primary": BRAND["dark"]["primary"], "color-brand-content": BRAND["dark"]["content"]},
+    "light_css_variables": {
+        "color-brand-primary": BRAND["light"]["primary"], "color-brand-content": BRAND["light"]["content"],
+        "admonition-title-font-size": "0.9rem",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": BRAND["dark"]["primary"], "color-brand-content": BRAND["dark"]["content"]
+    },
 }

@@ -1,4 +1,5 @@
-"""From an executed notebook to a page: nbdev's directives obeyed, names linked to the reference, machine paths made relative."""
+"""From an executed notebook to a page: nbdev's directives obeyed, names linked to the reference, machine paths made
+relative."""
 import json
 import re
 from pathlib import Path
@@ -24,14 +25,20 @@ class Names:
         self.by_name: dict[str, list[Entry]] = {}
         for entry in every:
             self.by_name.setdefault(entry.name, []).append(entry)
-        self.chapters = {c.rpartition("/")[2]: c for c in chapters if sum(o.rpartition("/")[2] == c.rpartition("/")[2] for o in chapters) == 1} | {c: c for c in chapters}
+        self.chapters = {
+            c.rpartition("/")[2]: c for c in chapters
+            if sum(o.rpartition("/")[2] == c.rpartition("/")[2] for o in chapters) == 1
+        } | {c: c for c in chapters}
         self.modules = {m.name for m in modules}
 
     def meaning(self, word: str, chapter: str) -> Entry | None:
         """The entry that a word in a chapter means, when there is no doubt."""
         found = self.by_name.get(word, [])
         own = [e for e in found if e.place and e.place[0] == chapter]
-        telling = len(word) > 3 and ("_" in word or "." in word or word != word.lower()) or word in ("fit", "evaluate", "resolve", "predict")
+        telling = (
+            len(word) > 3 and ("_" in word or "." in word or word != word.lower())
+            or word in ("fit", "evaluate", "resolve", "predict")
+        )
         if own:
             return own[0]
         return found[0] if len(found) == 1 and telling else None
@@ -72,7 +79,12 @@ def markdown(text: str, chapter: str, names: Names, chapters: set[str], doc_host
     """A Markdown cell with its links."""
     text = re.sub(re.escape(doc_host) + r"/([\w/.-]+?)\.html", lambda m: f"/{m[1]}.ipynb", text)
     text = outside_code(text, lambda t: LINK.sub(lambda m: local_link(m, chapter, chapters), t))
-    return outside_code(text, lambda t: "\n".join(line if line.startswith("#") else SPAN.sub(lambda m: names.link(m, chapter), line) for line in t.split("\n")))
+    return outside_code(
+        text,
+        lambda t: "\n".join(
+            line if line.startswith("#") else SPAN.sub(lambda m: names.link(m, chapter), line) for line in t.split("\n")
+        ),
+    )
 
 
 def relative(value):
@@ -96,10 +108,19 @@ def only_imports(source: str) -> bool:
 def anchors(cell: NotebookNode, names: Names, chapter: str) -> NotebookNode:
     """What stands before an exported cell: the place the reference points to, and the way there."""
     defined = re.findall(r"^(?:class|def)\s+([A-Za-z]\w*)", cell.source, re.M)
-    entries = [e for d in defined for e in names.by_name.get(d, []) + [x for k, v in names.by_name.items() if k.endswith(f".{d}") for x in v] if e.place == (chapter, cell.id)]
-    links = " ".join(f"{{py:obj}}`{e.name} <{e.full}>`" for e in dict.fromkeys(e.full for e in entries) and {e.full: e for e in entries}.values())
+    entries = [
+        e for d in defined
+        for e in names.by_name.get(d, []) + [x for k, v in names.by_name.items() if k.endswith(f".{d}") for x in v]
+        if e.place == (chapter, cell.id)
+    ]
+    links = " ".join(
+        f"{{py:obj}}`{e.name} <{e.full}>`"
+        for e in dict.fromkeys(e.full for e in entries) and {e.full: e for e in entries}.values()
+    )
     text = f'<span id="cell-{cell.id}" class="cell-anchor"></span>\n'
-    return nbformat.v4.new_markdown_cell(text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60])
+    return nbformat.v4.new_markdown_cell(
+        text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60]
+    )
 
 
 def joined(outputs: list[dict]) -> list[NotebookNode]:
@@ -136,7 +157,9 @@ def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[st
     for cell in processed.nb.cells:
         directives = cell.get("directives_", {})
         if cell.cell_type == "markdown":
-            cells.append(nbformat.v4.new_markdown_cell(markdown(cell.source, chapter, names, chapters, doc_host), id=cell.id))
+            cells.append(
+                nbformat.v4.new_markdown_cell(markdown(cell.source, chapter, names, chapters, doc_host), id=cell.id)
+            )
         elif cell.cell_type == "code" and (shown := code_cell(cell)) is not None:
             exported = any(str(d).startswith("export") for d in directives)
             cells += [anchors(shown, names, chapter)] if exported else []
@@ -144,11 +167,19 @@ def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[st
     heading = cells[0].source.lstrip() if cells else ""
     if not heading.startswith("# "):
         raise ValueError(f"{chapter}: the first cell must be `# Title` and a line that begins with `>`")
-    page = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}})
+    page = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "language_info": {"name": "python"},
+        },
+    )
     return page
 
 
 def title_of(notebook: NotebookNode) -> tuple[str, str]:
     """Title and summary from the first cell."""
     lines = notebook.cells[0].source.splitlines()
-    return lines[0].lstrip("# ").strip(), next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), "")
+    return lines[0].lstrip("# ").strip(), next(
+        (line.lstrip("> ").strip() for line in lines if line.startswith(">")), ""
+    )

@@ -1,4 +1,5 @@
-"""The outputs on the site are fresh: each notebook is executed in a copy of the project, and again only when it or the code it stands on changed. What a long training gave is shown as it was saved."""
+"""The outputs on the site are fresh: each notebook is executed in a copy of the project, and again only when it or the
+code it stands on changed. What a long training gave is shown as it was saved."""
 import ast
 import hashlib
 import json
@@ -21,9 +22,11 @@ TREE = WORK / "tree"  # the copy of the project in which notebooks are executed
 HOME = WORK / "home"  # data/ and runs/ of the jobs
 EXECUTED = WORK / "executed"  # the cache: one notebook a key
 VERSION = 1  # of the way notebooks are executed; part of every key
-SMOKE = {"preset": "smoke", "trials": 3, "largest": 64, "n": 8}  # parameters of a job on the site, where it declares them
+# parameters of a job on the site, where it declares them
+SMOKE = {"preset": "smoke", "trials": 3, "largest": 64, "n": 8}
 STORED = re.compile(r"^#\| stored$", re.MULTILINE)  # a cell that shows finished trainings: its output is what was saved
-WHOLE = ("get_task", "list_tasks", "check_task", "run_job", "nexuslab ")  # names that reach systems and jobs which no import shows
+# names that reach systems and jobs which no import shows
+WHOLE = ("get_task", "list_tasks", "check_task", "run_job", "nexuslab ")
 
 
 class StaleError(Exception):
@@ -54,22 +57,31 @@ class Chapter:
     def parameters(self) -> list[str]:
         """Names that a job declares; none for other notebooks."""
         tagged = [c for c in self.cells() if "parameters" in c["metadata"].get("tags", [])]
-        return [line.split("=")[0].strip() for c in tagged for line in "".join(c["source"]).splitlines() if "=" in line.split("#")[0]]
+        return [
+            line.split("=")[0].strip() for c in tagged for line in "".join(c["source"]).splitlines()
+            if "=" in line.split("#")[0]
+        ]
 
     def stored(self) -> dict[str, dict]:
-        """The cells marked `#| stored`, by id: they show finished trainings, whose minutes are not repeated for the site."""
+        """The cells marked `#| stored`, by id: they show finished trainings, whose minutes are not repeated for the
+        site."""
         return {c["id"]: c for c in self.cells() if c["cell_type"] == "code" and STORED.search("".join(c["source"]))}
 
 
 def find_chapters(root: Path = ROOT) -> list[Chapter]:
     """All notebooks under nbs/, by being there."""
-    found = sorted(p.relative_to(root / "nbs").with_suffix("").as_posix() for p in (root / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root / "nbs").parts))
+    found = sorted(
+        p.relative_to(root / "nbs").with_suffix("").as_posix() for p in (root / "nbs").rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in p.relative_to(root / "nbs").parts)
+    )
     return [Chapter(name, root) for name in found]
 
 
 def find_modules(root: Path = ROOT) -> dict[str, Path]:
     """Module name -> file, of the exported package."""
-    files = sorted(p for p in (root / "nexuslab").rglob("*.py") if p.name != "_modidx.py" and "job_notebooks" not in p.parts)
+    files = sorted(
+        p for p in (root / "nexuslab").rglob("*.py") if p.name != "_modidx.py" and "job_notebooks" not in p.parts
+    )
     return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
 
 
@@ -94,7 +106,9 @@ def imported(code: str, module: str, modules: dict[str, Path]) -> set[str]:
 
 def plain_code(chapter: Chapter) -> str:
     """The code of a notebook without magics."""
-    lines = [line for c in chapter.cells() if c["cell_type"] == "code" for line in [*"".join(c["source"]).splitlines(), ""]]
+    lines = [
+        line for c in chapter.cells() if c["cell_type"] == "code" for line in [*"".join(c["source"]).splitlines(), ""]
+    ]
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
@@ -154,7 +168,9 @@ def copy_project() -> None:
     for part in ("nbs", "nexuslab", "tests/toys"):
         shutil.rmtree(TREE / part, ignore_errors=True)
         if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, TREE / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                ROOT / part, TREE / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
     shutil.copy(ROOT / "settings.ini", TREE / "settings.ini")
 
 
@@ -162,7 +178,10 @@ def environment(home: Path | None) -> dict[str, str]:
     """The environment of a notebook's kernel."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NEXUSLAB_HOME", "NEXUSLAB_REPORT", "MPLBACKEND")}
     path = os.pathsep.join([str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    fixed = {
+        "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     return kept | fixed | ({"NEXUSLAB_HOME": str(home)} if home else {})
 
 
@@ -175,7 +194,10 @@ def run_notebook(chapter: Chapter, output: Path, home: Path | None, parameters: 
     saved = {cell.id: cell for cell in notebook.cells if cell.id in stored}
     notebook.cells = [nbformat.v4.new_code_cell(id=cell.id) if cell.id in saved else cell for cell in notebook.cells]
     nbformat.write(notebook, given)
-    command = [sys.executable, "-m", "papermill", str(given), str(partial), "--cwd", str(chapter.path.parent), "--no-progress-bar", "--execution-timeout", "1200", "--kernel", "python3"]
+    command = [
+        sys.executable, "-m", "papermill", str(given), str(partial), "--cwd", str(chapter.path.parent),
+        "--no-progress-bar", "--execution-timeout", "1200", "--kernel", "python3",
+    ]
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
     done = subprocess.run(command, env=environment(home), capture_output=True, text=True)
@@ -231,14 +253,18 @@ def execute(workers: int = 2) -> dict[str, str]:
     return keys
 
 
-def outputs_of(keys: dict[str, str], stored: bool = False, root: Path = TREE) -> dict[str, tuple[nbformat.NotebookNode, bool]]:
+def outputs_of(keys: dict[str, str], stored: bool = False, root: Path = TREE) -> dict[
+    str, tuple[nbformat.NotebookNode, bool]
+]:
     """Notebook -> (its executed form, whether that is fresh); `stored` lets a stale one show what was saved in it."""
     found = {}
     for name, key in keys.items():
         path = cached(name, key)
         if not path.exists() and not stored:
             raise StaleError(f"{name} was not executed since it or the code it stands on changed: run `make docs`")
-        found[name] = (nbformat.read(path if path.exists() else root / "nbs" / f"{name}.ipynb", as_version=4), path.exists())
+        found[name] = (
+            nbformat.read(path if path.exists() else root / "nbs" / f"{name}.ipynb", as_version=4), path.exists()
+        )
     return found
 
 

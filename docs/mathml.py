@@ -10,7 +10,10 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 
 
-STYLES = {"script": "SCRIPT", "double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "bold-italic": "BOLD ITALIC", "fraktur": "FRAKTUR", "sans-serif": "SANS-SERIF"}
+STYLES = {
+    "script": "SCRIPT", "double-struck": "DOUBLE-STRUCK", "bold": "BOLD", "bold-italic": "BOLD ITALIC",
+    "fraktur": "FRAKTUR", "sans-serif": "SANS-SERIF",
+}
 CASES = {True: "CAPITAL", False: "SMALL"}
 
 
@@ -19,7 +22,10 @@ def styled(match: re.Match) -> str:
     style, letter = STYLES.get(match[1]), match[2]
     if style is None or not (letter.isascii() and letter.isalpha()):
         return match[0]
-    for name in (f"MATHEMATICAL {style} {CASES[letter.isupper()]} {letter.upper()}", f"{style} {CASES[letter.isupper()]} {letter.upper()}"):
+    for name in (
+        f"MATHEMATICAL {style} {CASES[letter.isupper()]} {letter.upper()}",
+        f"{style} {CASES[letter.isupper()]} {letter.upper()}",
+    ):
         try:
             return f"<mi>{unicodedata.lookup(name)}</mi>"
         except KeyError:  # some letters had a place in Unicode before the others
