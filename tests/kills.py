@@ -204,12 +204,8 @@ def watched(name: str, root: Path, at: int = 0, act: Callable[[], None] = lambda
 
 
 def left_over(root: Path) -> list[str]:
-    """Temporary files; those in a run that died are of that run's next use."""
-    found, dead = [], [r.path for r in find_runs(root) if r.status["state"] == "died"]
-    for path in root.rglob("*"):
-        if path.name.endswith((".tmp", ".old")) and not any(path.is_relative_to(run) for run in dead):
-            found.append(str(path.relative_to(root)))
-    return found
+    """Temporary files, anywhere."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.name.endswith((".tmp", ".old")))
 
 
 def halves(root: Path) -> list[str]:
