@@ -877,7 +877,7 @@ class ExperimentTracker(Tracker):
 COUNTED = 2**26  # bytes of records that a table of runs reads, of the newest runs first
 
 def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.DataFrame:
-    "One row a run: system, name, preset, state, step, best, age, rows left out (not counted in long records of old runs)."
+    "One row a run: system, name, preset, state, step, best, age, damaged rows (blank where not counted: long, old records)."
     columns = ["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes", "damaged_rows"]
     rows, budget = [], COUNTED
     for run in reversed(find_runs(root, system)):

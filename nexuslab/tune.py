@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEARTBEAT', 'FINISHED', 'WAIT_SECONDS', 'DRAWS', 'StudyError', 'TrialFailed', 'JournalLock', 'Journal', 'read_logs',
            'link', 'link_of', 'with_driver', 'open_storage', 'open_study', 'Pruner', 'Tuned', 'run_trial', 'is_server',
-           'lock_of', 'own_process', 'at_work', 'fail_dead', 'number_of', 'proposer', 'run_study', 'quiet_optuna',
-           'searched', 'refuse_overruled', 'study_name_of', 'outcome', 'tune', 'summary', 'importances']
+           'lock_of', 'own_process', 'at_work', 'fail_dead', 'close_run', 'number_of', 'proposer', 'run_study',
+           'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'outcome', 'tune', 'summary', 'importances']
 
 # %% ../nbs/engine/11_tune.ipynb #e24d0892
 import contextlib
@@ -32,10 +32,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from .checkpoint import clear_unnamed
 from .config import Config, one_budget, overlay, spelt_out
 from nexuslab.core import (
-    ConfigError, Interrupted, NexusError, TrainingError, atomic_path, digest, make_folder, mix, naming_files,
-    open_regular, parse, project_root, whole_number,
+    ConfigError, FormatError, Interrupted, NexusError, TrainingError, atomic_path, clear_left, digest, make_folder,
+    mix, naming_files, open_regular, parse, project_root, whole_number,
 )
 from .data import Splits
 from .fit import Listener, fit, state_name
@@ -284,8 +285,18 @@ def fail_dead(study: optuna.Study, runs: Path, patience: float = 0.0) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not at_work(trial, runs, patience):
             study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
+            if "run" in trial.user_attrs:  # else its parameters may be some of them; all are proposed again
                 study.enqueue_trial(trial.params)
+                close_run(runs / trial.user_attrs["run"])
+
+def close_run(path: Path) -> None:
+    "Leave a truthful status in the run of a dead trial, and nothing half written: nobody trains in it again."
+    if path.is_dir():
+        clear_left(path)
+        clear_unnamed(path / "checkpoints")
+        with contextlib.suppress(FormatError):  # what its status says is for doctor to mend
+            if Run(path).status["state"] in ("created", "died"):
+                Run(path).set_status(state="died", reason="its process was killed")
 
 # %% ../nbs/engine/11_tune.ipynb #f827dd31
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
