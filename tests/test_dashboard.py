@@ -426,10 +426,10 @@ def test_a_job_is_started_watched_and_stopped(desk):
     page.screenshot(path=ARTEFACTS / "dashboard-stopped.png")
 
 
-def test_the_tour_shows_its_curve_while_it_trains(desk):
+def test_the_tour_shows_its_curve_while_it_trains(desk, lab):
     shutil.copy(ROOT / "nbs" / "00_tour.ipynb", desk.home / "notebooks")
     page, before = desk.page, len(find_runs(desk.home))
-    page.goto(page.address("00_tour.ipynb") + "&reset")  # without the notebook that was open
+    lab.open("00_tour.ipynb")
     run_all(page)
     grown = "() => [...document.querySelectorAll('.nexuslab-chart')].some(c => +c.dataset.points > 3)"
     page.wait_for_function(grown, timeout=120_000)
