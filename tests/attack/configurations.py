@@ -44,9 +44,10 @@ def attacked(key: tuple) -> str | None:
     task = get_task(draw.choice(SYSTEMS))
     preset = draw.choice([*task.presets, *task.presets, "nosuch", None])
     base = task.presets["smoke"]()
-    changes = {key_of(draw, type(base)): draw.choice(VALUES) if draw.random() < 0.98 else nested(2000)
-               for _ in range(draw.randrange(1, 5))}
     way = draw.randrange(3)
+    deep = nested(200 if way == 2 else 2000)  # a tree is copied before it is judged
+    changes = {key_of(draw, type(base)): draw.choice(VALUES) if draw.random() < 0.98 else deep
+               for _ in range(draw.randrange(1, 5))}
     if way == 0:
         cfg = resolve(task, preset, changes)
     elif way == 1:

@@ -118,7 +118,7 @@ def status(run: Run) -> object:
 def curves(run: Run) -> object:
     follower = Follower(run)
     follower.poll()
-    shown = {k: [c.columns["step"].values.tolist(), c.columns["value"].values.tolist()]
+    shown = {k: [c.on("step").tolist(), c.values.tolist()]
              for k, c in follower.curves.items()}
     return shown, [e["event"] for e in follower.events], "damaged" * bool(follower.damaged + follower.missing)
 
@@ -132,7 +132,7 @@ def beside(run: Run) -> object:
 
 
 def row(run: Run) -> object:
-    return {k: v for k, v in row_of(run, 0).items() if k not in ("age", "left", "speed")}
+    return {k: v for k, v in row_of(run).items() if k not in ("age", "left", "speed", "updated", "spent")}
 
 
 def differing(run: Run) -> object:
@@ -193,7 +193,7 @@ def command(*words: str) -> Callable[[Path], object]:
             code = main(list(words))
         if code:
             raise SystemExit(code)
-        return "\n".join(" ".join(line.split()[:-1]) for line in said.getvalue().replace(str(root), "").splitlines())
+        return re.sub(r" +\d+\.\d\b", " ", said.getvalue().replace(str(root), ""))  # without the age in minutes
 
     return read
 
