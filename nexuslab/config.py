@@ -34,7 +34,9 @@ class Section(BaseModel):
     def _no_boolean_numbers(cls, values):
         "Refuse `epochs: true`, which Python would read as 1."
         for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and not accepts_boolean(field.annotation):
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and not accepts_boolean(
+                field.annotation
+            ):
                 raise ValueError(f"{name} must not be a boolean")
         return values
 
@@ -75,24 +77,34 @@ class Compute(Section):
     device: str = Field(
         "auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:N | mps; auto takes the best there is"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the forward pass; auto is bf16 on CUDA devices that have it, fp32 elsewhere")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the forward pass; auto is bf16 on CUDA devices that have it, fp32 elsewhere"
+    )
     compile: bool = Field(False, description="compile model and loss with torch.compile")
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; None leaves PyTorch's choice")
     processes: int = Field(
         1, ge=1, description="worker processes; a step has batch_size x accumulate x processes examples"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass, for models that offer it")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass, for models that offer it"
+    )
 
 # %% ../nbs/engine/01_config.ipynb #914eeae2
 class Loader(Section):
     "Batches, their order and who loads them."
 
     batch_size: int = Field(32, ge=1, description="examples of one micro-batch on one process")
-    eval_batch_size: int | None = Field(None, ge=1, description="examples of an evaluation batch; None takes batch_size")
-    shuffle: Literal["full", "block", "none"] = Field("full", description="order of training examples; block shuffles blocks and keeps reads contiguous")
+    eval_batch_size: int | None = Field(
+        None, ge=1, description="examples of an evaluation batch; None takes batch_size"
+    )
+    shuffle: Literal["full", "block", "none"] = Field(
+        "full", description="order of training examples; block shuffles blocks and keeps reads contiguous"
+    )
     block_size: int = Field(4096, ge=1, description="examples of a block when shuffle is block")
     drop_last: bool = Field(False, description="leave out the last, smaller batch of an epoch")
-    num_workers: int = Field(0, ge=0, description="loader processes; 0 loads in this one, which is safe in notebooks and on Windows")
+    num_workers: int = Field(
+        0, ge=0, description="loader processes; 0 loads in this one, which is safe in notebooks and on Windows"
+    )
     prefetch: int = Field(2, ge=1, description="batches each loader process prepares ahead")
     pin_memory: bool = Field(False, description="page-locked host memory, for faster copies to CUDA")
     persistent_workers: bool = Field(True, description="keep loader processes from one epoch to the next")
@@ -105,7 +117,9 @@ class Budget(Section):
         None, ge=1, description="passes over the training set, or over what an endless source calls an epoch"
     )
     steps: int | None = Field(None, ge=1, description="optimiser steps")
-    max_minutes: float | None = Field(None, gt=0, description="wall-clock limit [min]: saves a checkpoint and pauses; never shapes the schedule")
+    max_minutes: float | None = Field(
+        None, gt=0, description="wall-clock limit [min]: saves a checkpoint and pauses; never shapes the schedule"
+    )
     unit: Literal["epochs", "steps"] | None = Field(
         None,
         description="unit of checkpoint.eval_every, checkpoint.save_every and schedule.step_size; None is the budget's "
@@ -118,26 +132,45 @@ class Budget(Section):
             raise ValueError("exactly one of epochs and steps must be given")
         return self
 
+# %% ../nbs/engine/01_config.ipynb #f7f28dc7
 class Optim(Section):
     "The optimiser, clipping and accumulation."
 
-    name: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="adamw (Loshchilov and Hutter, 2019) | adam | sgd | muon (Jordan et al., 2024): matrices by orthogonalised momentum, the rest by adamw")
+    name: Literal["adamw", "adam", "sgd", "muon"] = Field(
+        "adamw",
+        description="adamw (Loshchilov and Hutter, 2019) | adam | sgd | muon (Jordan et al., 2024): matrices by "
+        "orthogonalised momentum, the rest by adamw",
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's first and second moments, each in [0, 1)")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="decay of Adam's first and second moments, each in [0, 1)"
+    )
     eps: float = Field(1e-8, gt=0, description="Adam's denominator term")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, and of muon's matrices")
-    step_rms: float = Field(0.2, gt=0, description="root mean square of a step of muon's matrices, in units of lr; 0.2 is that of adamw")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled decay per unit of learning rate (adamw) or an L2 term; never on norms, biases and embeddings")
+    step_rms: float = Field(
+        0.2, gt=0, description="root mean square of a step of muon's matrices, in units of lr; 0.2 is that of adamw"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0,
+        description="decoupled decay per unit of learning rate (adamw) or an L2 term; never on norms, biases and "
+        "embeddings",
+    )
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; None does not clip")
     accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")
 
 class Schedule(Section):
     "The learning rate as a function of the step."
 
-    name: Literal["cosine", "linear", "step", "plateau", "constant"] = Field("cosine", description="shape after the warm-up")
-    min_lr: float = Field(0.0, ge=0, description="learning rate of the last step (cosine, linear) or its floor (step, plateau)")
+    name: Literal["cosine", "linear", "step", "plateau", "constant"] = Field(
+        "cosine", description="shape after the warm-up"
+    )
+    min_lr: float = Field(
+        0.0, ge=0, description="learning rate of the last step (cosine, linear) or its floor (step, plateau)"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    warmup_ratio: float | None = Field(None, ge=0, lt=1, description="share of all steps used as warm-up; wins over warmup_steps")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="share of all steps used as warm-up; wins over warmup_steps"
+    )
     step_size: int = Field(30, ge=1, description="step: epochs (steps under a step budget) between two decays")
     gamma: float = Field(0.1, gt=0, le=1, description="step: factor of each decay")
     patience: int = Field(10, ge=0, description="plateau: evaluations without improvement before a decay")
@@ -152,7 +185,9 @@ class Stop(Section):
     mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
     patience: int = Field(20, ge=1, description="evaluations without improvement before stopping")
     min_delta: float = Field(1e-4, ge=0, description="smallest change that counts as improvement, for early stopping")
-    baseline: float | None = Field(None, description="the scalar must beat this within the first `patience` evaluations")
+    baseline: float | None = Field(
+        None, description="the scalar must beat this within the first `patience` evaluations"
+    )
     restore_best: bool = Field(True, description="return the best weights at the end instead of the last")
     verbose: bool = Field(True, description="print 'new best' and 'no improvement k/patience'")
 
@@ -160,19 +195,33 @@ class Checkpoint(Section):
     "When to evaluate and save; in epochs under an epoch budget, else in steps, unless `budget.unit` says otherwise."
 
     eval_every: int = Field(1, ge=1, description="epochs or steps (budget.unit) between two evaluations")
-    save_every: int | None = Field(None, ge=1, description="epochs or steps between two periodic checkpoints; None saves at evaluations only when best, and at the end")
+    save_every: int | None = Field(
+        None, ge=1,
+        description="epochs or steps between two periodic checkpoints; None saves at evaluations only when best, and "
+        "at the end",
+    )
     best_only: bool = Field(False, description="keep no periodic checkpoints, only best and last")
-    save_total_limit: int | None = Field(3, ge=1, description="periodic checkpoints kept; best and last come on top; None keeps all")
+    save_total_limit: int | None = Field(
+        3, ge=1, description="periodic checkpoints kept; best and last come on top; None keeps all"
+    )
     save_minutes: float | None = Field(5.0, gt=0, description="refresh `last` at least this often [min]")
 
 class Guard(Section):
     "What to do when training goes wrong."
 
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="a non-finite loss or gradient: stop with a report, or skip the step and count")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a non-finite loss or gradient: stop with a report, or skip the step and count"
+    )
     max_skips: int = Field(10, ge=1, description="skipped steps in a row before stopping all the same")
-    spike: float | None = Field(10.0, gt=1, description="an event when the loss exceeds this multiple of its running mean; None is silent")
-    overfit: float | None = Field(1.2, gt=0, description="an event when val/loss exceeds this multiple of train/loss; None is silent")
-    halve_on_oom: bool = Field(False, description="out of memory: halve the micro-batch, keep the step's gradient the same, and go on")
+    spike: float | None = Field(
+        10.0, gt=1, description="an event when the loss exceeds this multiple of its running mean; None is silent"
+    )
+    overfit: float | None = Field(
+        1.2, gt=0, description="an event when val/loss exceeds this multiple of train/loss; None is silent"
+    )
+    halve_on_oom: bool = Field(
+        False, description="out of memory: halve the micro-batch, keep the step's gradient the same, and go on"
+    )
 
 # %% ../nbs/engine/01_config.ipynb #5b123d65
 class Track(Section):
@@ -180,7 +229,9 @@ class Track(Section):
 
     log_every: int = Field(10, ge=1, description="steps between two rows of training scalars")
     wandb: bool = Field(False, description="mirror to Weights & Biases")
-    wandb_mode: Literal["offline", "online", "shared"] = Field("offline", description="offline writes to the run directory; `wandb sync` uploads later")
+    wandb_mode: Literal["offline", "online", "shared"] = Field(
+        "offline", description="offline writes to the run directory; `wandb sync` uploads later"
+    )
     tensorboard: bool = Field(False, description="mirror to TensorBoard: tensorboard --logdir runs")
     project: str = Field("nexuslab", description="project at Weights & Biases")
     entity: str | None = Field(None, description="user or team at Weights & Biases")
@@ -263,16 +314,23 @@ SHORT = {
     "epochs": "budget.epochs", "steps": "budget.steps", "max_minutes": "budget.max_minutes",
     "batch_size": "loader.batch_size", "num_workers": "loader.num_workers",
     "lr": "optim.lr", "weight_decay": "optim.weight_decay",
-    "scheduler": "schedule.name", "min_lr": "schedule.min_lr", "warmup_steps": "schedule.warmup_steps", "warmup_ratio": "schedule.warmup_ratio",
-    "device": "compute.device", "precision": "compute.precision", "processes": "compute.processes", "threads": "compute.threads",
-    "early_stopping": "stop.enabled", "patience": "stop.patience", "restore_best": "stop.restore_best", "monitor": "stop.monitor",
-    "eval_every": "checkpoint.eval_every", "save_every": "checkpoint.save_every", "save_total_limit": "checkpoint.save_total_limit",
-    "wandb": "track.wandb", "tensorboard": "track.tensorboard", "log_every": "track.log_every", "data_path": "data.path",
+    "scheduler": "schedule.name", "min_lr": "schedule.min_lr", "warmup_steps": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_ratio",
+    "device": "compute.device", "precision": "compute.precision", "processes": "compute.processes",
+    "threads": "compute.threads",
+    "early_stopping": "stop.enabled", "patience": "stop.patience", "restore_best": "stop.restore_best",
+    "monitor": "stop.monitor",
+    "eval_every": "checkpoint.eval_every", "save_every": "checkpoint.save_every",
+    "save_total_limit": "checkpoint.save_total_limit",
+    "wandb": "track.wandb", "tensorboard": "track.tensorboard", "log_every": "track.log_every",
+    "data_path": "data.path",
 }
 RENAMED = {
-    "grad_clip_norm": "optim.clip", "gradient_clip": "optim.clip", "max_grad_norm": "optim.clip", "grad_clip": "optim.clip",
+    "grad_clip_norm": "optim.clip", "gradient_clip": "optim.clip", "max_grad_norm": "optim.clip",
+    "grad_clip": "optim.clip",
     "learning_rate": "optim.lr", "optimizer": "optim.name", "gradient_accumulation_steps": "optim.accumulate",
-    "num_epochs": "budget.epochs", "max_epochs": "budget.epochs", "max_steps": "budget.steps", "num_steps": "budget.steps",
+    "num_epochs": "budget.epochs", "max_epochs": "budget.epochs", "max_steps": "budget.steps",
+    "num_steps": "budget.steps",
     "lr_scheduler": "schedule.name", "lr_decay": "schedule.name", "min_learning_rate": "schedule.min_lr",
     "plateau_patience": "schedule.patience", "plateau_factor": "schedule.factor", "plateau_min_lr": "schedule.min_lr",
     "early_stopping_patience": "stop.patience", "early_stopping_min_delta": "stop.min_delta",
@@ -561,5 +619,11 @@ def difference(a: Config, b: Config) -> dict[str, tuple]:
 def explain(cls: type[Config]) -> list[dict]:
     "One row a key: name, short name, type, description."
     short = {v: k for k, v in SHORT.items()}
-    kinds = {k: str(f.annotation).replace("typing.", "") if typing.get_args(f.annotation) else f.annotation.__name__ for k, f in fields_of(cls).items()}
-    return [{"key": k, "short": short.get(k, ""), "type": kinds[k], "meaning": f.description or ""} for k, f in fields_of(cls).items()]
+    kinds = {
+        k: str(f.annotation).replace("typing.", "") if typing.get_args(f.annotation) else f.annotation.__name__
+        for k, f in fields_of(cls).items()
+    }
+    return [
+        {"key": k, "short": short.get(k, ""), "type": kinds[k], "meaning": f.description or ""}
+        for k, f in fields_of(cls).items()
+    ]

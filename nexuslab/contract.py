@@ -62,7 +62,10 @@ class Case:
 def require(kept: bool, promise: str, found: Any, expected: Any) -> None:
     "Raise unless a promise is kept."
     if not kept:
-        raise ContractError(promise, found=found, expected=expected, remedy="see the chapter on the contract for what this promise protects")
+        raise ContractError(
+            promise, found=found, expected=expected,
+            remedy="see the chapter on the contract for what this promise protects",
+        )
 
 # %% ../nbs/engine/10_contract.ipynb #373bae7f
 def some_ids(source: Source, most: int = 8) -> np.ndarray:
@@ -72,9 +75,14 @@ def some_ids(source: Source, most: int = 8) -> np.ndarray:
 def data_is_deterministic(case: Case) -> str:
     "Two readings of the data are equal."
     again = case.task.data(case.cfg, case.root)
-    require(again.fingerprint == case.splits.fingerprint, "data: the same fingerprint for the same seed", again.fingerprint, case.splits.fingerprint)
+    require(
+        again.fingerprint == case.splits.fingerprint, "data: the same fingerprint for the same seed", again.fingerprint,
+        case.splits.fingerprint,
+    )
     for name in ("train", "val", "test"):
-        one, two = (content(case.batch(s.named(name), some_ids(s.named(name)), case.setting())) for s in (case.splits, again))
+        one, two = (
+            content(case.batch(s.named(name), some_ids(s.named(name)), case.setting())) for s in (case.splits, again)
+        )
         require(one == two, f"data: the same {name} batch for the same seed", two[:12], one[:12])
     return case.splits.fingerprint[:12]
 
@@ -86,14 +94,19 @@ def splits_are_disjoint(case: Case, most: int = 300) -> str:
         seen[name] = {content(case.batch(source, [i], setting)) for i in some_ids(source, most)}
         require(len(seen[name]) > 0, f"data: examples in {name}", 0, "at least one")
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        require(not seen[a] & seen[b] or case.splits.named(a) is case.splits.named(b), f"data: {a} and {b} are disjoint", f"{len(seen[a] & seen[b])} common examples", 0)
+        require(
+            not seen[a] & seen[b] or case.splits.named(a) is case.splits.named(b), f"data: {a} and {b} are disjoint",
+            f"{len(seen[a] & seen[b])} common examples", 0,
+        )
     return ", ".join(f"{len(v)} {k}" for k, v in seen.items())
 
 # %% ../nbs/engine/10_contract.ipynb #8e2b3fe6
 def meta_is_from_train(case: Case) -> str:
     "The normaliser's statistics are those of the training split."
     found = case.task.meta(case.splits.train, case.cfg)
-    require(digest(found) == digest(case.splits.meta), "meta: a function of the training split", case.splits.meta, found)
+    require(
+        digest(found) == digest(case.splits.meta), "meta: a function of the training split", case.splits.meta, found
+    )
     return digest(found)
 
 def yaml_round_trip(case: Case) -> str:
@@ -132,7 +145,14 @@ def step_once(loop: Loop, micro: list) -> float:
 
 def overfit_one_batch(task: Task, cfg: Config, splits: Splits, steps: int = 100) -> list[float]:
     "The losses of training on the first batch again and again, at a constant rate."
-    loop = probe(task, overlay(cfg, {"schedule.name": "constant", "schedule.warmup_steps": 0, "schedule.warmup_ratio": None, "steps": steps}), splits)
+    loop = probe(
+        task,
+        overlay(
+            cfg,
+            {"schedule.name": "constant", "schedule.warmup_steps": 0, "schedule.warmup_ratio": None, "steps": steps},
+        ),
+        splits,
+    )
     micro = next(load(splits.train, loop.plan, 0, 1))
     return [step_once(loop, micro) for _ in range(steps)]
 
@@ -144,28 +164,44 @@ def loss_is_sum_of_parts(case: Case) -> str:
     at = dataclasses.replace(where(loop), ids=key.ids)
     out = loop.module(batch, at)
     require(math.isfinite(out.loss.item()), "loss: finite at the first step", out.loss.item(), "a finite number")
-    require(math.isclose(out.n, case.task.weigh(batch), rel_tol=1e-6), "loss: n is what weigh announced", out.n, case.task.weigh(batch))
+    require(
+        math.isclose(out.n, case.task.weigh(batch), rel_tol=1e-6), "loss: n is what weigh announced", out.n,
+        case.task.weigh(batch),
+    )
     if out.parts:
         total = sum(p.weight * p.value.item() for p in out.parts.values())
-        require(math.isclose(total, out.loss.item(), rel_tol=1e-4, abs_tol=1e-5), "loss: the sum of its weighted parts", total, out.loss.item())
+        require(
+            math.isclose(total, out.loss.item(), rel_tol=1e-4, abs_tol=1e-5), "loss: the sum of its weighted parts",
+            total, out.loss.item(),
+        )
     return f"loss {out.loss.item():.4g} over {out.n:g} items, {len(out.parts)} parts"
 
+# %% ../nbs/engine/10_contract.ipynb #0b1dd556
 def every_parameter_learns(case: Case) -> str:
     "Each trainable parameter gets a gradient from the first steps."
     loop, silent = probe(case.task, case.cfg, case.splits, case.root), None
     for micro in load(case.splits.train, loop.plan, 0, min(3, loop.total_steps)):
         forward_backward(loop, micro, where(loop))
-        silent = [n for n, p in loop.model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
+        silent = [
+            n for n, p in loop.model.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+        ]
         loop.progress.step += 1
     count = sum(1 for _ in loop.model.parameters())
-    require(count > 0 and not silent, "gradient: reaches every trainable parameter", silent, "none without; freeze what should not learn")
+    require(
+        count > 0 and not silent, "gradient: reaches every trainable parameter", silent,
+        "none without; freeze what should not learn",
+    )
     return f"{count} tensors"
 
 def one_batch_overfits(case: Case, steps: int = 150, ratio: float = 0.7) -> str:
     "A constant rate on one batch brings the loss down."
     losses = overfit_one_batch(case.task, case.cfg, case.splits, steps)
     early, late = losses[0], float(np.mean(losses[-5:]))
-    require(late < early - (1 - ratio) * abs(early), f"learning: one batch overfits in {steps} steps", f"{early:.4g} -> {late:.4g}", f"below {ratio:g} of the first loss")
+    require(
+        late < early - (1 - ratio) * abs(early), f"learning: one batch overfits in {steps} steps",
+        f"{early:.4g} -> {late:.4g}", f"below {ratio:g} of the first loss",
+    )
     return f"{early:.4g} -> {late:.4g}"
 
 # %% ../nbs/engine/10_contract.ipynb #4a4e4457
@@ -175,13 +211,24 @@ def metrics_ignore_batch_size(case: Case) -> str:
     for size in (3, 8):
         cfg = overlay(case.cfg, {"loader.eval_batch_size": size})
         values = {k: v for u in case.task.updaters(cfg, model) for k, v in u.values(At()).items()}
-        averages, metrics = evaluate_source(case.task, StepModule(case.task, model, cfg), case.splits.val, cfg, At(seed=cfg.seed, values=values), torch.device("cpu"), setting=case.setting())
+        averages, metrics = evaluate_source(
+            case.task, StepModule(case.task, model, cfg), case.splits.val, cfg, At(seed=cfg.seed, values=values),
+            torch.device("cpu"), setting=case.setting(),
+        )
         found.append(averages.compute() | metrics)
-    out = StepModule(case.task, model, case.cfg).eval()(case.batch(case.splits.val, some_ids(case.splits.val), case.setting()), At(seed=case.cfg.seed, ids=some_ids(case.splits.val), values=values))
-    batchwise = {k for k, p in out.parts.items() if not p.additive} | ({"loss"} if any(not p.additive and p.weight for p in out.parts.values()) else set())
+    out = StepModule(case.task, model, case.cfg).eval()(
+        case.batch(case.splits.val, some_ids(case.splits.val), case.setting()),
+        At(seed=case.cfg.seed, ids=some_ids(case.splits.val), values=values),
+    )
+    batchwise = {k for k, p in out.parts.items() if not p.additive} | (
+        {"loss"} if any(not p.additive and p.weight for p in out.parts.values()) else set()
+    )
     for name in found[0].keys() - batchwise:
         a, b = found[0][name], found[1][name]
-        require(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5), f"metrics: {name} does not depend on the batch size", f"{a:.8g} and {b:.8g}", "equal figures")
+        require(
+            math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5), f"metrics: {name} does not depend on the batch size",
+            f"{a:.8g} and {b:.8g}", "equal figures",
+        )
     return ", ".join(sorted(found[0].keys() - batchwise))
 
 def perfect_is_ideal(case: Case) -> str:
@@ -193,7 +240,10 @@ def perfect_is_ideal(case: Case) -> str:
     for name, arguments in fed.items():
         metrics[name].update(*arguments)
         value = float(metrics[name].compute())
-        require(math.isclose(value, expected[name], abs_tol=1e-6), f"metrics: a perfect prediction has the ideal {name}", value, expected[name])
+        require(
+            math.isclose(value, expected[name], abs_tol=1e-6), f"metrics: a perfect prediction has the ideal {name}",
+            value, expected[name],
+        )
     return ", ".join(f"{k} = {v:g}" for k, v in expected.items()) or "no metrics"
 
 # %% ../nbs/engine/10_contract.ipynb #0471e0bb
@@ -211,16 +261,25 @@ class StopAt(Listener):
 
 def resume_is_exact(case: Case, workers: int = 0) -> str:
     "Weights and record of four steps, with and without a restart in the middle."
-    changes = {"steps": 4, "loader.num_workers": workers, "track.log_every": 1, "checkpoint.eval_every": 3, "stop.restore_best": False, "checkpoint.save_every": None, "stop.enabled": False}
+    changes = {
+        "steps": 4, "loader.num_workers": workers, "track.log_every": 1, "checkpoint.eval_every": 3,
+        "stop.restore_best": False, "checkpoint.save_every": None, "stop.enabled": False,
+    }
     cfg = overlay(case.cfg, changes)
     whole = fit(case.task, cfg, Run.create(cfg, case.root), splits=case.splits)
     halved = Run.create(cfg, case.root)
     fit(case.task, cfg, halved, [StopAt(2)], splits=case.splits)
     again = fit(case.task, cfg, halved, resume="last", splits=case.splits)
-    differing = [k for (k, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values()) if not torch.equal(a, b)]
+    differing = [
+        k for (k, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values())
+        if not torch.equal(a, b)
+    ]
     require(not differing, f"resume: weights equal bit for bit with {workers} workers", differing, "no difference")
     names = [c for c in whole.run.history() if "/" in c and not c.startswith("system/")]
-    require(len(names) > 2 and whole.run.history()[names].equals(halved.history()[names]), "resume: the same record", halved.history()[names], whole.run.history()[names])
+    require(
+        len(names) > 2 and whole.run.history()[names].equals(halved.history()[names]), "resume: the same record",
+        halved.history()[names], whole.run.history()[names],
+    )
     return f"{len(names)} scalars equal"
 
 def resume_with_workers(case: Case) -> str:
@@ -245,13 +304,16 @@ def parallel_worker(rank: int, world: int, case: Case, rendezvous: str, results)
 
 def quiet(case: Case, batch_size: int) -> Loop:
     "A loop without dropout, so that the processes' different draws do not matter."
-    loop = probe(case.task, overlay(case.cfg, {"batch_size": batch_size, "optim.accumulate": 1}), case.splits, case.root)
+    loop = probe(
+        case.task, overlay(case.cfg, {"batch_size": batch_size, "optim.accumulate": 1}), case.splits, case.root
+    )
     for module in loop.model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
     loop.module.eval()
     return loop
 
+# %% ../nbs/engine/10_contract.ipynb #ae078e20
 def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
     "Gradients of two gloo processes and of one with the doubled batch."
     single = quiet(case, 2 * case.cfg.loader.batch_size)
@@ -265,7 +327,10 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
         mp.spawn(parallel_worker, (2, case, str(Path(folder) / "meet"), results), nprocs=2)
         together = torch.load(results, weights_only=True)
     worst = max(((alone[k] - together[k]).norm() / alone[k].norm().clamp_min(1e-8)).item() for k in alone)
-    require(worst < tolerance, "parallel: two processes give the gradients of one", f"relative difference {worst:.2e}", f"below {tolerance:g}")
+    require(
+        worst < tolerance, "parallel: two processes give the gradients of one", f"relative difference {worst:.2e}",
+        f"below {tolerance:g}",
+    )
     return f"relative difference {worst:.1e}"
 
 # %% ../nbs/engine/10_contract.ipynb #156f054c
@@ -281,8 +346,10 @@ def views_render(case: Case) -> str:
 
 # %% ../nbs/engine/10_contract.ipynb #86448852
 PROMISES: tuple[Callable[[Case], str], ...] = (
-    data_is_deterministic, splits_are_disjoint, meta_is_from_train, yaml_round_trip, loss_is_sum_of_parts, every_parameter_learns,
-    metrics_ignore_batch_size, perfect_is_ideal, one_batch_overfits, resume_is_exact, resume_with_workers, two_processes_agree, views_render,
+    data_is_deterministic, splits_are_disjoint, meta_is_from_train, yaml_round_trip, loss_is_sum_of_parts,
+    every_parameter_learns,
+    metrics_ignore_batch_size, perfect_is_ideal, one_batch_overfits, resume_is_exact, resume_with_workers,
+    two_processes_agree, views_render,
 )
 
 def check_task(

@@ -154,7 +154,8 @@ ADVICE = {
 def naming_files(
     doing: str,  # what is done, such as "evaluating"
 ) -> Iterator[None]:
-    "Let an `OSError` of this block, or of a function so decorated, be a `FileError` that says what was done and what to do."
+    """Let an `OSError` of this block, or of a function so decorated, be a `FileError` that says what was done and what
+    to do."""
     try:
         yield
     except OSError as error:

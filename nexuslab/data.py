@@ -120,8 +120,12 @@ def require_space(path: Path, needed: int) -> None:
     "Refuse to start writing what the disk cannot hold."
     free = shutil.disk_usage(path).free
     if free < needed:
-        raise DataError(f"no room to write in {path}", found=f"{free / 2**20:.1f} MiB free", expected=f"{needed / 2**20:.1f} MiB", remedy="free some space, or set NEXUSLAB_HOME to a larger disk")
+        raise DataError(
+            f"no room to write in {path}", found=f"{free / 2**20:.1f} MiB free", expected=f"{needed / 2**20:.1f} MiB",
+            remedy="free some space, or set NEXUSLAB_HOME to a larger disk",
+        )
 
+# %% ../nbs/engine/02_data.ipynb #7b06f728
 def write_store(
     path: Path,  # the final name
     manifest: dict,  # generator, version, seed, parameters ...; counts and digest are added
@@ -129,9 +133,12 @@ def write_store(
 ) -> None:
     "Write arrays and manifest as one checksummed HDF5 file, whole or not at all."
     make_folder(path.parent)
-    size = int(1.02 * sum(a.nbytes for a in arrays.values())) + (1 << 20)  # the index and checksums of chunks are less than 2 %
+    # the index and checksums of chunks are less than 2 %
+    size = int(1.02 * sum(a.nbytes for a in arrays.values())) + (1 << 20)
     require_space(path.parent, size)
-    record = manifest | {"format": FORMAT, "counts": {k: list(a.shape) for k, a in arrays.items()}, "digest": arrays_digest(arrays)}
+    record = manifest | {
+        "format": FORMAT, "counts": {k: list(a.shape) for k, a in arrays.items()}, "digest": arrays_digest(arrays)
+    }
     try:
         with atomic_path(path) as temporary:
             with contextlib.closing(Reserved(temporary, size)) as room, h5py.File(room, "w", libver="v110") as file:
@@ -140,7 +147,8 @@ def write_store(
                     rows = max(1, CHUNK_BYTES // max(1, array[:1].nbytes))
                     chunks = (min(rows, len(array)), *array.shape[1:]) if array.size else None
                     file.create_dataset(name, data=array, chunks=chunks, fletcher32=bool(array.size))
-            with h5py.File(temporary, "r") as file:  # HDF5 drops errors of late writes: read back before the file gets its name
+            # HDF5 drops errors of late writes: read back before the file gets its name
+            with h5py.File(temporary, "r") as file:
                 if arrays_digest({name: file[name][()] for name in file}) != record["digest"]:
                     raise OSError("the file does not read back as it was written")
     except (OSError, RuntimeError, SystemError) as error:  # h5py makes the last two of what a file object raises
@@ -238,7 +246,10 @@ class damaged:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError)):
-            raise DataError(f"dataset {self.path} is damaged or not ours", found=str(error).strip("'\""), expected="an HDF5 file with a manifest", remedy="delete the file and run 01_prepare again") from error
+            raise DataError(
+                f"dataset {self.path} is damaged or not ours", found=str(error).strip("'\""),
+                expected="an HDF5 file with a manifest", remedy="delete the file and run 01_prepare again",
+            ) from error
 
 # %% ../nbs/engine/02_data.ipynb #749e3800
 def store_path(
@@ -277,7 +288,10 @@ def ensure_store(
             make_folder(path.parent)
             lock.acquire()
         except OSError as error:
-            raise DataError(f"could not write {path}", found=str(error), expected="a folder that can be written", remedy="mend its permissions, or set NEXUSLAB_HOME to another place") from error
+            raise DataError(
+                f"could not write {path}", found=str(error), expected="a folder that can be written",
+                remedy="mend its permissions, or set NEXUSLAB_HOME to another place",
+            ) from error
         try:
             if not path.exists():
                 write_store(path, manifest, make())
@@ -296,7 +310,10 @@ class Ragged:
         offsets: np.ndarray,  # (items + 1,)
     ):
         if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
-            raise DataError("ragged offsets", found=f"{offsets[:3]} ... {offsets[-1]} over {len(values)} rows", expected="0, non-decreasing, ending at the number of rows", remedy="rebuild the dataset")
+            raise DataError(
+                "ragged offsets", found=f"{offsets[:3]} ... {offsets[-1]} over {len(values)} rows",
+                expected="0, non-decreasing, ending at the number of rows", remedy="rebuild the dataset",
+            )
         self.values, self.offsets = values, offsets
 
     def __len__(self) -> int:
@@ -402,7 +419,11 @@ class Standardiser:
         probe = self.mean + self.std * torch.linspace(-3, 3, 7)[:, None]
         error = ((self.inverse(self.forward(probe)) - probe).abs() / self.std).max()
         if not error < 1e-3:  # also catches NaN
-            raise DataError("standardiser", found=f"mean {self.mean.tolist()}, std {self.std.tolist()}", expected="finite means and positive deviations", remedy="check the training split: a constant column has no deviation")
+            raise DataError(
+                "standardiser", found=f"mean {self.mean.tolist()}, std {self.std.tolist()}",
+                expected="finite means and positive deviations",
+                remedy="check the training split: a constant column has no deviation",
+            )
 
     @classmethod
     def fit(cls, x: torch.Tensor | np.ndarray) -> "Standardiser":
@@ -524,7 +545,9 @@ class Splits:
     def named(self, name: str) -> Source:
         "The split called train, val or test."
         if name not in ("train", "val", "test"):
-            raise DataError(f"unknown split {name!r}", found=name, expected="train, val or test", remedy="choose one of the three")
+            raise DataError(
+                f"unknown split {name!r}", found=name, expected="train, val or test", remedy="choose one of the three"
+            )
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 # %% ../nbs/engine/02_data.ipynb #6df3d731
@@ -662,13 +685,14 @@ class Plan:
         setting: Callable[[int], dict] = lambda step: {},  # step -> what the curriculum says
         epoch_size: int | None = None,  # of an endless source: examples that count as an epoch
     ):
-        self.size, self.loader, self.seed, self.accumulate, self.rank, self.world, self.setting = size, loader, seed, accumulate, rank, world, setting
+        self.size, self.loader, self.seed, self.accumulate = size, loader, seed, accumulate
+        self.rank, self.world, self.setting = rank, world, setting
         self.per_step = loader.batch_size * accumulate * world
         length = epoch_size if size is None else size
         self.steps_per_epoch = epoch_steps(length, self.per_step, loader.drop_last)
-        if size == 0:
-            raise DataError("the training split", found="no examples", expected="at least one", remedy="prepare a larger dataset")
         self._epoch, self._order = None, None
+        if size == 0:
+            raise DataError("the training split", found="no examples", remedy="prepare a larger dataset")
 
     def epoch_of(self, step: int) -> int:
         "The epoch of a step; an endless source that declares none stays in epoch 0."
@@ -744,7 +768,10 @@ def through_workers(fetch: Fetch, plan: Plan, start: int, stop: int) -> Iterator
 def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, world: int = 1) -> list[Key]:
     "The keys of an evaluation: every example once, in order, in batches that the processes take in turns."
     if source.size is None:
-        raise DataError("an evaluation split", found="an endless source", expected="a source with a size", remedy="give val and test a fixed size")
+        raise DataError(
+            "an evaluation split", found="an endless source", expected="a source with a size",
+            remedy="give val and test a fixed size",
+        )
     size = loader.eval_batch_size or loader.batch_size
     ids = np.arange(source.size)
     return [Key(0, ids[i : i + size], setting) for i in range(rank * size, len(ids), world * size)]

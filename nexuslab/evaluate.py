@@ -72,7 +72,9 @@ def evaluate(
     warn_untested(run, splits, split)
     model.to(place)
     at, setting = final_at(task, cfg, model, saved.state())
-    averages, metrics = evaluate_source(task, StepModule(task, model, cfg), splits.named(split), cfg, at, place, setting=setting)
+    averages, metrics = evaluate_source(
+        task, StepModule(task, model, cfg), splits.named(split), cfg, at, place, setting=setting
+    )
     model.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix(cfg.seed, "examine"))
@@ -112,7 +114,10 @@ def evaluation_table(run: Run, split: str = "test") -> pd.DataFrame:
     "Figures as rows; the model and its baselines as columns."
     found = run.evaluation
     if split not in found:
-        raise RunError(f"evaluation of {run.path.name}", found=f"splits {', '.join(found)}", expected=split, remedy=f"nexuslab evaluate --run {run.path.name} --split {split}")
+        raise RunError(
+            f"evaluation of {run.path.name}", found=f"splits {', '.join(found)}", expected=split,
+            remedy=f"nexuslab evaluate --run {run.path.name} --split {split}",
+        )
     return pd.DataFrame({"model": found[split]["figures"], **found[split]["baselines"]})
 
 # %% ../nbs/engine/09_evaluate.ipynb #6fd23ca4
@@ -195,7 +200,10 @@ def predict(
 ) -> pd.DataFrame:
     "One row an input: the answer, and the truth where it is known; `attrs` of the table say where they come from."
     if not isinstance(task, CanPredict):
-        raise ConfigError(f"predicting with {task.name}", found="a system that answers no inputs", expected="a system that is a CanPredict", remedy="choose another system, or sample instead")
+        raise ConfigError(
+            f"predicting with {task.name}", found="a system that answers no inputs",
+            expected="a system that is a CanPredict", remedy="choose another system, or sample instead",
+        )
     how = understood(task.predict, how)
     register(task)
     cfg, saved = run.config, open_checkpoint(run.path / "checkpoints", checkpoint)
@@ -229,7 +237,9 @@ def differences_of_record(run: Run) -> list[str]:
         if now["packages"].get(package) != version:
             found.append(f"package {package}: was {version}, is {now['packages'].get(package)}")
     if was["code"] != now["code"]:
-        found.append(f"code of nexuslab: was {was['code']} (commit {(was['commit'] or 'unknown')[:10]}), is {now['code']}")
+        found.append(
+            f"code of nexuslab: was {was['code']} (commit {(was['commit'] or 'unknown')[:10]}), is {now['code']}"
+        )
     return found
 
 # %% ../nbs/engine/09_evaluate.ipynb #4f273fc0
@@ -240,14 +250,19 @@ def differences_of_history(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
         for column in columns:
             left, right = one[column], two.get(column)
             if one["step"] != two["step"] or not (left == right or (pd.isna(left) and pd.isna(right))):
-                return [f"metrics.jsonl: {column} at step {one['step']:g} was {left}, is {right} (step {two['step']:g})"]
+                return [
+                    f"metrics.jsonl: {column} at step {one['step']:g} was {left}, is {right} (step {two['step']:g})"
+                ]
     return [] if len(a) == len(b) else [f"metrics.jsonl: had {len(a)} rows, has {len(b)}"]
 
 # %% ../nbs/engine/09_evaluate.ipynb #9c003d2e
 def differences_of_data(run: Run, task: Task, rebuilt: Splits) -> list[str]:
     "Whether the rebuilt data, and the file in place, are those of the training."
     recorded = [e["fingerprint"] for e in run.events() if e["event"] == "start"][-1]
-    found = [] if rebuilt.fingerprint == recorded else [f"data built from the configuration: was {recorded[:12]}, is {rebuilt.fingerprint[:12]}"]
+    found = (
+        [] if rebuilt.fingerprint == recorded
+        else [f"data built from the configuration: was {recorded[:12]}, is {rebuilt.fingerprint[:12]}"]
+    )
     try:
         here = task.data(run.config, run.root).fingerprint
     except DataError as error:
@@ -261,7 +276,9 @@ def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> 
         return []
     found = []
     for split, entry in run.evaluation.items():
-        figures = evaluate(task, again, split, entry["checkpoint"], splits=splits) if entry.get("step") is not None else {}
+        figures = (
+            evaluate(task, again, split, entry["checkpoint"], splits=splits) if entry.get("step") is not None else {}
+        )
         for k, v in entry["figures"].items():
             recorded = np.nan if v is None else v  # JSON has no NaN: a figure that is not defined is null there
             if not np.isclose(recorded, figures.get(k, np.nan), rtol=1e-9, atol=0, equal_nan=True):
@@ -279,7 +296,10 @@ def reproduce(
 ) -> list[str]:
     "Build the data and train again from a run directory; returns what differs, empty when nothing does."
     if run.status["state"] != "finished":
-        raise RunError(f"run {run.path.name}", found=f"state {run.status['state']}", expected="a finished run", remedy="finish it first: nexuslab train --resume " + run.path.name)
+        raise RunError(
+            f"run {run.path.name}", found=f"state {run.status['state']}", expected="a finished run",
+            remedy="finish it first: nexuslab train --resume " + run.path.name,
+        )
     task = task or get_task(run.tree["system"])
     register(task)
     with contextlib.ExitStack() as stack:
@@ -300,5 +320,8 @@ def reproduce(
         again = result.run
         found += differences_of_history(run.history(), again.history())
         found += differences_of_figures(run, again, task, splits)
-    write("\n".join(found) if found else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again")
+    write(
+        "\n".join(found) if found
+        else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again"
+    )
     return found

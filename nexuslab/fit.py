@@ -436,7 +436,9 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         optimizer=optimizer_of(task, cfg, model), plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
         plan=plan, total_steps=total,
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
-        autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext, scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        autocast=(
+            lambda: torch.autocast(device.type, dtype)
+        ) if dtype else contextlib.nullcontext, scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world,
     )
 
@@ -482,7 +484,9 @@ def own_gpu(count: int) -> torch.device:
         )
     return torch.device("cuda", local)
 
-def plan_steps(cfg: Config, source: Source, updaters: Sequence[Updater], rank: int = 0, world: int = 1) -> tuple[Plan, int]:
+def plan_steps(
+    cfg: Config, source: Source, updaters: Sequence[Updater], rank: int = 0, world: int = 1
+) -> tuple[Plan, int]:
     "The order of examples, and the number of steps of the run."
     def setting(step: int) -> dict:
         return {k: v for u in updaters for k, v in u.setting(step, total).items()}
@@ -766,7 +770,9 @@ def hopeless(loop: Loop, ids: list[int], parts: dict[str, float], what: str, eve
 # %% ../nbs/engine/08_fit.ipynb #a3b7ac28
 def set_rate(loop: Loop) -> float:
     "Set and return the learning rate of the step at hand."
-    rate = learning_rate(loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor)
+    rate = learning_rate(
+        loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor
+    )
     for group in loop.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     return rate
@@ -864,7 +870,10 @@ def aside(loop: Loop) -> Iterator[None]:
 def speed(loop: Loop, steps: int, seconds: float, sums: dict) -> dict[str, float]:
     "Throughput, waiting for data, and memory."
     items = sums.get("loss", [0, 0])[1] - loop.clock["carried"]  # what a resumed row holds from before is not counted
-    memory = torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda" else this_process(os.getpid()).memory_info().rss
+    memory = (
+        torch.cuda.max_memory_allocated(loop.device) if loop.device.type == "cuda"
+        else this_process(os.getpid()).memory_info().rss
+    )
     return {
         "system/samples_per_second": steps * loop.plan.per_step / seconds,
         "system/tokens_per_second": items / seconds,
@@ -938,7 +947,10 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
     with solvable(loop), contextlib.ExitStack() as stack:
         for updater in loop.updaters:
             stack.enter_context(updater.eval_weights(loop.model))
-        averages, metrics = evaluate_source(loop.task, bare, loop.splits.val, loop.cfg, where(loop, training=False), loop.device, loop.autocast, setting, loop.rank, loop.world)
+        averages, metrics = evaluate_source(
+            loop.task, bare, loop.splits.val, loop.cfg, where(loop, training=False), loop.device, loop.autocast,
+            setting, loop.rank, loop.world,
+        )
     figures = {f"val/{k}": v for k, v in (averages.compute() | metrics).items()}
     return gathered(loop, figures)[0]
 
@@ -956,7 +968,10 @@ def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
     "Whether this evaluation is the best, and a note; sets the reason when it is time to stop early."
     stop, p = loop.cfg.stop, loop.progress
     if stop.monitor not in metrics:
-        raise ConfigError("stop.monitor", found=stop.monitor, expected="a scalar of the evaluation", remedy=f"choose one of {', '.join(sorted(metrics))}")
+        raise ConfigError(
+            "stop.monitor", found=stop.monitor, expected="a scalar of the evaluation",
+            remedy=f"choose one of {', '.join(sorted(metrics))}",
+        )
     value = metrics[stop.monitor]
     sign = 1.0 if stop.mode == "min" else -1.0
     loop.plateau.observe(value)
@@ -993,8 +1008,10 @@ def watch_overfit(loop: Loop, scalars: dict[str, float]) -> str:
 def state_of(loop: Loop) -> dict[str, Any]:
     "Everything besides the weights that the next step depends on."
     return {
-        "optimizer": loop.optimizer.state_dict(), "plateau": loop.plateau.state_dict(), "updaters": [u.state_dict() for u in loop.updaters],
-        "scaler": loop.scaler.state_dict(), "progress": dataclasses.asdict(loop.progress), "window": loop.window.state_dict(),
+        "optimizer": loop.optimizer.state_dict(), "plateau": loop.plateau.state_dict(),
+        "updaters": [u.state_dict() for u in loop.updaters],
+        "scaler": loop.scaler.state_dict(), "progress": dataclasses.asdict(loop.progress),
+        "window": loop.window.state_dict(),
         "others": gathered(loop, loop.window.state_dict())[1:],  # the windows of the other processes
         "interval": loop.interval.state_dict(), "metrics": loop.metrics,
         "measures": {name: dict(metric.state_dict()) for name, metric in loop.measures.items()},
@@ -1246,7 +1263,9 @@ def finished(loop: Loop) -> str | None:
         loop.reason = loop.run.stop_requested() or loop.reason
         if loop.rank == 0 and now - loop.clock["status"] > STATUS_SECONDS:
             loop.clock["status"] = now
-            loop.run.set_status(step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, record=loop.record.reach)
+            loop.run.set_status(
+                step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, record=loop.record.reach
+            )
     loop.overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
     if loop.world > 1:
         agree(loop)
@@ -1343,7 +1362,10 @@ def append(path: Path, line: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error), expected="a writable disk with enough room", remedy="free some space and resume the run") from error
+        raise RunError(
+            f"cannot write {path}", found=str(error), expected="a writable disk with enough room",
+            remedy="free some space and resume the run",
+        ) from error
 
 # %% ../nbs/engine/08_fit.ipynb #85444c61
 @dataclass(frozen=True)
@@ -1430,7 +1452,10 @@ def refuse_used(loop: Loop) -> dict:
     "A fresh start in a directory that was trained in is refused."
     kept = sorted(p.name for p in (loop.run.path / "checkpoints").glob("step_*"))
     if kept:
-        raise CheckpointError(f"run {loop.run.path.name}", found=f"checkpoints {', '.join(kept)}", expected="an empty run to start in", remedy="pass resume='last' to go on, or create a new run")
+        raise CheckpointError(
+            f"run {loop.run.path.name}", found=f"checkpoints {', '.join(kept)}", expected="an empty run to start in",
+            remedy="pass resume='last' to go on, or create a new run",
+        )
     return {}
 
 def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]]:

@@ -298,7 +298,8 @@ class RunStore:
 
     @staticmethod
     def write(text: str, address: str) -> None:
-        "Write the executed notebook, sealed, where it belongs by now, and to the output that was asked for, if there is one."
+        """Write the executed notebook, sealed, where it belongs by now, and to the output that was asked for, if there
+        is one."""
         notebook = json.loads(text)
         notebook["metadata"][SEAL] = digest(notebook["cells"], 64)
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"

@@ -149,7 +149,7 @@ def kept_handlers() -> Iterator[None]:
 def train_group(run: Run, cfg: Config, resume: str | None, restarts: int) -> None:
     "Train in worker processes; a group with a dead worker is started again, one that refuses to go on is not."
     attempt = run.status.get("attempt")
-    for left in reversed(range(restarts + 1)):
+    for _ in range(restarts + 1):
         if run.status.get("attempt") != attempt and steps_kept(run.path / "checkpoints"):
             resume = "last"  # the group before had begun
         with tempfile.TemporaryDirectory() as folder:

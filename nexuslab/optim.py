@@ -74,7 +74,8 @@ class Muon(torch.optim.AdamW):
     def step(self, closure=None):
         "Turn the matrices, then show AdamW the rest."
         loss = closure() if closure else None
-        turned = [(p, group) for group in self.param_groups if group["matrices"] for p in group["params"] if p.ndim == 2 and p.grad is not None]
+        pairs = ((p, group) for group in self.param_groups if group["matrices"] for p in group["params"])
+        turned = [(p, group) for p, group in pairs if p.ndim == 2 and p.grad is not None]
         gradients = [p.grad for p, _ in turned]
         if turned:
             self.turn(turned, gradients)
@@ -88,18 +89,23 @@ class Muon(torch.optim.AdamW):
     def turn(self, turned: list[tuple[nn.Parameter, dict]], gradients: list[torch.Tensor]) -> None:
         "Move matrices by their steps."
         for p, _ in turned:
-            self.state[p] = self.state[p] or {"step": torch.tensor(0.0), "momentum": torch.zeros_like(p)}  # AdamW looks for a step when it is loaded
+            # AdamW looks for a step when it is loaded
+            self.state[p] = self.state[p] or {"step": torch.tensor(0.0), "momentum": torch.zeros_like(p)}
             self.state[p]["step"] += 1
         steps = orthogonal_steps(gradients, [self.state[p]["momentum"] for p, _ in turned], self.momentum)
         for (p, group), step in zip(turned, steps, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"] * self.step_rms * max(p.shape) ** 0.5)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(step, alpha=-group["lr"] * self.step_rms * max(p.shape) ** 0.5)
 
 # %% ../nbs/engine/05_optim.ipynb #dbf52d25
 def make_optimizer(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     "The configured optimiser over a model's trainable parameters."
     groups = parameter_groups(model, config.weight_decay)
     if not groups:
-        raise TrainingError("the optimiser", found="a model without trainable parameters", expected="at least one", remedy="check requires_grad")
+        raise TrainingError(
+            "the optimiser", found="a model without trainable parameters", expected="at least one",
+            remedy="check requires_grad",
+        )
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "muon":

@@ -68,7 +68,10 @@ def git(*arguments: str, folder: Path) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 # %% ../nbs/engine/06_run.ipynb #895d35e7
-PACKAGES = ("nexuslab", "torch", "torch-geometric", "numpy", "scipy", "pandas", "scikit-learn", "h5py", "pydantic", "safetensors", "torchmetrics", "optuna", "papermill", "wandb")
+PACKAGES = (
+    "nexuslab", "torch", "torch-geometric", "numpy", "scipy", "pandas", "scikit-learn", "h5py", "pydantic",
+    "safetensors", "torchmetrics", "optuna", "papermill", "wandb",
+)
 
 def versions() -> dict[str, str]:
     "The versions of Python and of the packages that can change a figure."
@@ -85,7 +88,10 @@ def hardware() -> dict[str, Any]:
     import torch  # late: listing runs needs no torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpus": gpus}
+    return {
+        "machine": platform.machine(), "system": platform.platform(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpus": gpus,
+    }
 
 def code_digest() -> str:
     "One digest over the package's modules: any change of code changes it."
@@ -97,7 +103,8 @@ def environment(root: Path) -> dict[str, Any]:
     commit = git("rev-parse", "HEAD", folder=root)
     changed = git("diff", "HEAD", "--", "nexuslab", "nbs", folder=root) if commit else None
     return {
-        "commit": commit and commit.strip(), "diff": changed, "code": code_digest(), "packages": versions(), "hardware": hardware(),
+        "commit": commit and commit.strip(), "diff": changed, "code": code_digest(), "packages": versions(),
+        "hardware": hardware(),
         "command": " ".join(sys.argv), "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -130,7 +137,10 @@ class Record:
             if self.torn:
                 raise OSError("the disk took only a part of the row")
         except OSError as error:
-            raise RunError(f"cannot write {self.path}", found=str(error), expected="a writable disk with enough room", remedy="free some space and resume the run") from error
+            raise RunError(
+                f"cannot write {self.path}", found=str(error), expected="a writable disk with enough room",
+                remedy="free some space and resume the run",
+            ) from error
 
     @property
     def reach(self) -> int:
@@ -593,7 +603,7 @@ def uncollected() -> Iterator[None]:
 def parts_of(run: Run) -> Iterator[list[dict]]:
     "The rows of a run's record by parts; damaged lines are left out, and their number is told by a warning."
     least, end, lost = record_bytes(run), 0, 0  # what the status says is read first: a live record grows meanwhile
-    for rows, end, damaged in read_chunks(run.path / "metrics.jsonl"):
+    for rows, _, damaged in read_chunks(run.path / "metrics.jsonl"):
         lost += damaged
         yield rows
     if end < least:
@@ -701,9 +711,15 @@ def exclusive(self: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"run {self.path.name}", found="another process is training in it", expected="one at a time", remedy="wait for it, stop it (`touch stop` in the run directory), or start a new run") from None
+        raise RunError(
+            f"run {self.path.name}", found="another process is training in it", expected="one at a time",
+            remedy="wait for it, stop it (`touch stop` in the run directory), or start a new run",
+        ) from None
     except OSError as error:
-        raise RunError(f"cannot write in {self.path}", found=str(error), expected="a run directory that can be written", remedy="check permissions, or start a new run") from None
+        raise RunError(
+            f"cannot write in {self.path}", found=str(error), expected="a run directory that can be written",
+            remedy="check permissions, or start a new run",
+        ) from None
     try:
         yield
     finally:
@@ -807,6 +823,7 @@ def kept_id(folder: Path) -> str:
             temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
+# %% ../nbs/engine/06_run.ipynb #92d19943
 class WandbTracker(Tracker):
     "Weights & Biases; offline files are in `<folder>/wandb`, and `wandb sync` uploads them later."
 
@@ -819,14 +836,21 @@ class WandbTracker(Tracker):
     ):
         import wandb  # late: optional and slow to import
 
-        options = dict(project=track.project, entity=track.entity, name=name, tags=list(track.tags) or None, dir=str(folder), id=run_id, resume="allow" if run_id else None)
+        options = dict(
+            project=track.project, entity=track.entity, name=name, tags=list(track.tags) or None, dir=str(folder),
+            id=run_id, resume="allow" if run_id else None,
+        )
         quiet = wandb.Settings(init_timeout=30, silent=True, console="off", x_disable_stats=True)
         try:
             if track.wandb_mode != "offline" and (why := silence(wandb.setup().settings.base_url)):
                 raise ConnectionError(why)  # before wandb tries for minutes
             self.run = wandb.init(mode=track.wandb_mode, settings=quiet, **options)
         except Exception as error:  # wandb raises many kinds: communication, usage, authentication
-            warnings.warn(f"Weights & Biases cannot be reached ({error}); going on offline, upload later with `wandb sync {folder}/wandb/offline-*`", stacklevel=2)
+            warnings.warn(
+                f"Weights & Biases cannot be reached ({error}); going on offline, upload later with `wandb sync "
+                f"{folder}/wandb/offline-*`",
+                stacklevel=2,
+            )
             self.run = wandb.init(mode="offline", settings=quiet, **options)
 
     def log_params(self, params):
@@ -840,7 +864,9 @@ class WandbTracker(Tracker):
         closing.start()
         closing.join(timeout=30)
         if closing.is_alive():
-            warnings.warn("Weights & Biases did not finish its upload within 30 s; the local record is whole", stacklevel=2)
+            warnings.warn(
+                "Weights & Biases did not finish its upload within 30 s; the local record is whole", stacklevel=2
+            )
 
 # %% ../nbs/engine/06_run.ipynb #ecc4d261
 class ExperimentTracker(Tracker):
@@ -851,17 +877,22 @@ class ExperimentTracker(Tracker):
         backend: str = "jsonl",  # wandb | tensorboard | jsonl | none
         project_name: str = "nexuslab",  # project at wandb
         experiment_name: str = "run",  # run name, and folder when none is given
-        folder: Path | str | None = None,  # a run directory, whose W&B run goes on; without it files go to runs/<experiment_name>, and each tracker is a run
+        # a run directory, whose W&B run goes on; without it files go to runs/<experiment_name>, each tracker a run
+        folder: Path | str | None = None,
         track: Track | None = None,  # wandb's mode, entity and tags
     ):
         place = Path(folder or project_root() / "runs" / experiment_name)
         track = (track or Track()).model_copy(update={"project": project_name})
         makers: dict[str, Callable[[], Tracker]] = {
-            "wandb": lambda: WandbTracker(place, track, experiment_name, kept_id(place) if folder else None), "tensorboard": lambda: TensorBoardTracker(place),
+            "wandb": lambda: WandbTracker(place, track, experiment_name, kept_id(place) if folder else None),
+            "tensorboard": lambda: TensorBoardTracker(place),
             "jsonl": lambda: JsonlTracker(place), "none": NoTracker,
         }
         if backend not in makers:
-            raise RunError(f"unknown tracker {backend!r}", found=backend, expected="a backend", remedy=did_you_mean(backend, makers))
+            raise RunError(
+                f"unknown tracker {backend!r}", found=backend, expected="a backend",
+                remedy=did_you_mean(backend, makers),
+            )
         self.backend = makers[backend]()
 
     def log_params(self, params):
@@ -877,7 +908,8 @@ class ExperimentTracker(Tracker):
 COUNTED = 2**26  # bytes of records that a table of runs reads, of the newest runs first
 
 def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.DataFrame:
-    "One row a run: system, name, preset, state, step, best, age, damaged rows (blank where not counted: long, old records)."
+    """One row a run: system, name, preset, state, step, best, age, damaged rows (blank where not counted: long, old
+    records)."""
     columns = ["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes", "damaged_rows"]
     rows, budget = [], COUNTED
     for run in reversed(find_runs(root, system)):

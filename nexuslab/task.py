@@ -14,7 +14,7 @@ import importlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -196,7 +196,9 @@ class Curriculum(Ramp):
 
     def setting(self, step, total_steps):
         grown = self.start + (self.end - self.start) * min(1.0, step / max(1, self.steps))
-        return {self.name: self.end if step >= self.steps else max(self.start, int(grown) // self.multiple * self.multiple)}
+        return {
+            self.name: self.end if step >= self.steps else max(self.start, int(grown) // self.multiple * self.multiple)
+        }
 
 # %% ../nbs/engine/04_task.ipynb #6a1afee2
 class EMA(Updater):

@@ -146,12 +146,18 @@ def link_of(line: bytes, before: str, where: str) -> tuple[dict, str]:
 
 # %% ../nbs/engine/11_tune.ipynb #6d724d25
 def with_driver(address: str) -> str:
-    "A `postgresql://` address that names the driver that is installed: SQLAlchemy's own choice changes between versions."
+    """A `postgresql://` address that names the driver that is installed: SQLAlchemy's own choice changes between
+    versions."""
     installed = [d for d in ("psycopg", "psycopg2") if importlib.util.find_spec(d)]
-    return address.replace("postgresql", f"postgresql+{installed[0]}", 1) if address.startswith("postgresql://") and installed else address
+    return (
+        address.replace("postgresql", f"postgresql+{installed[0]}", 1) if address.startswith("postgresql://")
+        and installed else address
+    )
 
+# %% ../nbs/engine/11_tune.ipynb #ce5d3b83
 def open_storage(
-    storage: str | None,  # a journal file (*.log), sqlite:///file.db, postgresql://...; None keeps a journal beside the runs
+    # a journal file (*.log), sqlite:///file.db, postgresql://...; None keeps a journal beside the runs
+    storage: str | None,
     folder: Path,  # of the study
 ) -> optuna.storages.BaseStorage:
     "The storage of a study by its address."
@@ -160,7 +166,11 @@ def open_storage(
         try:
             return optuna.storages.RDBStorage(with_driver(address), heartbeat_interval=HEARTBEAT)
         except Exception as error:  # SQLAlchemy's many kinds
-            raise StudyError(f"study storage {address}", found=f"{type(error).__name__}: {error}", expected="a database that answers, made by Optuna", remedy="check the address, or leave storage out to use a journal file") from error
+            raise StudyError(
+                f"study storage {address}", found=f"{type(error).__name__}: {error}",
+                expected="a database that answers, made by Optuna",
+                remedy="check the address, or leave storage out to use a journal file",
+            ) from error
     path = Path(address)
     make_folder(path.parent)
     try:
@@ -186,12 +196,17 @@ def open_study(name: str, storage: optuna.storages.BaseStorage, cfg: Config) -> 
     "Create a study, or go on with the one of that name if it asks the same question."
     direction = "minimize" if cfg.stop.mode == "min" else "maximize"
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
-    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True, direction=direction, pruner=pruner)
+    study = optuna.create_study(
+        study_name=name, storage=storage, load_if_exists=True, direction=direction, pruner=pruner
+    )
     about = {"system": cfg.system, "monitor": cfg.stop.monitor, "config": digest(cfg.tree())}
     known = study.user_attrs  # a part of them where a process was killed before it had written all
     wrong = "; ".join(f"{k}: {known[k]} -> {v}" for k, v in about.items() if known.get(k, v) != v)
     if wrong:
-        raise StudyError(f"study {name!r}", found=f"another study's question ({wrong})", expected="the same system, scalar and base configuration", remedy="give this study another name")
+        raise StudyError(
+            f"study {name!r}", found=f"another study's question ({wrong})",
+            expected="the same system, scalar and base configuration", remedy="give this study another name",
+        )
     for key, value in about.items():
         study.set_user_attr(key, value)
     return study
@@ -461,7 +476,11 @@ def summary(study: optuna.Study, cfg: Config, file: Path, write=print) -> Tuned:
     "Print the best trial, its value and parameters, and write its configuration."
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        raise StudyError(f"study {study.study_name}", found=f"{len(study.trials)} trials, none complete", expected="at least one complete trial", remedy="look at the runs' status; widen the search space or lengthen the budget")
+        raise StudyError(
+            f"study {study.study_name}", found=f"{len(study.trials)} trials, none complete",
+            expected="at least one complete trial",
+            remedy="look at the runs' status; widen the search space or lengthen the budget",
+        )
     best = study.best_trial
     config = overlay(cfg, best.user_attrs["overrides"])
     with atomic_path(file) as temporary:
@@ -469,11 +488,19 @@ def summary(study: optuna.Study, cfg: Config, file: Path, write=print) -> Tuned:
     write(f"best trial: {best.number}\nvalue: {best.value:.6g}\nparameters:")
     for key, value in best.user_attrs["overrides"].items():
         write(f"  {key}: {value}")
-    return Tuned(study, config, file, study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs")))
+    return Tuned(
+        study, config, file, study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs"))
+    )
 
 def importances(study: optuna.Study) -> pd.Series:
     "The share of the objective's variance that each parameter explains (functional ANOVA, Hutter et al., 2014)."
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < 4 or len({t.value for t in complete}) < 2:
-        raise StudyError(f"importances of {study.study_name}", found=f"{len(complete)} complete trials", expected="at least 4 with different values", remedy="run more trials")
-    return pd.Series(optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)), name="importance")
+        raise StudyError(
+            f"importances of {study.study_name}", found=f"{len(complete)} complete trials",
+            expected="at least 4 with different values", remedy="run more trials",
+        )
+    return pd.Series(
+        optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)),
+        name="importance",
+    )

@@ -62,13 +62,24 @@ def describe(batch: Any, name: str = "batch") -> pd.DataFrame:
     for path, leaf in leaves(batch, name):
         tensor = torch.as_tensor(leaf)
         low, high = (tensor.min().item(), tensor.max().item()) if tensor.numel() else ("", "")
-        rows.append({"name": path, "shape": tuple(tensor.shape), "type": str(tensor.dtype).removeprefix("torch."), "min": low, "max": high})
+        rows.append(
+            {
+                "name": path, "shape": tuple(tensor.shape), "type": str(tensor.dtype).removeprefix("torch."),
+                "min": low, "max": high,
+            }
+        )
     return pd.DataFrame(rows)
 
 def parameter_table(model: nn.Module) -> pd.DataFrame:
     "Parameters by direct child: how many, how many train, and their share."
     total = sum(p.numel() for p in model.parameters())
-    rows = [{"module": n, "kind": type(m).__name__, "parameters": sum(p.numel() for p in m.parameters()), "trainable": sum(p.numel() for p in m.parameters() if p.requires_grad)} for n, m in model.named_children()]
+    rows = [
+        {
+            "module": n, "kind": type(m).__name__, "parameters": sum(p.numel() for p in m.parameters()),
+            "trainable": sum(p.numel() for p in m.parameters() if p.requires_grad),
+        }
+        for n, m in model.named_children()
+    ]
     own = sum(p.numel() for p in model.parameters(recurse=False))
     rows += [{"module": "(own)", "kind": type(model).__name__, "parameters": own, "trainable": own}] if own else []
     return pd.DataFrame([r | {"share": r["parameters"] / max(1, total)} for r in rows])
@@ -100,7 +111,13 @@ def gradient_norms(task: Task, cfg: Config, splits: Splits) -> pd.Series:
     "The gradient's norm of every parameter on the first batch; NaN where none arrives."
     loop = probe(task, cfg, splits)
     forward_backward(loop, next(load(splits.train, loop.plan, 0, 1)), where(loop))
-    return pd.Series({n: float("nan") if p.grad is None else p.grad.norm().item() for n, p in loop.model.named_parameters() if p.requires_grad}, name="gradient norm")
+    return pd.Series(
+        {
+            n: float("nan") if p.grad is None else p.grad.norm().item() for n, p in loop.model.named_parameters()
+            if p.requires_grad
+        },
+        name="gradient norm",
+    )
 
 # %% ../nbs/engine/12_views.ipynb #5f45959e
 def batch_costs(
@@ -230,10 +247,14 @@ def scatter(points: np.ndarray, colour: np.ndarray, ax, title: str = "") -> None
     ax.set(title=title, xticks=[], yticks=[])
 
 def silhouette(codes: np.ndarray, values: np.ndarray) -> float | None:
-    "Mean silhouette of classes in a space (N, D), in [-1, 1]; None where there are not two classes of which one repeats."
+    """Mean silhouette of classes in a space (N, D), in [-1, 1]; None where there are not two classes of which one
+    repeats."""
     from sklearn.metrics import silhouette_score  # late: see above
 
-    return float(silhouette_score(codes, values)) if is_class(values) and 2 <= len(np.unique(values)) < len(values) else None
+    return (
+        float(silhouette_score(codes, values)) if is_class(values) and 2 <= len(np.unique(values)) < len(values)
+        else None
+    )
 
 # %% ../nbs/engine/12_views.ipynb #ad3de329
 def encode_split(
@@ -243,7 +264,10 @@ def encode_split(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     "Latent means (N, D) and labels (N,) of the first items of a split."
     if not isinstance(task, HasLatent):
-        raise ConfigError(f"latent space of {task.name}", found="a system without one", expected="a system that is a HasLatent", remedy="choose another view")
+        raise ConfigError(
+            f"latent space of {task.name}", found="a system without one", expected="a system that is a HasLatent",
+            remedy="choose another view",
+        )
     source, codes, labels = splits.named(split), [], []
     fetch = Fetch(source, cfg.seed)
     with torch.no_grad():
@@ -261,7 +285,8 @@ def latent_map(
     how: str = "pca",  # pca | tsne
     most: int = 1000,  # examples, from the first on
 ):
-    "The latent space of a split in two dimensions, one panel a label; a label of classes has its silhouette in the title."
+    """The latent space of a split in two dimensions, one panel a label; a label of classes has its silhouette in the
+    title."""
     codes, labels = encode_split(task, model, cfg, splits, split, most)
     points = project(codes, how, cfg.seed)
     fig, axes = plt.subplots(1, len(labels), figsize=(4 * len(labels), 3.2), squeeze=False)
@@ -272,7 +297,8 @@ def latent_map(
 
 # %% ../nbs/engine/12_views.ipynb #2387d829
 def once_a_checkpoint(make: Callable) -> Callable:
-    "A function of a run from a function of (run, name of its best checkpoint, ...): views share what it gives until there is a better checkpoint."
+    """A function of a run from a function of (run, name of its best checkpoint, ...): views share what it gives until
+    there is a better checkpoint."""
     @functools.lru_cache(maxsize=1)
     def kept(path: Path, checkpoint: str, *args):
         return make(Run(path), checkpoint, *args)
@@ -392,7 +418,9 @@ def summary_cells(run: Run) -> list:
     pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
     if pictures:
         said.append("## Pictures\n\n" + "\n".join(map(embedded, pictures)))
-    said.append("## Configuration\n\n" + fenced(read_bytes(run.path / "config.yaml").decode("utf-8", "replace"), "yaml"))
+    said.append(
+        "## Configuration\n\n" + fenced(read_bytes(run.path / "config.yaml").decode("utf-8", "replace"), "yaml")
+    )
     about = {"commit": record["commit"], "changed files": bool(record["diff"]), "command": record["command"]}
     lines = about | record["hardware"] | record["packages"]
     said.append("## Environment\n\n" + pd.Series(lines, name="").to_frame().to_html(header=False))

@@ -17,7 +17,10 @@ import pytest
 ARTEFACTS = Path(__file__).parent / "artefacts"
 CONFIG = Path(__file__).parents[1] / "lab_config.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 
 
@@ -31,7 +34,12 @@ def browser_page(width: int = 1400, height: int = 1000):
         page = browser.new_context(viewport={"width": width, "height": height}).new_page()
         page.errors, page.outside = [], []
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: page.outside.append(request.url) if not request.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")) else None)
+        page.on(
+            "request",
+            lambda request: page.outside.append(request.url) if not request.url.startswith(
+                ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
+            ) else None,
+        )
         try:
             yield page
         except Exception:
@@ -92,7 +100,11 @@ def jupyter_lab(folder: Path, home: Path):
     places = {"NEXUSLAB_HOME": home, "JUPYTER_CONFIG_DIR": home / ".jupyter", "JUPYTERLAB_SETTINGS_DIR": settings}
     places |= {"JUPYTER_RUNTIME_DIR": runtime(home)}
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(place) for name, place in places.items()}
-    command = [sys.executable, "-m", "jupyterlab", f"--config={CONFIG}", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command = [
+        sys.executable, "-m", "jupyterlab", f"--config={CONFIG}", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         deadline = time.monotonic() + 90
@@ -113,7 +125,10 @@ def jupyter_lab(folder: Path, home: Path):
 def run_all(page) -> None:
     """Run all cells by the menu, as a person does."""
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-    page.wait_for_function("() => document.querySelector('.jp-StatusBar-Left')?.innerText.includes('| Idle')", timeout=90_000)  # a kernel is there
+    # a kernel is there
+    page.wait_for_function(
+        "() => document.querySelector('.jp-StatusBar-Left')?.innerText.includes('| Idle')", timeout=90_000
+    )
     page.click("li.lm-MenuBar-item:has-text('Run') >> nth=0")
     page.click("li.lm-Menu-item:has-text('Run All Cells') >> nth=0")
 

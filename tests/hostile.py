@@ -1,7 +1,7 @@
 """Run directories as a stranger could send them: scripts and markup in every name and value that somebody may look at.
 
-`python tests/hostile.py FOLDER` makes them in FOLDER/runs. What runs calls `ran(kind, place)` of the page that shows it,
-or asks for `<address>/<kind>/<place>`.
+`python tests/hostile.py FOLDER` makes them in FOLDER/runs. What runs calls `ran(kind, place)` of the page that shows
+it, or asks for `<address>/<kind>/<place>`.
 """
 import base64
 import json
@@ -45,9 +45,14 @@ KINDS = {
     "template literal": ("${JS}`+JS+`", "template"),
     "meta refresh": ('<meta http-equiv=refresh content="0;url=URL">', "text"),
     "base": ("<base href=URL/><img src=picture.png>", "text"),
-    "form": ("<form action=URL><button id=go>x</button></form><svg onload=document.querySelector('#go').click()>", "text"),
+    "form": (
+        "<form action=URL><button id=go>x</button></form><svg onload=document.querySelector('#go').click()>", "text"
+    ),
     "markdown": ("\n```\n\n<img src=x onerror=JS>\n\n[a](javascript:JS) ![b](URL) <javascript:JS>\n\n```\n", "text"),
-    "LaTeX": (r"$\href{javascript:JS}{x}$ \(\require{html}\style{background:url(URL)}{y}\) $$\href{data:text/html,JS}z$$", "none"),
+    "LaTeX": (
+        r"$\href{javascript:JS}{x}$ \(\require{html}\style{background:url(URL)}{y}\) $$\href{data:text/html,JS}z$$",
+        "none",
+    ),
     "terminal": ("\x1b[31m\x1b]8;;javascript:JS\x07link\x1b]8;;\x07\u202e\u2028<img src=x onerror=JS>\x1b[0m", "text"),
 }
 CONTEXTS = {
@@ -56,13 +61,17 @@ CONTEXTS = {
     "template": "<script>let a = `%s`</script>",
 }
 PLACES = (
-    "run", "system", "preset", "experiment", "tag", "configuration key", "configuration value", "metric", "part", "value",
+    "run", "system", "preset", "experiment", "tag", "configuration key", "configuration value", "metric", "part",
+    "value",
     "note", "event", "message", "spike", "state", "reason", "host", "split", "figure", "figure's value", "baseline",
     "baseline's figure", "command", "commit", "hardware", "package", "sample", "picture", "log", "markdown cell",
-    "code cell", "stream", "HTML output", "markdown output", "LaTeX output", "SVG output", "JavaScript output", "traceback",
+    "code cell", "stream", "HTML output", "markdown output", "LaTeX output", "SVG output", "JavaScript output",
+    "traceback",
     "widget", "raw cell", "attachment", "metadata",
 )
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 def payload(kind: int, place: str, address: str) -> str:
@@ -147,7 +156,9 @@ class Stranger:
         outputs = [v4.new_output("display_data", {mime: value, "text/plain": "-"}) for mime, value in shown.items()]
         outputs += [v4.new_output("stream", name="stdout", text=say("stream"))]
         outputs += [v4.new_output("error", ename=say("traceback"), evalue="-", traceback=[say("traceback")])]
-        code = v4.new_code_cell(say("code cell"), outputs=outputs, metadata={"tags": [say("metadata").replace(",", ";")]})
+        code = v4.new_code_cell(
+            say("code cell"), outputs=outputs, metadata={"tags": [say("metadata").replace(",", ";")]}
+        )
         picture = {"a.svg": {"image/svg+xml": base64.b64encode(f"<svg>{say('attachment')}</svg>".encode()).decode()}}
         marked = v4.new_markdown_cell(f"{say('markdown cell')}\n\n![a](attachment:a.svg)", attachments=picture)
         return [marked, code, v4.new_raw_cell(say("raw cell"), metadata={"raw_mimetype": "text/html"})]
@@ -155,9 +166,13 @@ class Stranger:
     def models(self, kind: int) -> dict[str, dict]:
         """Saved widgets: markup in an HTML widget, and a module of an anywidget."""
         script = f"ran({kind},{PLACES.index('widget')}); export default {{render() {{}}}};"
-        controls = {"model_module": "@jupyter-widgets/controls", "model_module_version": "2.0.0", "model_name": "HTMLModel"}
+        controls = {
+            "model_module": "@jupyter-widgets/controls", "model_module_version": "2.0.0", "model_name": "HTMLModel"
+        }
         html = {"value": self.say(kind, "widget"), "description": self.say(kind, "widget"), "_view_name": "HTMLView"}
-        module = {"_esm": script, "_css": "", "_anywidget_id": "hostile", "_view_name": "AnyView", "_model_name": "AnyModel"}
+        module = {
+            "_esm": script, "_css": "", "_anywidget_id": "hostile", "_view_name": "AnyView", "_model_name": "AnyModel"
+        }
         module |= {"_model_module": "anywidget", "_view_module": "anywidget"}
         own = {"model_module": "anywidget", "model_module_version": "~0.11.*", "model_name": "AnyModel"}
         return {f"h{kind}": controls | {"state": html}, f"a{kind}": own | {"state": module}}

@@ -77,7 +77,9 @@ JOBS = {
 @functools.cache
 def base() -> Path:
     """A project with two finished runs, called `tokens` and `graphs`, and one that was killed half-way, `half`."""
-    place, owner = tempfile.mkdtemp(prefix="nexuslab-kills-", dir=FAST if os.access(FAST, os.W_OK) else None), os.getpid()
+    place, owner = tempfile.mkdtemp(
+        prefix="nexuslab-kills-", dir=FAST if os.access(FAST, os.W_OK) else None
+    ), os.getpid()
     atexit.register(lambda: os.getpid() == owner and shutil.rmtree(place, ignore_errors=True))
     root = Path(place) / "project"
     os.environ["NEXUSLAB_HOME"], os.environ["MPLBACKEND"] = str(root), "agg"

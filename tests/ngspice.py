@@ -10,7 +10,10 @@ import numpy as np
 
 from nexuslab.systems.circuits.analysis import Circuit, netlist
 
-MISSING = None if shutil.which("ngspice") else "ngspice is not installed (Debian: apt-get install ngspice; macOS: brew install ngspice)"
+MISSING = (
+    None if shutil.which("ngspice")
+    else "ngspice is not installed (Debian: apt-get install ngspice; macOS: brew install ngspice)"
+)
 
 
 def deck(
@@ -28,7 +31,10 @@ def deck(
             ends = [n if n == "0" else f"{n}_{k}" for n in (a, b)]
             lines.append(" ".join([f"{name}_{k}", *ends, *rest]))
     outputs = " ".join(f"v(out_{k})" for k in range(len(circuits)))
-    control = ["set numdgt=15", "set wr_singlescale", f"ac dec {per_decade} {low:g} {high:g}", f"wrdata {file} {outputs}", "quit"]
+    control = [
+        "set numdgt=15", "set wr_singlescale", f"ac dec {per_decade} {low:g} {high:g}", f"wrdata {file} {outputs}",
+        "quit",
+    ]
     return "\n".join([*lines, ".control", *control, ".endc", ".end", ""])
 
 
@@ -43,7 +49,9 @@ def ac(
     table = folder / "table.txt"
     table.unlink(missing_ok=True)
     (folder / "deck.cir").write_text(deck(circuits, per_decade, low, high, table))
-    done = subprocess.run(["ngspice", "-b", "deck.cir"], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["ngspice", "-b", "deck.cir"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
     if not table.exists():
         raise RuntimeError(f"ngspice wrote no table:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     rows = np.loadtxt(table)
@@ -54,7 +62,12 @@ def pole_zero(circuit: Circuit, folder: Path) -> dict[str, np.ndarray]:
     "Poles and zeros [rad/s] as `.pz` prints them; it invents poles near 1e21, which are dropped."
     text = netlist(circuit).replace(".end", ".control\nset numdgt=15\npz in 0 out 0 vol pz\nprint all\n.endc\n.end")
     (folder / "pz.cir").write_text(text)
-    done = subprocess.run(["ngspice", "-b", "pz.cir"], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["ngspice", "-b", "pz.cir"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
     found = re.findall(r"(pole|zero)\(\d+\) = (\S+),(\S+)", done.stdout)
-    values = {kind: np.array([complex(float(re_), float(im)) for k, re_, im in found if k == kind]) for kind in ("pole", "zero")}
+    values = {
+        kind: np.array([complex(float(re_), float(im)) for k, re_, im in found if k == kind])
+        for kind in ("pole", "zero")
+    }
     return {kind: v[np.abs(v) < 1e15] for kind, v in values.items()}

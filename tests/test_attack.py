@@ -1,4 +1,5 @@
-"""A short seed of every attack: no unnamed error, no hang, no figure that changes without a word. All: `make attack`."""
+"""A short seed of every attack: no unnamed error, no hang, no figure that changes without a word. All: `make attack`.
+"""
 import os
 import time
 

@@ -17,7 +17,10 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 ARTEFACTS = Path(__file__).parent / "artefacts"
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]
 STILL_TO_COME = {"lattice", "icecube", "language"}  # may only shrink
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -56,12 +59,17 @@ def test_every_chapter_is_a_page_and_listed(site):
     chapters = [c.name for c in execution.find_chapters()]
     assert len(chapters) >= 20
     listed = (site / "index.html").read_text(encoding="utf-8")
-    below = {f: (site / f / "index.html").read_text(encoding="utf-8") for f in {c.rpartition("/")[0] for c in chapters} - {""}}
+    below = {
+        f: (site / f / "index.html").read_text(encoding="utf-8")
+        for f in {c.rpartition("/")[0] for c in chapters} - {""}
+    }
     for chapter in chapters:
         name = docs.page_of(chapter)
         assert (site / f"{name}.html").is_file(), chapter
         folder, _, last = name.rpartition("/")
-        assert last == "index" or f'href="{last}.html"' in (below[folder] if folder else listed), f"{chapter} is not listed"
+        assert last == "index" or f'href="{last}.html"' in (
+            below[folder] if folder else listed
+        ), f"{chapter} is not listed"
     for page in ("coming_from", "troubleshooting", "sixth_system", "api/index", "api/configuration", "search"):
         assert (site / f"{page}.html").is_file(), page
 
@@ -73,7 +81,11 @@ def test_first_page_says_what_it_is(site):
 
 
 def test_pages_fetch_nothing(site):
-    loaded = re.compile(r"<(?:script|img|iframe|source|video|audio|embed|object|link)\b[^>]*?\b(?:src|href|data|srcset)=[\"']([^\"']+)[\"'][^>]*>", re.I)
+    loaded = re.compile(
+        r"<(?:script|img|iframe|source|video|audio|embed|object|link)\b[^>]*?"
+        r"\b(?:src|href|data|srcset)=[\"']([^\"']+)[\"'][^>]*>",
+        re.I,
+    )
     for name, text in pages(site).items():
         outside = [u for u in loaded.findall(text) if re.match(r"(?:https?:)?//", u)]
         assert not outside, f"{name} loads {outside}"
@@ -81,7 +93,9 @@ def test_pages_fetch_nothing(site):
     sheets = [p for p in site.rglob("*.css")]
     assert sheets
     for sheet in sheets:
-        assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
+        assert not re.findall(
+            r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")
+        ), sheet.name
 
 
 def test_links_lead_somewhere(site):
@@ -127,7 +141,15 @@ def test_every_term_of_the_guides_has_a_place():
 
 def test_a_term_without_a_place_is_found(monkeypatch):
     told = coming_from.read()
-    guides = [{"system": "circuits", "title": "", "terms": [["option", "--x", "option:train.x", ""], ["class", "X", "name:nexuslab.fit.X", ""], ["class", "Y", "in:circuits/Y", ""], ["key", "z", "key:optim.z", ""]]}]
+    guides = [
+        {
+            "system": "circuits", "title": "",
+            "terms": [
+                ["option", "--x", "option:train.x", ""], ["class", "X", "name:nexuslab.fit.X", ""],
+                ["class", "Y", "in:circuits/Y", ""], ["key", "z", "key:optim.z", ""],
+            ],
+        }
+    ]
     monkeypatch.setattr(coming_from, "read", lambda: told | {"guides": guides, "still_to_come": ["circuits"]})
     assert coming_from.problems()[0] == "circuits is here: take it off still_to_come"
     monkeypatch.setattr(coming_from, "read", lambda: told | {"guides": guides})
@@ -158,12 +180,17 @@ def test_the_sixth_system_trains_and_keeps_the_contract(tmp_path):
     (announced / "METADATA").write_text("Metadata-Version: 2.1\nName: bumps\nVersion: 1.0\n", encoding="utf-8")
     (announced / "entry_points.txt").write_text("[nexuslab.systems]\nbumps = bumps\n", encoding="utf-8")
     home = tmp_path / "home"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path), "NEXUSLAB_HOME": str(home), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"
+    }
     environment.pop("NEXUSLAB_REPORT", None)
     proof = subprocess.run([sys.executable, "bumps.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert proof.returncode == 0 and "resume_is_exact" in proof.stdout, proof.stderr[-2000:]
     command = Path(sys.executable).parent / "nexuslab"
-    trained = subprocess.run([str(command), "train", "--system", "bumps", "--preset", "smoke"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    trained = subprocess.run(
+        [str(command), "train", "--system", "bumps", "--preset", "smoke"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True,
+    )
     assert trained.returncode == 0, trained.stderr[-2000:]
     run = Path(trained.stdout.strip().splitlines()[-1])
     assert run.parent == home / "runs" / "bumps" and (run / "evaluation.json").is_file()
@@ -189,7 +216,9 @@ def test_a_site_that_shows_old_outputs_is_refused(tmp_path):
 
 def test_a_warning_fails_the_build(tmp_path, monkeypatch):
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "index.md").write_text("# Title\n\n[nowhere](nothing.md) and $\\nosuchcommand{x}$\n", encoding="utf-8")
+    (tmp_path / "source" / "index.md").write_text(
+        "# Title\n\n[nowhere](nothing.md) and $\\nosuchcommand{x}$\n", encoding="utf-8"
+    )
     monkeypatch.setattr(docs, "SOURCE", tmp_path / "source")
     monkeypatch.setattr(docs, "WORK", tmp_path)
     with pytest.raises(execution.StaleError, match="nothing.md"):
@@ -242,11 +271,16 @@ def watched(browser, address):
     yield opened
     for context in windows:
         context.close()
-    assert requests and all(u.startswith((address, "data:", "blob:")) for u in requests), [u for u in requests if not u.startswith(address)]
+    assert requests and all(u.startswith((address, "data:", "blob:")) for u in requests), [
+        u for u in requests if not u.startswith(address)
+    ]
     assert not complaints, complaints
 
 
-SEEN = ["index", "engine/08_fit", "systems/circuits/03_loss", "api/nexuslab.data", "coming_from", "03_train", "troubleshooting"]
+SEEN = [
+    "index", "engine/08_fit", "systems/circuits/03_loss", "api/nexuslab.data", "coming_from", "03_train",
+    "troubleshooting",
+]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -260,7 +294,10 @@ def test_pages_are_readable(watched, address, width, scheme):
         assert wide <= width + 1, f"{name} is {wide} wide in a window of {width}"
         size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('article p, article')).fontSize)")
         assert size >= 12, f"{name}: letters of {size} px"
-        light = page.evaluate("(() => { const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number); return (r + g + b) / 3 })()")
+        light = page.evaluate(
+            "(() => { const [r, g, b] = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number); "
+            "return (r + g + b) / 3 })()"
+        )
         assert (light > 128) == (scheme == "light"), f"{name}: background {light} in {scheme}"
         page.screenshot(path=ARTEFACTS / f"docs-{name.replace('/', '-')}-{width}-{scheme}.png", full_page=False)
 

@@ -92,9 +92,9 @@ def test_ragged_rows_belong_to_their_example():
     assert len(rows.flatten().unique()) == 12
     alone = evaluation([8, 5]).normal(torch.empty(5, 2), "nodes", torch.tensor([0, 0, 1, 1, 1]))
     assert torch.equal(alone, rows[[4, 5, 0, 1, 2]])
-    for like, of in (((6, 2), None), ((5, 2), of), ((6, 2), of.flip(0))):
+    for like, wrong in (((6, 2), None), ((5, 2), of), ((6, 2), of.flip(0))):
         with pytest.raises(ModelError, match="rows for 4 examples"):
-            evaluation([5, 6, 7, 8]).normal(like, "nodes", of)
+            evaluation([5, 6, 7, 8]).normal(like, "nodes", wrong)
 
 
 class Noisy(Scripted):

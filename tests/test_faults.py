@@ -36,7 +36,12 @@ def small_disk():
 
     def make(size: str = "2m") -> Path:
         folder = Path(tempfile.mkdtemp())
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True) if shutil.which("mount") else None
+        done = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+            )
+            if shutil.which("mount") else None
+        )
         if done is None or done.returncode:
             folder.rmdir()
             pytest.skip(f"no small disk can be mounted here: {done.stderr.strip() if done else 'no mount'}")
@@ -259,7 +264,8 @@ def test_full_disk_while_building_data(small_disk):
 
 
 def test_full_disk_while_saving(small_disk):
-    """The run fails by name, its earlier checkpoints are whole, and with room again it ends as if nothing had happened."""
+    """The run fails by name, its earlier checkpoints are whole, and with room again it ends as if nothing had happened.
+    """
     wide = lambda: torch.nn.Sequential(torch.nn.Linear(3, 20_000), torch.nn.Linear(20_000, 1))  # 400 kB a checkpoint
     task = Scripted(make=wide, lr=1e-6, steps=12, eval_every=3, save_every=3, save_total_limit=None, restore_best=False)
     root = small_disk("64m")
@@ -338,7 +344,9 @@ def test_older_format(trained, tmp_path, monkeypatch):
         read_checkpoint(path)
     rewrite(path, format=0)
     monkeypatch.setitem(nexuslab.checkpoint.MIGRATIONS, 0, lambda saved: saved)
-    assert train(Scripted(steps=6, save_every=2, eval_every=6), tmp_path, run=trained.run, resume="last", steps=8).step == 8
+    assert train(
+        Scripted(steps=6, save_every=2, eval_every=6), tmp_path, run=trained.run, resume="last", steps=8
+    ).step == 8
 
 
 def test_foreign_and_damaged_checkpoints(trained, tmp_path):

@@ -85,7 +85,10 @@ def test_papermill_off_a_terminal(home, how, tmp_path):
     before = fingerprint()
     stdin = subprocess.PIPE if how == "piped" else subprocess.DEVNULL
     with open(tmp_path / "out.txt", "w") as out:
-        done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", *SMOKE], cwd=ROOT, stdin=stdin, stdout=out, stderr=subprocess.STDOUT, timeout=180)
+        done = subprocess.run(
+            [BIN / "papermill", "nbs/03_train.ipynb", *SMOKE], cwd=ROOT, stdin=stdin, stdout=out,
+            stderr=subprocess.STDOUT, timeout=180,
+        )
     assert done.returncode == 0, (tmp_path / "out.txt").read_text()[-3000:]
     whole(home)
     told = (tmp_path / "out.txt").read_text()
@@ -95,13 +98,19 @@ def test_papermill_off_a_terminal(home, how, tmp_path):
 
 def test_explicit_output_is_respected(home, tmp_path):
     out = tmp_path / "mine.ipynb"
-    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", str(out), *SMOKE], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [BIN / "papermill", "nbs/03_train.ipynb", str(out), *SMOKE], cwd=ROOT, capture_output=True, text=True,
+        timeout=180,
+    )
     assert done.returncode == 0 and out.exists(), done.stderr[-3000:]
     assert len(find_runs(home)) == 1
 
 
 def test_unknown_parameter_stops_before_any_work(home):
-    done = subprocess.run([BIN / "papermill", "nbs/03_train.ipynb", "-p", "epohcs", "200"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [BIN / "papermill", "nbs/03_train.ipynb", "-p", "epohcs", "200"], cwd=ROOT, capture_output=True, text=True,
+        timeout=180,
+    )
     assert done.returncode != 0 and "did you mean epochs?" in done.stderr
     assert not find_runs(home) and not (home / "data").exists()
 
@@ -156,9 +165,13 @@ def test_every_job_declares_its_parameters():
     for verb, path in jobs.items():
         assert len(parameters_of(path)) >= 2, verb
     train = set(parameters_of(jobs["train"]))
-    known = "system preset config name epochs steps batch_size lr scheduler seed device precision data_path resume init_from early_stopping patience restore_best debug wandb tensorboard processes overrides"
+    known = (
+        "system preset config name epochs steps batch_size lr scheduler seed device precision data_path resume "
+        "init_from early_stopping patience restore_best debug wandb tensorboard processes overrides"
+    )
     assert set(known.split()) <= train
-    assert not INJECTED & train and all(name in SHORT or name in Config.model_fields for name in train - {"config", "resume", "overrides"})
+    assert not INJECTED & train
+    assert all(name in SHORT or name in Config.model_fields for name in train - {"config", "resume", "overrides"})
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +183,13 @@ def trained(tmp_path_factory):
         if system not in made:
             home = tmp_path_factory.mktemp(system)
             environment = os.environ | {"NEXUSLAB_HOME": str(home)}
-            done = subprocess.run([BIN / "nexuslab", "train", "--system", system, "--preset", "smoke"], env=environment, capture_output=True, text=True, timeout=300, cwd=home)
+            done = subprocess.run(
+                [BIN / "nexuslab", "train", "--system", system, "--preset", "smoke"], env=environment,
+                capture_output=True, text=True, timeout=300, cwd=home,
+            )
             assert done.returncode == 0, done.stderr[-3000:]
-            assert Path(done.stdout.strip().splitlines()[-1]) == find_runs(home)[0].path  # the last line is the run directory
+            # the last line is the run directory
+            assert Path(done.stdout.strip().splitlines()[-1]) == find_runs(home)[0].path
             assert "val " in done.stdout and "new best" in done.stdout
             made[system] = home
         return made[system]
@@ -194,7 +211,8 @@ def test_every_job_on_every_system(system, trained, monkeypatch):
     run_job("inspect", {"system": system, "preset": "smoke", "steps": 40, "largest": 8}, quiet=True)
     figures = run.evaluation["test"]["figures"]
     run_job("evaluate", {"run": "last", "split": "val"}, quiet=True)
-    assert abs(run.evaluation["val"]["figures"]["loss"] - best) < 1e-5 * abs(best) and run.evaluation["test"]["figures"] == figures
+    assert abs(run.evaluation["val"]["figures"]["loss"] - best) < 1e-5 * abs(best)
+    assert run.evaluation["test"]["figures"] == figures
     assert run.evaluation["test"]["baselines"]
     inputs = {"toy_tokens": [[1, 2, 3], [5, 7, 9]], "collatz": [27, 127]}.get(system)
     if system in ("toy_tokens", "toy_graphs", "circuits", "collatz"):
@@ -225,7 +243,10 @@ def test_a_finished_run_is_extended_by_the_command(trained, monkeypatch):
     home = trained("toy_graphs")
     environment = os.environ | {"NEXUSLAB_HOME": str(home)}
     run = find_runs(home)[0]
-    done = subprocess.run([BIN / "nexuslab", "train", "--resume", run.path.name, "--epochs", "4"], env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [BIN / "nexuslab", "train", "--resume", run.path.name, "--epochs", "4"], env=environment, capture_output=True,
+        text=True, timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert run.status["epoch"] == 4 and run.status["attempt"] == 1
 
@@ -233,7 +254,8 @@ def test_a_finished_run_is_extended_by_the_command(trained, monkeypatch):
 def test_dry_run_builds_no_run(home, capfd):
     assert main(["train", "--system", "toy_graphs", "--preset", "smoke", "--dry-run"]) == 0
     text = capfd.readouterr().out
-    assert "parameters:" in text and "time: about" in text and yaml.safe_load(text.split("parameters: ")[0])["system"] == "toy_graphs"
+    assert "parameters:" in text and "time: about" in text
+    assert yaml.safe_load(text.split("parameters: ")[0])["system"] == "toy_graphs"
     assert not find_runs(home)
 
 

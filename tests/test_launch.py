@@ -25,7 +25,13 @@ from nexuslab.task import get_task
 pytestmark = pytest.mark.xdist_group("launch")  # one worker: groups are started once
 
 TASK = get_task("toy_tokens")
-CONFIG = resolve(TASK, "smoke", {"processes": 2, "threads": 1, "steps": 240, "eval_every": 120, "save_every": 20, "log_every": 10, "restore_best": False})
+CONFIG = resolve(
+    TASK, "smoke",
+    {
+        "processes": 2, "threads": 1, "steps": 240, "eval_every": 120, "save_every": 20, "log_every": 10,
+        "restore_best": False,
+    },
+)
 
 ALIKE = [name for name in MAKERS if name not in ("memory refused", "poisoned")]  # those that end well
 
@@ -178,7 +184,10 @@ class Killer(Seen):
         super().on_row(snapshot)
         if self.killed_at is None and (self.run.path / "checkpoints" / "last.json").exists():
             first = self.run.status["pid"]
-            others = [p.pid for p in psutil.Process().children() if p.pid != first and p.create_time() >= self.began - 1 and "spawn_main" in " ".join(p.cmdline())]
+            others = [
+                p.pid for p in psutil.Process().children()
+                if p.pid != first and p.create_time() >= self.began - 1 and "spawn_main" in " ".join(p.cmdline())
+            ]
             victim = first if self.rank == 0 else others[0]
             assert self.run.status["state"] == "running" and len(others) == 1
             os.kill(victim, signal.SIGKILL)
@@ -197,25 +206,29 @@ def test_two_processes_train_and_are_watched(undisturbed):
     result, seen = undisturbed
     assert result.reason == "budget reached" and result.step == 240 and result.run.status["state"] == "finished"
     assert result.best < math.log(11)  # better than every token alike
-    assert [row.step for row in seen.rows if row.evaluated] == [120, 240]  # the parent trains nothing and sees everything
+    # the parent trains nothing and sees everything
+    assert [row.step for row in seen.rows if row.evaluated] == [120, 240]
     assert seen.rows[11].note == "new best" and seen.closed
     assert "val/loss" in result.metrics and result.metrics.items() <= seen.rows[-1].scalars.items()
 
 
 def test_a_killed_worker_is_started_again(undisturbed):
-    """The first process, which writes everything, is killed: the group starts again from the last checkpoint and ends as if nothing had happened."""
+    """The first process, which writes everything, is killed: the group starts again from the last checkpoint and ends
+    as if nothing had happened."""
     whole, _ = undisturbed
     run = Run.create(CONFIG, whole.run.root)
     killer = Killer(run, rank=0)
     result = train(TASK, CONFIG, run, [killer])
     begun = events(run, "start")
-    assert killer.killed_at < 240 and [e["attempt"] for e in begun] == [0, 1] and begun[1]["step"] >= 20 and begun[1]["step"] % 20 == 0
+    assert killer.killed_at < 240 and [e["attempt"] for e in begun] == [0, 1] and begun[1]["step"] >= 20
+    assert begun[1]["step"] % 20 == 0
     assert result.step == 240 and run.status["state"] == "finished" and run.status["attempt"] == 1
     assert same_weights(result.model, whole.model) and comparable(run).equals(comparable(whole.run))
 
 
 def test_without_restarts_it_is_an_error_that_tells_how_to_go_on(undisturbed):
-    """The second process is killed and nobody may start it again: a named error, and a sound checkpoint to resume from."""
+    """The second process is killed and nobody may start it again: a named error, and a sound checkpoint to resume from.
+    """
     run = Run.create(CONFIG, undisturbed[0].run.root)
     killer = Killer(run, rank=1)
     with pytest.raises(TrainingError, match=f"worker .*: .*\n.*\n.*resume={run.path.name}"):

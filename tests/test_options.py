@@ -22,26 +22,41 @@ from nexuslab.run import Run
 from nexuslab.task import StepOut
 
 PROVED = {  # option -> the test that shows it acting; "file::test" where it is another file's
-    "system": "test_names_and_seed", "preset": "test_names_and_seed", "name": "test_names_and_seed", "seed": "test_names_and_seed",
+    "system": "test_names_and_seed", "preset": "test_names_and_seed", "name": "test_names_and_seed",
+    "seed": "test_names_and_seed",
     "debug": "test_debug", "init_from": "test_init_from",
-    "compute.device": "test_devices", "compute.precision": "test_bf16_on_cpu", "compute.compile": "test_compile", "compute.threads": "test_threads",
-    "compute.processes": "test_contract.py::test_contract", "compute.gradient_checkpointing": "test_gradient_checkpointing",
-    "loader.batch_size": "test_order_of_examples", "loader.eval_batch_size": "test_order_of_examples", "loader.shuffle": "test_order_of_examples",
-    "loader.block_size": "test_order_of_examples", "loader.drop_last": "test_drop_last", "loader.num_workers": "test_loader_processes",
-    "loader.prefetch": "test_loader_processes", "loader.pin_memory": "test_loader_processes", "loader.persistent_workers": "test_loader_processes",
+    "compute.device": "test_devices", "compute.precision": "test_bf16_on_cpu", "compute.compile": "test_compile",
+    "compute.threads": "test_threads",
+    "compute.processes": "test_contract.py::test_contract",
+    "compute.gradient_checkpointing": "test_gradient_checkpointing",
+    "loader.batch_size": "test_order_of_examples", "loader.eval_batch_size": "test_order_of_examples",
+    "loader.shuffle": "test_order_of_examples",
+    "loader.block_size": "test_order_of_examples", "loader.drop_last": "test_drop_last",
+    "loader.num_workers": "test_loader_processes",
+    "loader.prefetch": "test_loader_processes", "loader.pin_memory": "test_loader_processes",
+    "loader.persistent_workers": "test_loader_processes",
     "budget.epochs": "test_budgets", "budget.steps": "test_budgets", "budget.max_minutes": "test_max_minutes",
     "budget.unit": "test_unit",
-    "optim.name": "test_optimisers", "optim.lr": "test_schedule_shapes", "optim.betas": "test_optimisers", "optim.eps": "test_optimisers",
-    "optim.momentum": "test_optimisers", "optim.step_rms": "test_step_rms", "optim.weight_decay": "test_optimisers", "optim.clip": "test_clip", "optim.accumulate": "test_accumulate",
-    "schedule.name": "test_schedule_shapes", "schedule.min_lr": "test_schedule_shapes", "schedule.warmup_steps": "test_warm_up", "schedule.warmup_ratio": "test_warm_up",
-    "schedule.step_size": "test_step_schedule", "schedule.gamma": "test_step_schedule", "schedule.patience": "test_plateau", "schedule.factor": "test_plateau",
-    "stop.enabled": "test_patience", "stop.monitor": "test_monitor_and_mode", "stop.mode": "test_monitor_and_mode", "stop.patience": "test_patience",
-    "stop.min_delta": "test_min_delta", "stop.baseline": "test_baseline", "stop.restore_best": "test_restore_best", "stop.verbose": "test_verbose",
-    "checkpoint.eval_every": "test_budgets", "checkpoint.save_every": "test_periodic_checkpoints", "checkpoint.best_only": "test_periodic_checkpoints",
+    "optim.name": "test_optimisers", "optim.lr": "test_schedule_shapes", "optim.betas": "test_optimisers",
+    "optim.eps": "test_optimisers",
+    "optim.momentum": "test_optimisers", "optim.step_rms": "test_step_rms", "optim.weight_decay": "test_optimisers",
+    "optim.clip": "test_clip", "optim.accumulate": "test_accumulate",
+    "schedule.name": "test_schedule_shapes", "schedule.min_lr": "test_schedule_shapes",
+    "schedule.warmup_steps": "test_warm_up", "schedule.warmup_ratio": "test_warm_up",
+    "schedule.step_size": "test_step_schedule", "schedule.gamma": "test_step_schedule",
+    "schedule.patience": "test_plateau", "schedule.factor": "test_plateau",
+    "stop.enabled": "test_patience", "stop.monitor": "test_monitor_and_mode", "stop.mode": "test_monitor_and_mode",
+    "stop.patience": "test_patience",
+    "stop.min_delta": "test_min_delta", "stop.baseline": "test_baseline", "stop.restore_best": "test_restore_best",
+    "stop.verbose": "test_verbose",
+    "checkpoint.eval_every": "test_budgets", "checkpoint.save_every": "test_periodic_checkpoints",
+    "checkpoint.best_only": "test_periodic_checkpoints",
     "checkpoint.save_total_limit": "test_periodic_checkpoints", "checkpoint.save_minutes": "test_save_minutes",
-    "guard.nonfinite": "test_skip_nonfinite", "guard.max_skips": "test_skip_nonfinite", "guard.spike": "test_spike", "guard.overfit": "test_overfit_event",
+    "guard.nonfinite": "test_skip_nonfinite", "guard.max_skips": "test_skip_nonfinite", "guard.spike": "test_spike",
+    "guard.overfit": "test_overfit_event",
     "guard.halve_on_oom": "test_halve_on_oom",
-    "track.log_every": "test_log_every", "track.wandb": "test_trackers.py::test_wandb_offline", "track.wandb_mode": "test_trackers.py::test_unreachable_server",
+    "track.log_every": "test_log_every", "track.wandb": "test_trackers.py::test_wandb_offline",
+    "track.wandb_mode": "test_trackers.py::test_unreachable_server",
     "track.tensorboard": "test_trackers.py::test_tensorboard", "track.project": "test_trackers.py::test_wandb_offline",
     "track.entity": "test_trackers.py::test_wandb_offline", "track.tags": "test_trackers.py::test_wandb_offline",
 }
@@ -56,7 +71,9 @@ def test_every_option_is_proved():
     assert set(PROVED) == options
     for place in PROVED.values():
         file, _, name = place.rpartition("::")
-        assert f"def {name}(" in (Path(__file__).parent / (file or Path(__file__).name)).read_text(encoding="utf-8"), place
+        assert f"def {name}(" in (
+            Path(__file__).parent / (file or Path(__file__).name)
+        ).read_text(encoding="utf-8"), place
 
 
 # ---- schedules
@@ -83,10 +100,15 @@ def test_step_schedule(tmp_path):
 
 
 def test_plateau(tmp_path):
-    """The rate falls after `patience` evaluations without improvement of the monitored scalar, counted in evaluations, down to min_lr."""
-    flat = {"scheduler": "plateau", "lr": 0.1, "min_lr": 0.03, "eval_every": 2, "schedule.patience": 1, "schedule.factor": 0.5, "steps": 14}
+    """The rate falls after `patience` evaluations without improvement of the monitored scalar, counted in evaluations,
+    down to min_lr."""
+    flat = {
+        "scheduler": "plateau", "lr": 0.1, "min_lr": 0.03, "eval_every": 2, "schedule.patience": 1,
+        "schedule.factor": 0.5, "steps": 14,
+    }
     found = rates(train(Scripted(script=lambda step: 1.0, **flat), tmp_path).run)
-    assert found == pytest.approx([0.1] * 6 + [0.05] * 4 + [0.03] * 4)  # evaluations at 2 (best), 4, 6 -> halved; 8, 10 -> floor
+    # evaluations at 2 (best), 4, 6 -> halved; 8, 10 -> floor
+    assert found == pytest.approx([0.1] * 6 + [0.05] * 4 + [0.03] * 4)
     falling = {"monitor": "val/score", "stop.mode": "max"}
     assert set(rates(train(Scripted(script=lambda step: 1 / step, **flat, **falling), tmp_path).run)) == {0.1}
     assert rates(train(Scripted(script=lambda step: step, **flat, **falling), tmp_path).run)[-1] == 0.03
@@ -177,24 +199,34 @@ def test_optimisers(tmp_path):
     for name, kind in (("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)):
         found = built(**{"optim.name": name, **settings})
         assert type(found) is kind
-        assert [(g["betas"], g["eps"], g["weight_decay"]) for g in found.param_groups] == [((0.8, 0.9), 1e-3, 0.3), ((0.8, 0.9), 1e-3, 0.0)]
-        assert [len(g["params"]) for g in found.param_groups] == [2, 4]  # two matrices decay; biases and the norm do not
+        assert [(g["betas"], g["eps"], g["weight_decay"]) for g in found.param_groups] == [
+            ((0.8, 0.9), 1e-3, 0.3), ((0.8, 0.9), 1e-3, 0.0)
+        ]
+        # two matrices decay; biases and the norm do not
+        assert [len(g["params"]) for g in found.param_groups] == [2, 4]
     sgd = built(**{"optim.momentum": 0.7})
     assert type(sgd) is torch.optim.SGD and sgd.param_groups[0]["momentum"] == 0.7
     muon = built(**{"optim.name": "muon", "optim.momentum": 0.7, "optim.step_rms": 0.3, **settings})
     assert type(muon) is Muon and muon.momentum == 0.7
-    assert [(g["betas"], g["eps"], g["matrices"], len(g["params"])) for g in muon.param_groups] == [((0.8, 0.9), 1e-3, True, 2), ((0.8, 0.9), 1e-3, False, 4)]
+    assert [(g["betas"], g["eps"], g["matrices"], len(g["params"])) for g in muon.param_groups] == [
+        ((0.8, 0.9), 1e-3, True, 2), ((0.8, 0.9), 1e-3, False, 4)
+    ]
 
 
 def test_step_rms(tmp_path):
     """A matrix moves along its orthogonalised gradient by lr times step_rms, whatever the size of the gradient."""
     make, moved = lambda: nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 1)), {}
     for rms in (0.1, 0.4):
-        task = Scripted(make=make, steps=1, lr=1e-2, **{"optim.name": "muon", "optim.step_rms": rms, "stop.restore_best": False})
-        start = set_up(task, task.config, Run(tmp_path / "runs" / "tiny" / "none"), None).model[1].weight.detach().clone()
+        task = Scripted(
+            make=make, steps=1, lr=1e-2, **{"optim.name": "muon", "optim.step_rms": rms, "stop.restore_best": False}
+        )
+        start = set_up(
+            task, task.config, Run(tmp_path / "runs" / "tiny" / "none"), None
+        ).model[1].weight.detach().clone()
         moved[rms] = train(task, tmp_path).model[1].weight.detach() - start
     assert torch.allclose(4 * moved[0.1], moved[0.4], atol=1e-6)
-    assert 0.6 < torch.linalg.matrix_norm(moved[0.4], 2).item() / (1e-2 * 0.4 * 16**0.5) < 1.3  # its largest singular value is near 1
+    # its largest singular value is near 1
+    assert 0.6 < torch.linalg.matrix_norm(moved[0.4], 2).item() / (1e-2 * 0.4 * 16**0.5) < 1.3
 
 
 def test_clip(tmp_path):
@@ -203,7 +235,9 @@ def test_clip(tmp_path):
     start = set_up(task, task.config, Run(tmp_path / "runs" / "tiny" / "none"), None).model
     for limit in (None, 1e-3):
         done = train(task, tmp_path, **({"optim.clip": limit} if limit else {}))
-        moved = torch.cat([(b - a).flatten() for a, b in zip(start.parameters(), done.model.parameters())]).norm().item()
+        moved = torch.cat(
+            [(b - a).flatten() for a, b in zip(start.parameters(), done.model.parameters())]
+        ).norm().item()
         norm = done.run.history()["train/grad_norm"][0]
         assert norm > 0.1 and moved == pytest.approx(limit or norm, rel=1e-3)
 
@@ -227,7 +261,8 @@ def test_patience(tmp_path):
     task = Scripted(script=falling_until(5), eval_every=1, steps=30)
     assert train(task, tmp_path).step == 30
     early = train(task, tmp_path, early_stopping=True, patience=3)
-    assert (early.step, early.best_step) == (8, 5) and early.reason.startswith("early stop") and early.run.status["state"] == "finished"
+    assert (early.step, early.best_step) == (8, 5) and early.reason.startswith("early stop")
+    assert early.run.status["state"] == "finished"
     assert (early.run.path / "checkpoints" / "step_00000005").is_dir()
 
 
@@ -248,7 +283,10 @@ def test_monitor_and_mode(tmp_path):
 
 
 def test_baseline(tmp_path):
-    task = Scripted(script=lambda step: 1.0 - 0.01 * step, eval_every=1, steps=12, early_stopping=True, patience=4, **{"stop.min_delta": 0.0})
+    task = Scripted(
+        script=lambda step: 1.0 - 0.01 * step, eval_every=1, steps=12, early_stopping=True, patience=4,
+        **{"stop.min_delta": 0.0},
+    )
     assert train(task, tmp_path, **{"stop.baseline": 0.5}).step == 4
     assert train(task, tmp_path, **{"stop.baseline": 0.98}).step == 12
 
@@ -308,7 +346,10 @@ def tmp_path_of(run):
 @pytest.mark.parametrize("which", ["last", "best", "step_6", "step_00000006"])
 def test_resume_from(which, tmp_path):
     """Going on from any checkpoint ends where the undisturbed run ended."""
-    task = Scripted(script=lambda step: abs(step - 4) + 1.0, save_every=2, eval_every=1, scheduler="cosine", restore_best=False, save_total_limit=5, **{"optim.name": "adamw"})
+    task = Scripted(
+        script=lambda step: abs(step - 4) + 1.0, save_every=2, eval_every=1, scheduler="cosine", restore_best=False,
+        save_total_limit=5, **{"optim.name": "adamw"},
+    )
     whole = train(task, tmp_path)
     halted = train(task, tmp_path, [Halt(9)])
     again = train(task, tmp_path, run=halted.run, resume=which)
@@ -320,15 +361,22 @@ def test_resume_from(which, tmp_path):
 
 
 def test_extension_replans_the_schedule(tmp_path):
-    """A finished run resumed with a larger budget goes on with the rates of the larger plan, from the step it had reached."""
+    """A finished run resumed with a larger budget goes on with the rates of the larger plan, from the step it had
+    reached."""
     shape = Schedule(name="cosine", min_lr=0.001)
     task = Scripted(scheduler="cosine", min_lr=0.001, lr=0.1, steps=10)
     first = train(task, tmp_path)
     assert first.run.status["state"] == "finished"
     longer = train(task, tmp_path, run=first.run, resume="last", steps=20)
     assert longer.step == 20 and longer.run.status["total_steps"] == 20
-    assert rates(longer.run) == pytest.approx([learning_rate(shape, 0.1, s, 10) for s in range(10)] + [learning_rate(shape, 0.1, s, 20) for s in range(10, 20)], rel=1e-12)
-    assert rates(longer.run)[9] == pytest.approx(0.001) and rates(longer.run)[10] > 0.04 and rates(longer.run)[-1] == pytest.approx(0.001)
+    assert rates(longer.run) == pytest.approx(
+        [learning_rate(shape, 0.1, s, 10) for s in range(10)] + [
+            learning_rate(shape, 0.1, s, 20) for s in range(10, 20)
+        ],
+        rel=1e-12,
+    )
+    assert rates(longer.run)[9] == pytest.approx(0.001) and rates(longer.run)[10] > 0.04
+    assert rates(longer.run)[-1] == pytest.approx(0.001)
     assert events(longer.run, "start")[-1]["changes"] == {"budget.steps": [10, 20]}
     assert longer.run.tree["budget"]["steps"] == 20
 
@@ -349,7 +397,8 @@ def test_max_minutes(tmp_path):
     assert 0 < paused.step < 12 and paused.run.status["state"] == "paused" and "resume" in paused.reason
     again = train(task, tmp_path, run=paused.run, resume="last")
     assert again.run.status["state"] == "finished" and same_weights(again.model, whole.model)
-    assert rates(again.run) == rates(whole.run) and again.run.history()["train/loss"].equals(whole.run.history()["train/loss"])
+    assert rates(again.run) == rates(whole.run)
+    assert again.run.history()["train/loss"].equals(whole.run.history()["train/loss"])
 
 
 # ---- guards
@@ -359,7 +408,8 @@ def test_debug(tmp_path):
     task = Scripted(steps=4, log_every=100, eval_every=100)
     assert len(train(task, tmp_path).run.history()) == 1
     assert len(train(task, tmp_path, debug=True).run.history()) == 4
-    task.loss = lambda model, batch: (model(batch[0]) * 0).sqrt().sum()  # the slope of the root at 0 is infinite, and infinity times 0 is no number
+    # the slope of the root at 0 is infinite, and infinity times 0 is no number
+    task.loss = lambda model, batch: (model(batch[0]) * 0).sqrt().sum()
     with pytest.warns(UserWarning, match="MulBackward0"), pytest.raises(RuntimeError, match="MulBackward0.*nan"):
         train(task, tmp_path, debug=True)
 
@@ -411,9 +461,13 @@ def test_halve_on_oom(tmp_path):
     whole = train(Scripted(**changes), tmp_path)
     task = Scripted(make=lambda: Narrow(3, 1, dtype=torch.float64), **changes)
     halved = train(task, tmp_path, **{"guard.halve_on_oom": True})
-    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(whole.model.parameters(), halved.model.parameters()))
+    assert all(
+        torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(whole.model.parameters(), halved.model.parameters())
+    )
     assert [e["examples"] for e in events(halved.run, "halved")] == [4, 2]
-    assert halved.run.history()["train/loss"].to_numpy() == pytest.approx(whole.run.history()["train/loss"].to_numpy(), rel=1e-12)
+    assert halved.run.history()["train/loss"].to_numpy() == pytest.approx(
+        whole.run.history()["train/loss"].to_numpy(), rel=1e-12
+    )
     with pytest.raises(TrainingError, match="out of memory at step 0") as caught:
         train(task, tmp_path)
     assert "batch_size 4 with optim.accumulate 2" in caught.value.remedy and "8 examples" in caught.value.found
@@ -424,7 +478,9 @@ def test_halve_on_oom(tmp_path):
 
 def test_devices(tmp_path):
     assert pick_device("cpu").type == "cpu" and pick_device("auto").type in ("cpu", "cuda", "mps")
-    absent = ["cuda:99"] + ["cuda"] * (not torch.cuda.is_available()) + ["mps"] * (not torch.backends.mps.is_available())
+    absent = ["cuda:99"] + ["cuda"] * (not torch.cuda.is_available()) + ["mps"] * (
+        not torch.backends.mps.is_available()
+    )
     for name in absent:
         with pytest.raises(ConfigError, match="which this machine lacks"):
             train(Scripted(device=name), tmp_path)
@@ -445,7 +501,9 @@ class Noting(nn.Linear):
 
 def test_bf16_on_cpu(tmp_path, capsys):
     """bf16 is used where it is asked for; fp16 without CUDA falls back and says why."""
-    for precision, kind in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)):
+    for precision, kind in (
+        ("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)
+    ):
         Noting.kinds = set()
         done = train(Scripted(make=lambda: Noting(3, 1), precision=precision, device="cpu"), tmp_path)
         assert Noting.kinds == {kind}, precision
@@ -468,7 +526,9 @@ class Deep(nn.Module, Recomputes):
 
     def __init__(self):
         super().__init__()
-        self.layers, self.out, self.recompute, self.calls = nn.ModuleList(nn.Linear(3, 3) for _ in range(3)), nn.Linear(3, 1), False, 0
+        self.layers, self.out, self.recompute, self.calls = nn.ModuleList(
+            nn.Linear(3, 3) for _ in range(3)
+        ), nn.Linear(3, 1), False, 0
 
     def recompute_activations(self):
         self.recompute = True
@@ -480,19 +540,24 @@ class Deep(nn.Module, Recomputes):
         return x
 
     def forward(self, x):
-        return self.out(checkpoint(self.block, x, use_reentrant=False) if self.recompute and self.training else self.block(x))
+        return self.out(
+            checkpoint(self.block, x, use_reentrant=False) if self.recompute and self.training else self.block(x)
+        )
 
 
 def test_gradient_checkpointing(tmp_path):
     task = Scripted(make=Deep, eval_every=100, restore_best=False)
     plain, again = train(task, tmp_path), train(task, tmp_path, **{"compute.gradient_checkpointing": True})
     assert same_weights(plain.model, again.model)
-    assert (plain.model.calls, again.model.calls) == (12 + 1, 24 + 1)  # each step computes the block twice; one evaluation
+    # each step computes the block twice; one evaluation
+    assert (plain.model.calls, again.model.calls) == (12 + 1, 24 + 1)
     with pytest.raises(ConfigError, match="gradient_checkpointing.*\n.*Linear"):
         train(Scripted(), tmp_path, **{"compute.gradient_checkpointing": True})
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
+)
 def test_compile(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -16,9 +16,14 @@ def site(tmp_path_factory):
     """A folder that holds nothing but the installed wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    tracked = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True,
+        check=True,
+    ).stdout.decode().split("\0")
     for name in filter(None, tracked):
-        if name.startswith(("nexuslab/", "nbs/0")) or name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
+        if name.startswith(("nexuslab/", "nbs/0")) or name in (
+            "setup.py", "settings.ini", "pyproject.toml", "README.md"
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--quiet"]
@@ -37,15 +42,24 @@ def test_the_wheel_carries_the_jobs(site):
 
 @pytest.mark.parametrize("home", ["working directory", "NEXUSLAB_HOME"])
 def test_the_wheel_trains(site, tmp_path, home):
-    environment = {k: v for k, v in os.environ.items() if k not in ("NEXUSLAB_HOME", "NEXUSLAB_REPORT")} | {"PYTHONPATH": f"{site[1]}{os.pathsep}{TOYS}"}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("NEXUSLAB_HOME", "NEXUSLAB_REPORT")
+    } | {"PYTHONPATH": f"{site[1]}{os.pathsep}{TOYS}"}
     place = tmp_path / "elsewhere"
     place.mkdir()
     if home == "NEXUSLAB_HOME":
         environment["NEXUSLAB_HOME"] = str(place)
-    where = subprocess.run([sys.executable, "-c", "import nexuslab; print(nexuslab.__file__)"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    where = subprocess.run(
+        [sys.executable, "-c", "import nexuslab; print(nexuslab.__file__)"], env=environment, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    ).stdout
     assert Path(where.strip()).is_relative_to(site[1])
     command = [sys.executable, "-c", RUN, "train", "--system", "toy_graphs", "--preset", "smoke"]
-    done = subprocess.run(command, env=environment, cwd=place if home == "working directory" else tmp_path, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        command, env=environment, cwd=place if home == "working directory" else tmp_path, capture_output=True,
+        text=True, timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     [run] = (place / "runs" / "toy_graphs").iterdir()
-    assert (run / "report.ipynb").exists() and (run / "evaluation.json").exists() and list((place / "data" / "toy_graphs").glob("*.h5"))
+    assert (run / "report.ipynb").exists() and (run / "evaluation.json").exists()
+    assert list((place / "data" / "toy_graphs").glob("*.h5"))

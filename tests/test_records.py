@@ -107,7 +107,9 @@ def test_parts_are_the_lines(tmp_path):
     """Parsed together or one by one, lines give the same rows: long ones, odd ones, and those that fit together."""
     odd = [row(1, **{"val/x": float("nan")}), row(2, note="\u2028\n\ud800"), row(3, **{"a/b": 10**400}), {"step": True}]
     odd += [{"epoch": 1}, row(4, deep=json.loads("[" * 50 + "]" * 50)), row(5, **{"train/loss": "x"})]
-    lines = written(*odd).splitlines() + [b'{"step":1,"x":[{"step":2, "check": "00000000"}', b'{"a":1}],"b":2}', b"[" * 9000]
+    lines = written(*odd).splitlines() + [
+        b'{"step":1,"x":[{"step":2, "check": "00000000"}', b'{"a":1}],"b":2}', b"[" * 9000
+    ]
     (tmp_path / "one").write_bytes(losses(1, 3000) + b"\n".join(lines) + b"\n\n" + losses(3000, 4000))
     rows, offset, damaged = read_lines(tmp_path / "one")
     alone = [row_of(line) for line in (tmp_path / "one").read_bytes().split(b"\n") if line]
@@ -136,7 +138,9 @@ def test_history_and_follower_agree_with_the_rows_one_by_one(tmp_path):
         for _ in range(rng.integers(1, 80)):
             step = int(rng.integers(1, 30))
             kind = rng.choice(["start", "best", "row"], p=[0.1, 0.1, 0.8])
-            some = {f"train/{k}": float(rng.random()) for k in "abc" if rng.random() < 0.6} | ({"note": "n"} if step < 3 else {})
+            some = {
+                f"train/{k}": float(rng.random()) for k in "abc" if rng.random() < 0.6
+            } | ({"note": "n"} if step < 3 else {})
             rows.append(row(step, **(some if kind == "row" else {"event": str(kind)})))
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -192,7 +196,8 @@ def test_the_table_reads_what_has_changed(tmp_path, monkeypatch):
 
 def test_listing_runs_needs_no_torch(tmp_path):
     """What `nexuslab runs` imports is what it needs."""
-    program = "import sys; from nexuslab.jobs import main; main(['runs']); print(sorted({'torch', 'scipy'} & set(sys.modules)))"
+    heavy = "sorted({'torch', 'scipy'} & set(sys.modules))"
+    program = f"import sys; from nexuslab.jobs import main; main(['runs']); print({heavy})"
     environment = os.environ | {"NEXUSLAB_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

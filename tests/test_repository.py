@@ -1,4 +1,5 @@
-"""What must be true of the repository as a whole: notebooks, modules, imports, cells, words. Each guard counts what it examined."""
+"""What must be true of the repository as a whole: notebooks, modules, imports, cells, words. Each guard counts what it
+examined."""
 import ast
 import json
 import re
@@ -12,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 ENGINE = [p for p in NOTEBOOKS if p.parent.name == "engine"]
-MODULES = sorted(p for p in (ROOT / "nexuslab").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py") and "job_notebooks" not in p.parts)
+MODULES = sorted(
+    p for p in (ROOT / "nexuslab").rglob("*.py")
+    if p.name not in ("__init__.py", "_modidx.py") and "job_notebooks" not in p.parts
+)
 CELL_LINES, FUNCTION_LINES = 40, 60  # non-blank lines of an exported cell with its directives, lines of a function
 
 # Each list of exceptions may only shrink: an entry that is no longer needed fails its test.
@@ -53,7 +57,13 @@ def source(cell: dict) -> str:
 
 def directives(cell: dict) -> set[str]:
     """The `#|` lines of a code cell."""
-    return {line.removeprefix("#|").split()[0] for line in source(cell).splitlines() if line.startswith("#|") and len(line) > 3} if cell["cell_type"] == "code" else set()
+    return (
+        {
+            line.removeprefix("#|").split()[0] for line in source(cell).splitlines()
+            if line.startswith("#|") and len(line) > 3
+        }
+        if cell["cell_type"] == "code" else set()
+    )
 
 
 def exported(cell: dict) -> bool:
@@ -62,7 +72,10 @@ def exported(cell: dict) -> bool:
 
 def module_name(path: Path) -> str | None:
     """The module that a notebook writes, without `nexuslab.`."""
-    found = [line.split()[2] for c in cells(path) if c["cell_type"] == "code" for line in source(c).splitlines() if line.startswith("#| default_exp ")]
+    found = [
+        line.split()[2] for c in cells(path) if c["cell_type"] == "code" for line in source(c).splitlines()
+        if line.startswith("#| default_exp ")
+    ]
     return found[0] if found else None
 
 
@@ -85,14 +98,21 @@ def test_notebooks_and_modules_in_sync(tmp_path):
     )
     writing = [p for p in NOTEBOOKS if module_name(p)]
     library = tmp_path / "nexuslab"
-    done = subprocess.run([sys.executable, "-c", program, str(library), *map(str, writing)], cwd=ROOT / "nbs", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(library), *map(str, writing)], cwd=ROOT / "nbs", capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     fresh = {p.relative_to(library): p for p in library.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")}
     here = {p.relative_to(ROOT / "nexuslab"): p for p in MODULES}
     assert set(fresh) == set(here), "a module without a notebook, or a notebook that was not exported"
-    place = re.compile(r"(# %% |File to edit: )\S*?(?=\S*nbs/)\S*?nbs/")  # the way to the notebook depends on where the library is
+    # the way to the notebook depends on where the library is
+    place = re.compile(r"(# %% |File to edit: )\S*?(?=\S*nbs/)\S*?nbs/")
     plain = lambda text: place.sub(r"\1nbs/", text)
-    different = [str(name) for name in fresh if plain(fresh[name].read_text(encoding="utf-8")) != plain(here[name].read_text(encoding="utf-8"))]
+    different = [
+        str(name) for name in fresh
+        if plain(fresh[name].read_text(encoding="utf-8")) != plain(here[name].read_text(encoding="utf-8"))
+    ]
     assert not different, "export these: make export"
     assert len(fresh) == len(writing) >= 15
 
@@ -105,13 +125,17 @@ def test_jobs_have_parameters():
         tagged = [c for c in held if "parameters" in c["metadata"].get("tags", [])]
         assert len(tagged) == 1 and module_name(path) == f"defaults.{path.stem[3:]}", path.name
         for node in ast.parse(source(tagged[0])).body:
-            assert isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(ast.literal_eval(node.value), (str, int, float, bool, list, type(None))), f"{path.name}: {ast.unparse(node)}"
+            assert isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(
+                ast.literal_eval(node.value), (str, int, float, bool, list, type(None))
+            ), f"{path.name}: {ast.unparse(node)}"
             examined += 1
         for cell in held:
             if cell["cell_type"] == "code":
                 assert exported(cell) == (cell is tagged[0]), path.name
                 code = "\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))
-                assert not [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))], f"{path.name} defines something"
+                assert not [
+                    n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+                ], f"{path.name} defines something"
     assert examined >= 40
 
 
@@ -122,7 +146,9 @@ def test_cells_hold_imports_or_code():
         for cell in cells(path):
             if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
                 continue
-            body = ast.parse("\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))).body
+            body = ast.parse(
+                "\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))
+            ).body
             imports = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
             examined += bool(imports)
             assert not imports or len(imports) == len(body), f"{path.relative_to(ROOT)}: {source(cell)[:80]}"
@@ -137,7 +163,8 @@ def chapter_numbers() -> dict[str, int]:
 
 
 def imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The modules of nexuslab that an import statement names, as their parts; `package` is where the statement stands."""
+    """The modules of nexuslab that an import statement names, as their parts; `package` is where the statement stands.
+    """
     if isinstance(node, ast.Import):
         return [tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "nexuslab"]
     if not isinstance(node, ast.ImportFrom):
@@ -180,6 +207,15 @@ def test_engine_chapters_import_smaller_numbers():
     only_shrinks(late_found, LATE_IMPORTS, "a function imports a chapter of a larger number")
 
 
+def test_lines_fit_beside_each_other():
+    """No line of code, in notebooks, tests and the site's builder, is wider than 120 characters."""
+    texts = [(p.name, source(c)) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code"]
+    written = [p for p in tracked() if p.suffix == ".py" and ROOT / "nexuslab" not in p.parents]
+    texts += [(p.name, p.read_text(encoding="utf-8")) for p in written]
+    wide = [f"{name}: {line[:60]}" for name, text in texts for line in text.splitlines() if len(line) > 120]
+    assert not wide and len(texts) > 500
+
+
 def test_chapters_of_a_system_stand_in_the_order_of_dependence():
     """A chapter imports only those before it, but a task names its views; a number is a topic in every system."""
     topics, examined = {"data": 1, "model": 2, "task": 4, "views": 5}, 0
@@ -206,7 +242,8 @@ def test_systems_stand_alone():
         for module in top + late:
             examined += 1
             if parts[0] == "systems":
-                assert module[0] != "systems" or module[1:2] == parts[1:2], f"{'/'.join(parts)} imports {'.'.join(module)}"
+                own = module[0] != "systems" or module[1:2] == parts[1:2]
+                assert own, f"{'/'.join(parts)} imports {'.'.join(module)}"
             else:
                 assert module[0] != "systems" or len(module) == 1, f"{path.name} imports {'.'.join(module)}"
     assert examined >= 40
@@ -251,7 +288,13 @@ assert run.status["state"] == "finished" and "auroc" in figures and sample(task,
 assert not [m for m in sys.modules if m.startswith("nexuslab.systems.") and not m.startswith("nexuslab.systems.sixth")]
 print("trained", run.path.parent.name)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HOME": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path,
+        env={
+            "PATH": "", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HOME": str(tmp_path)
+        },
+        capture_output=True, text=True,
+    )
     assert done.returncode == 0 and "trained sixth" in done.stdout, done.stderr[-2000:]
 
 
@@ -260,16 +303,26 @@ print("trained", run.path.parent.name)
 
 def definitions(cell: dict) -> list[str]:
     """The functions and classes of an exported cell."""
-    return [n.name for n in ast.parse(source(cell)).body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))]
+    return [
+        n.name for n in ast.parse(source(cell)).body
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+    ]
 
 
 def asserts(cell: dict) -> bool:
     """Whether a live cell, not exported and not skipped by nbdev_test, asserts something."""
-    if cell["cell_type"] != "code" or exported(cell) or directives(cell) & {"slow", "stored", "notest"} or "eval: false" in source(cell):
+    if cell["cell_type"] != "code" or exported(cell) or directives(cell) & {
+        "slow", "stored", "notest"
+    } or "eval: false" in source(cell):
         return False
     code = "\n".join(line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!")))
     helpers = ("test_eq", "test_close", "test_fail", "assert_")
-    return any(isinstance(n, ast.Assert) or (isinstance(n, ast.Raise) and "AssertionError" in ast.unparse(n)) or (isinstance(n, ast.Call) and ast.unparse(n.func).rsplit(".", 1)[-1].startswith(helpers)) for n in ast.walk(ast.parse(code)))
+    return any(
+        isinstance(n, ast.Assert) or (isinstance(n, ast.Raise) and "AssertionError" in ast.unparse(n)) or (
+            isinstance(n, ast.Call) and ast.unparse(n.func).rsplit(".", 1)[-1].startswith(helpers)
+        )
+        for n in ast.walk(ast.parse(code))
+    )
 
 
 def sections(path: Path) -> list[tuple[str, list[dict]]]:
@@ -283,7 +336,8 @@ def sections(path: Path) -> list[tuple[str, list[dict]]]:
 
 
 def test_every_definition_is_followed_by_a_proof():
-    """Every exported definition is followed, in its notebook, by a live cell that asserts; and in its own section, but for the list."""
+    """Every exported definition is followed, in its notebook, by a live cell that asserts; and in its own section, but
+    for the list."""
     examined, unproved, open_ended, thin = 0, set(), set(), set()
     for path in NOTEBOOKS:
         for title, members in sections(path):
@@ -294,7 +348,10 @@ def test_every_definition_is_followed_by_a_proof():
             if not any(asserts(c) for c in members[defining[0] :]):
                 unproved.add(f"{path.relative_to(ROOT / 'nbs')}: {title}")
         proofs = [i for i, c in enumerate(cells(path)) if asserts(c)]
-        last = max((i for i, c in enumerate(cells(path)) if c["cell_type"] == "code" and exported(c) and definitions(c)), default=-1)
+        last = max(
+            (i for i, c in enumerate(cells(path)) if c["cell_type"] == "code" and exported(c) and definitions(c)),
+            default=-1,
+        )
         if last >= 0 and not (proofs and proofs[-1] > last):
             open_ended.add(path.relative_to(ROOT / "nbs").as_posix())
         cells_that_define = [c for c in cells(path) if c["cell_type"] == "code" and exported(c) and definitions(c)]
@@ -413,7 +470,11 @@ FORBIDDEN = [  # what a reader of the repository has no use for
     re.compile(pattern, flags)
     for pattern, flags in (
         (r"(?<![\w./])/work/", 0), (rf"(?<![\w.]){HOME}", 0), (r"/tmp/(?!nexuslab|b$)", 0), (r"\bscratch/nb\b", 0),
-        (r"\b(chat" + r"gpt|clau" + r"de|open" + r"ai|anthro" + r"pic|co-?pi" + r"lot|LL" + r"M-generated|AI" + r"[- ]generated)\b", re.I),
+        (
+            r"\b(chat" + r"gpt|clau" + r"de|open" + r"ai|anthro" + r"pic|co-?pi" + r"lot|LL" + r"M-generated|AI"
+            + r"[- ]generated)\b",
+            re.I,
+        ),
         (r"\bissue #?\d+\b", re.I), (r"\bas an AI\b", re.I), (r"\b(sub|coding |helper )ag" + r"ents?\b", re.I),
     )
 ]
@@ -448,7 +509,10 @@ def test_guards_would_notice(tmp_path):
     bad = {"cell_type": "code", "metadata": {}, "source": "#| export\ndef f():\n    return 1", "outputs": []}
     assert exported(bad) and definitions(bad) == ["f"] and not asserts(bad)
     assert asserts({**bad, "source": "assert f() == 1"}) and not asserts({**bad, "source": "#| slow\nassert f() == 1"})
-    tree = ast.parse("from .fit import fit\nfrom nexuslab.views import a\nimport nexuslab.run\nfrom . import core\nfrom ..lattice import b")
+    tree = ast.parse(
+        "from .fit import fit\nfrom nexuslab.views import a\nimport nexuslab.run\nfrom . import core\nfrom ..lattice "
+        "import b"
+    )
     assert [imported(n, ()) for n in tree.body[:4]] == [[("fit",)], [("views",)], [("run",)], [("core",)]]
     assert imported(tree.body[4], ("systems", "circuits")) == [("systems", "lattice")]
     for text in ("see /work/main/x", "at " + HOME + "x", "issue #12", "written by Chat" + "GPT"):

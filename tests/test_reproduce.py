@@ -46,7 +46,10 @@ def data_file(run):
 
 @pytest.mark.parametrize("what", ["seed", "package", "figure", "row", "data", "code"])
 def test_what_changed_is_named(finished, what):
-    path = {"seed": "config.yaml", "package": "environment.json", "code": "environment.json", "figure": "evaluation.json", "row": "metrics.jsonl"}.get(what)
+    path = {
+        "seed": "config.yaml", "package": "environment.json", "code": "environment.json", "figure": "evaluation.json",
+        "row": "metrics.jsonl",
+    }.get(what)
     target = finished.path / path if path else data_file(finished)
     before = target.read_bytes()
     try:
@@ -59,7 +62,9 @@ def test_what_changed_is_named(finished, what):
             lines = before.decode().splitlines()
             row = json.loads(lines[2])
             del row["check"]  # as the seal below
-            target.write_text("\n".join([*lines[:2], json.dumps(row | {"train/loss": row["train/loss"] + 1e-6}), *lines[3:]]) + "\n")
+            target.write_text(
+                "\n".join([*lines[:2], json.dumps(row | {"train/loss": row["train/loss"] + 1e-6}), *lines[3:]]) + "\n"
+            )
         else:
             record = json.loads(before)
             del record["seal"]  # what follows is a careful forgery, not damage
@@ -69,7 +74,10 @@ def test_what_changed_is_named(finished, what):
                 record |= {"code": "0" * 16} if what == "code" else {"packages": record["packages"] | {"torch": "1.0"}}
             target.write_text(json.dumps(record))
         found = reproduce(finished, write=lambda text: None)
-        expected = {"seed": "seed was 0", "package": "package torch: was 1.0", "figure": "auroc was", "row": "train/loss at step", "data": "data file in place", "code": "code of nexuslab"}[what]
+        expected = {
+            "seed": "seed was 0", "package": "package torch: was 1.0", "figure": "auroc was",
+            "row": "train/loss at step", "data": "data file in place", "code": "code of nexuslab",
+        }[what]
         assert any(expected in line for line in found), found
     finally:
         target.unlink()

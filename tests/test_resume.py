@@ -27,16 +27,21 @@ from nexuslab.task import get_task
 pytestmark = pytest.mark.xdist_group("resume")  # one worker: the undisturbed runs and the trainers are made once
 
 CHILD = Path(__file__).parent / "killable.py"
-COMMON = {"threads": 1, "restore_best": False, "log_every": 2, "loader.eval_batch_size": 8, "checkpoint.save_minutes": 1e-9}
+COMMON = {
+    "threads": 1, "restore_best": False, "log_every": 2, "loader.eval_batch_size": 8, "checkpoint.save_minutes": 1e-9
+}
 SYSTEMS = {
     "toy_tokens": {"steps": 16, "eval_every": 5, "save_every": 4, "optim.accumulate": 2, "loader.num_workers": 0},
     "toy_graphs": {"epochs": 3, "optim.accumulate": 2, "batch_size": 4, "save_every": 1},
     "circuits": {"epochs": 3, "optim.accumulate": 2, "save_every": 1},
 }
 MOMENTS = {  # where the process is when it is killed, and the how-manieth time that it is there
-    "between two steps": ("step", 4), "in the forward pass": ("forward", 7), "between two micro-batches": ("micro", 5), "before the optimiser": ("optimise", 4),
-    "in an evaluation": ("evaluate", 2), "after a row, before its checkpoint": ("row", 2), "in a checkpoint's first file": ("file", 5),
-    "before a checkpoint's manifest": ("manifest", 3), "before `last` names the checkpoint": ("point", 3), "while old checkpoints are removed": ("prune", 3),
+    "between two steps": ("step", 4), "in the forward pass": ("forward", 7), "between two micro-batches": ("micro", 5),
+    "before the optimiser": ("optimise", 4),
+    "in an evaluation": ("evaluate", 2), "after a row, before its checkpoint": ("row", 2),
+    "in a checkpoint's first file": ("file", 5),
+    "before a checkpoint's manifest": ("manifest", 3), "before `last` names the checkpoint": ("point", 3),
+    "while old checkpoints are removed": ("prune", 3),
 }
 
 
@@ -64,12 +69,19 @@ class Killable:
     """A process that trains in forks of its own, which say where they are."""
 
     def __init__(self, system: str):
-        self.process = subprocess.Popen([sys.executable, str(CHILD), system], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        self.process = subprocess.Popen(
+            [sys.executable, str(CHILD), system], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
 
     def start(self, run: Run, moment: str, count: int, resume: str | None = None) -> tuple[int, Path]:
-        """Train in `run` up to the count-th passage of the moment; the process id, and the file that says where it waits."""
+        """Train in `run` up to the count-th passage of the moment; the process id, and the file that says where it
+        waits."""
         mark = run.path / f"reached-{moment}"
-        self.process.stdin.write(json.dumps({"run": str(run.path), "moment": moment, "count": count, "mark": str(mark), "resume": resume}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"run": str(run.path), "moment": moment, "count": count, "mark": str(mark), "resume": resume})
+            + "\n"
+        )
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
         wait_until(mark.exists, f"{moment} to be reached", mark)
@@ -182,7 +194,9 @@ def first_gradient(task, cfg, splits, run):
     loop.module.train()
     micro = next(load(splits.train, loop.plan, 0, 1))
     forward_backward(loop, micro, where(loop))
-    return len(micro), [task.weigh(batch) for _, batch in micro], torch.cat([p.grad.flatten() for p in loop.model.parameters()]), loop.window.compute()
+    return len(micro), [task.weigh(batch) for _, batch in micro], torch.cat(
+        [p.grad.flatten() for p in loop.model.parameters()]
+    ), loop.window.compute()
 
 
 def test_accumulation_is_exact(tmp_path):
@@ -193,7 +207,9 @@ def test_accumulation_is_exact(tmp_path):
     run = Run(tmp_path / "runs" / "toy_tokens" / "none")
     found = {}
     for batch, accumulate in ((1, 8), (8, 1)):
-        found[batch] = first_gradient(task, overlay(cfg, {"batch_size": batch, "optim.accumulate": accumulate}), splits, run)
+        found[batch] = first_gradient(
+            task, overlay(cfg, {"batch_size": batch, "optim.accumulate": accumulate}), splits, run
+        )
     (pieces, weights, many, losses), (one, whole, single, loss) = found[1], found[8]
     assert (pieces, one) == (8, 1) and len(set(weights)) >= 3 and sum(weights) == sum(whole)
     difference = ((many - single).norm() / single.norm()).item()

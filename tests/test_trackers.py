@@ -1,4 +1,5 @@
-"""What a tracker was told is read back from its own files; a server that cannot be reached costs seconds, never a run."""
+"""What a tracker was told is read back from its own files; a server that cannot be reached costs seconds, never a run.
+"""
 import json
 import socket
 import struct
@@ -77,27 +78,41 @@ def wandb_file(file: Path) -> dict:
 
 def test_wandb_offline(tmp_path):
     """Every row and the whole configuration are in the offline file, under the run's names and tags."""
-    done = train(Scripted(name="mine", wandb=True, **{"track.project": "proj", "track.entity": "team", "track.tags": ("a", "b"), "eval_every": 4}), tmp_path)
+    done = train(
+        Scripted(
+            name="mine", wandb=True,
+            **{"track.project": "proj", "track.entity": "team", "track.tags": ("a", "b"), "eval_every": 4},
+        ),
+        tmp_path,
+    )
     found = wandb_content(done.run.path)
-    assert (found["run"].project, found["run"].entity, found["run"].display_name, sorted(found["run"].tags)) == ("proj", "team", "mine", ["a", "b"])
+    assert (
+        found["run"].project, found["run"].entity, found["run"].display_name, sorted(found["run"].tags)
+    ) == ("proj", "team", "mine", ["a", "b"])
     assert found["config"]["optim.lr"] == 0.05 and found["config"]["budget.steps"] == 12
     history = done.run.history()
     assert [row["_step"] for row in found["history"]] == history["step"].tolist() == list(range(1, 13))
     for name in ("train/loss", "train/learning_rate", "train/grad_norm"):
         assert [row[name] for row in found["history"]] == history[name].tolist()
-    assert {row["_step"]: row["val/loss"] for row in found["history"] if "val/loss" in row} == history.dropna(subset=["val/loss"]).set_index("step")["val/loss"].to_dict()
+    assert {
+        row["_step"]: row["val/loss"] for row in found["history"] if "val/loss" in row
+    } == history.dropna(subset=["val/loss"]).set_index("step")["val/loss"].to_dict()
 
 
 def test_wandb_goes_on(tmp_path):
-    """A run that was stopped and resumed twice is one run at W&B: three offline files of one identity, whose rows are the history."""
+    """A run that was stopped and resumed twice is one run at W&B: three offline files of one identity, whose rows are
+    the history."""
     task = Scripted(name="mine", wandb=True, eval_every=4)
     run = train(task, tmp_path, [Halt(5)]).run
     train(task, tmp_path, [Halt(8)], run=run, resume="last")
     train(task, tmp_path, run=run, resume="last", lr=0.01)
     files = [wandb_file(f) for f in (run.path / "wandb").glob("offline-run-*/*.wandb")]
     files.sort(key=lambda f: f["history"][0]["_step"])
-    assert [[row["_step"] for row in f["history"]] for f in files] == [list(range(1, 6)), list(range(6, 9)), list(range(9, 13))]
-    assert {f["run"].run_id for f in files} == {(run.path / "wandb_id").read_text()} and {f["run"].display_name for f in files} == {"mine"}
+    assert [[row["_step"] for row in f["history"]] for f in files] == [
+        list(range(1, 6)), list(range(6, 9)), list(range(9, 13))
+    ]
+    assert {f["run"].run_id for f in files} == {(run.path / "wandb_id").read_text()}
+    assert {f["run"].display_name for f in files} == {"mine"}
     assert [row["train/loss"] for f in files for row in f["history"]] == run.history()["train/loss"].tolist()
     assert [f["config"]["optim.lr"] for f in files] == [0.05, 0.05, 0.01]
 
@@ -147,14 +162,16 @@ def test_on_its_own(backend, home):
     folder = home / "runs" / "exp"
     if backend == "jsonl":
         rows, _ = read_rows(folder / "tracker.jsonl")
-        assert rows[0]["params"] == {"lr": 0.1, "path": "x"} and [(r["step"], r["loss"]) for r in rows[1:]] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+        assert rows[0]["params"] == {"lr": 0.1, "path": "x"}
+        assert [(r["step"], r["loss"]) for r in rows[1:]] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     if backend == "none":
         assert not folder.exists()
     if backend == "tensorboard":
         assert list((folder / "tensorboard").glob("events*"))
     if backend == "wandb":
         found = wandb_content(folder)
-        assert found["run"].project == "proj" and [r["loss"] for r in found["history"]] == [1.0, 0.5, pytest.approx(1 / 3)]
+        assert found["run"].project == "proj"
+        assert [r["loss"] for r in found["history"]] == [1.0, 0.5, pytest.approx(1 / 3)]
 
 
 def test_unknown_backend():
@@ -203,7 +220,8 @@ def test_unreachable_server(server, mute, tmp_path, monkeypatch):
 
 
 def test_silence(mute):
-    assert "127.0.0.1" in silence("http://127.0.0.1:9", 1) and "timed out" in silence(mute, 0.5) and silence("nonsense", 1)
+    assert "127.0.0.1" in silence("http://127.0.0.1:9", 1) and "timed out" in silence(mute, 0.5)
+    assert silence("nonsense", 1)
     with socket.socket() as server:  # an error page is an answer
         server.bind(("127.0.0.1", 0))
         server.listen(1)
@@ -241,4 +259,6 @@ def test_failing_tracker_ends_nothing(tmp_path):
         warnings.simplefilter("always")
         done = train(task, tmp_path, [Mirror(tracker, task.config)])
     assert done.step == 12 and tracker.rows == 4
-    assert [str(w.message) for w in told if "tracker failed" in str(w.message)] == ["a tracker failed (ConnectionError: lost); metrics.jsonl goes on without it"]
+    assert [str(w.message) for w in told if "tracker failed" in str(w.message)] == [
+        "a tracker failed (ConnectionError: lost); metrics.jsonl goes on without it"
+    ]

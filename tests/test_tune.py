@@ -165,12 +165,16 @@ def test_pruner_reports_evaluations_only(tmp_path):
 @pytest.mark.parametrize("kind", ["journal", "sqlite", "default"])
 def test_storage(kind, tmp_path):
     """A study goes on in a second call, from the storage alone."""
-    address = {"journal": str(tmp_path / "study.log"), "sqlite": f"sqlite:///{tmp_path / 'study.db'}", "default": None}[kind]
+    address = {
+        "journal": str(tmp_path / "study.log"), "sqlite": f"sqlite:///{tmp_path / 'study.db'}", "default": None
+    }[kind]
     task, cfg = get_task("toy_tokens"), configuration(steps=4)
     tune(task, cfg, trials=2, storage=address, root=tmp_path, write=lambda text: None)
     again = tune(task, cfg, trials=5, storage=address, root=tmp_path, write=lambda text: None)
     assert len(again.trials) == 5 and len(list((tmp_path / "runs" / "toy_tokens").iterdir())) == 5
-    place = {"journal": "study.log", "sqlite": "study.db", "default": "runs/.studies/toy_tokens-smoke/journal.log"}[kind]
+    place = {
+        "journal": "study.log", "sqlite": "study.db", "default": "runs/.studies/toy_tokens-smoke/journal.log"
+    }[kind]
     assert (tmp_path / place).stat().st_size > 0
     if kind == "default":
         found = importances(again.study)
@@ -179,7 +183,10 @@ def test_storage(kind, tmp_path):
 
 def test_best_configuration_trains(tmp_path):
     task = get_task("toy_tokens")
-    done = tune(task, configuration(steps=6), trials=2, study_name="mine", root=tmp_path, output=tmp_path / "out" / "best_config.yaml", write=lambda text: None)
+    done = tune(
+        task, configuration(steps=6), trials=2, study_name="mine", root=tmp_path,
+        output=tmp_path / "out" / "best_config.yaml", write=lambda text: None,
+    )
     cfg = resolve(task, file=tmp_path / "out" / "best_config.yaml")
     assert done.file == tmp_path / "out" / "best_config.yaml" and cfg == done.config
     chosen = done.study.best_trial.user_attrs["overrides"]
@@ -195,10 +202,16 @@ def test_another_question_is_refused(tmp_path):
     tune(task, cfg, trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
     for changes in ({"monitor": "val/token_accuracy", "stop.mode": "max"}, {"batch_size": 2}, {"seed": 3}):
         with pytest.raises(StudyError, match="another study's question"):
-            tune(task, overlay(cfg, changes), trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
+            tune(
+                task, overlay(cfg, changes), trials=1, study_name="mine", storage=address, root=tmp_path,
+                write=lambda text: None,
+            )
     graphs = get_task("toy_graphs")
     with pytest.raises(StudyError, match="toy_tokens -> toy_graphs"):
-        tune(graphs, resolve(graphs, "smoke"), trials=1, study_name="mine", storage=address, root=tmp_path, write=lambda text: None)
+        tune(
+            graphs, resolve(graphs, "smoke"), trials=1, study_name="mine", storage=address, root=tmp_path,
+            write=lambda text: None,
+        )
 
 
 def test_unusable_storage(tmp_path):
@@ -226,7 +239,9 @@ def test_failing_trials_are_recorded(tmp_path):
         resolve(get_task("toy_tokens"), "nothing")
 
 
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + ([Path(shutil.which("initdb"))] if shutil.which("initdb") else [])
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + (
+    [Path(shutil.which("initdb"))] if shutil.which("initdb") else []
+)
 
 
 @pytest.fixture
@@ -254,12 +269,18 @@ def postgres(tmp_path_factory):
         port = free.getsockname()[1]
 
     def call(program, *arguments):
-        done = subprocess.run([programs / program, "-D", folder / "data", *arguments], cwd="/", capture_output=True, text=True, timeout=120, **options)
+        done = subprocess.run(
+            [programs / program, "-D", folder / "data", *arguments], cwd="/", capture_output=True, text=True,
+            timeout=120, **options,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     try:
         call("initdb", "-U", "optuna", "-A", "trust", "--no-sync")
-        call("pg_ctl", "-w", "-l", folder / "log", "-o", f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1", "start")
+        call(
+            "pg_ctl", "-w", "-l", folder / "log", "-o",
+            f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1", "start",
+        )
         try:
             yield f"postgresql://optuna@127.0.0.1:{port}/postgres"
         finally:

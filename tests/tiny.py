@@ -1,4 +1,5 @@
-"""The smallest training there is, with losses that follow a script: what the tests of the engine's options are made of."""
+"""The smallest training there is, with losses that follow a script: what the tests of the engine's options are made of.
+"""
 import math
 
 import numpy as np
@@ -32,7 +33,8 @@ def points(n: int, seed: int, dtype=torch.float32) -> Watched:
 
 
 class Scripted(OwnTask):
-    """A linear regression whose validation loss is `script(step)` and whose training loss is multiplied by `factor(step)`."""
+    """A linear regression whose validation loss is `script(step)` and whose training loss is multiplied by
+    `factor(step)`."""
 
     def __init__(self, script=None, factor=None, dtype=torch.float32, make=None, train=32, val=8, **changes):
         budget = {"epochs": changes.pop("epochs")} if "epochs" in changes else {"steps": changes.pop("steps", 12)}
@@ -42,7 +44,11 @@ class Scripted(OwnTask):
             checkpoint=Checkpoint(save_minutes=None),
         )
         config = overlay(base, {"batch_size": 8, **changes})
-        super().__init__("tiny", make or (lambda: nn.Linear(3, 1, dtype=dtype)), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), points(train, 1, dtype), points(val, 2, dtype), config)
+        super().__init__(
+            "tiny", make or (lambda: nn.Linear(3, 1, dtype=dtype)),
+            lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), points(train, 1, dtype),
+            points(val, 2, dtype), config,
+        )
         self.script, self.factor, self.config = script, factor, config
 
     def step(self, model, batch, cfg, at):

@@ -20,13 +20,18 @@ from nexuslab.task import get_task
 FULL = 10_000
 JOBS = ("prepare", "inspect", "train", "evaluate", "tune", "sample", "analyse", "compare")
 WORDS = (
-    "", " ", "-", "--", "-o", "-h", "%", "%s", "%(x)s", "[", "]", "{", "{}", "[]", "{a: 1}", "[1, 2]", "null", "~", "true",
-    "false", "0", "1", "3", "-1", "0.5", "1e999", ".nan", "9" * 5000, "10", "x", "é", "\udcff", "\0", "\n", "a b", "a=b",
+    "", " ", "-", "--", "-o", "-h", "%", "%s", "%(x)s", "[", "]", "{", "{}", "[]", "{a: 1}", "[1, 2]", "null", "~",
+    "true",
+    "false", "0", "1", "3", "-1", "0.5", "1e999", ".nan", "9" * 5000, "10", "x", "é", "\udcff", "\0", "\n", "a b",
+    "a=b",
     "=", "a=", "=b", "model.hidden=8", "model.hidden=[", "lr=0.1", "optim.lr=0.1", "system=../../../esc", "name=a/b",
     SYSTEM, "toy_tokens", "circuits", "nosuch", "smoke", "base", "paper", "sound", "other", "last", "best", "last@best",
-    "sound@step_5", "sound@nosuch", "step_5", "step_0", "..", "../..", "/", "/etc/passwd", "/dev/zero", "/dev/null", ".",
-    "n" * 5000, "a/b", "val", "test", "train", "cpu", "cuda:99", "val/loss", "latent", "config.yaml", "&a [*a]", "!!set",
-    "--help", "--dry-run", "--dry", "--no-dry-run", "-p", "--version", "@file", "*", "$HOME", "`id`", "; id", "<script>",
+    "sound@step_5", "sound@nosuch", "step_5", "step_0", "..", "../..", "/", "/etc/passwd", "/dev/zero", "/dev/null",
+    ".",
+    "n" * 5000, "a/b", "val", "test", "train", "cpu", "cuda:99", "val/loss", "latent", "config.yaml", "&a [*a]",
+    "!!set",
+    "--help", "--dry-run", "--dry", "--no-dry-run", "-p", "--version", "@file", "*", "$HOME", "`id`", "; id",
+    "<script>",
 )
 
 
@@ -39,7 +44,9 @@ def option(draw: Random, verb: str) -> list[str]:
         return ["-o", f"{draw.choice([*keys, *SHORT, *RENAMED, 'nosuch'])}={draw.choice(WORDS)}"]
     name = draw.choice(names if kind < 9 else [*RENAMED, *GONE, *SHORT])
     flag = f"--{'no-' * (draw.random() < 0.1)}{name.replace('_', '-')}"
-    return draw.choice(([flag], [flag, draw.choice(WORDS)], [flag, draw.choice(WORDS)], [f"{flag}={draw.choice(WORDS)}"]))
+    return draw.choice(
+        ([flag], [flag, draw.choice(WORDS)], [flag, draw.choice(WORDS)], [f"{flag}={draw.choice(WORDS)}"])
+    )
 
 
 def words_of(draw: Random) -> list[str]:

@@ -1,4 +1,5 @@
-"""Configuration trees of any keys and values: resolved, or refused by name; what is resolved comes back from its YAML."""
+"""Configuration trees of any keys and values: resolved, or refused by name; what is resolved comes back from its YAML.
+"""
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ SYSTEMS = (SYSTEM, "toy_tokens", "collatz", "circuits")
 VALUES = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**400, 0.0, -0.0, 0.5, 1e-300, 1e308, float("nan"), float("inf"),
     -float("inf"), "", " ", "x", "auto", "cpu", "cuda:99", "base", "smoke", "none", "null", "1", "1e-3", "../..", "a/b",
-    "\0", "\x85", "\u2028", "\ud800", "é" * 50, "n" * 5000, b"x", b"\xff", (), (0.9, 0.999), [], [1], [[1]], ["a"] * 1000,
+    "\0", "\x85", "\u2028", "\ud800", "é" * 50, "n" * 5000, b"x", b"\xff", (), (0.9, 0.999), [], [1], [[1]],
+    ["a"] * 1000,
     {}, {"a": 1}, {1: 2}, {None: None}, {"a": {"b": {"c": 1}}}, {"lr": 1}, {"": 1}, {"__proto__": {"x": 1}}, set(),
     {1.5}, 1j, object, Path("x"),
 )
-ODD = ("", ".", "..", "a.b.c.d", "model.", ".model", "optim.lr.x", "__class__", "__proto__", "model_config", "model_fields",
-       "MODEL", "sistem", "é", "\0", "x" * 5000, 3, None, True, 1.5, ("a",), b"x")
+ODD = ("", ".", "..", "a.b.c.d", "model.", ".model", "optim.lr.x", "__class__", "__proto__", "model_config",
+       "model_fields", "MODEL", "sistem", "é", "\0", "x" * 5000, 3, None, True, 1.5, ("a",), b"x")
 
 
 def key_of(draw: Random, cls: type[Config]) -> object:

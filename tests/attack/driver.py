@@ -177,7 +177,9 @@ def end(pid: int, receive: int, killed: bool) -> str:
     return f"the process was killed by signal {-code}" if code < 0 else f"the process ended with status {code}"
 
 
-def run_cases(attack: str, cases: list[Case], seed: int, limit: float = LIMIT, tell: Callable = lambda found: None) -> Tally:
+def run_cases(
+    attack: str, cases: list[Case], seed: int, limit: float = LIMIT, tell: Callable = lambda found: None
+) -> Tally:
     """Run all cases; one that hangs, or takes its process with it, ends no other."""
     tally, began, done = Tally(attack, seed), time.perf_counter(), 0
     while done < len(cases):

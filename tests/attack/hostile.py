@@ -1,4 +1,5 @@
-"""A stranger's file in the place of one of ours: of another kind, too large, too deep, in another encoding, with lies."""
+"""A stranger's file in the place of one of ours: of another kind, too large, too deep, in another encoding, with lies.
+"""
 import functools
 import json
 import os
@@ -21,8 +22,8 @@ from nexuslab.core import SEAL, digest
 
 FULL = 300
 NOBODY = 65534  # a user without rights
-HOSTILE_VALUES = (None, True, -1, 10**400, 2.5, 1e308, "", "x", "../..", "\0", "<script>1</script>", "__proto__", [], [[]], {},
-                  {"__proto__": {"x": 1}}, {"a": [1]}, "n" * 5000)
+HOSTILE_VALUES = (None, True, -1, 10**400, 2.5, 1e308, "", "x", "../..", "\0", "<script>1</script>", "__proto__", [],
+                  [[]], {}, {"__proto__": {"x": 1}}, {"a": [1]}, "n" * 5000)
 
 
 # ---- any file
@@ -159,7 +160,8 @@ def lying_header(path: Path, draw: Random) -> None:
         path.write_bytes(struct.pack("<Q", draw.choice((2**63, 2**40, 0, size + 1))) + data[8:])
         return
     changes = {1: {"dtype": draw.choice(("F64", "F16", "X9", 3, None))}, 2: {"shape": [-1]}, 3: {"shape": [2**62, 4]},
-               4: {"data_offsets": [0, 2**62]}, 5: {"data_offsets": [4, 0]}, 6: {"shape": "x"}, 7: {"shape": [2**31] * 9}}
+               4: {"data_offsets": [0, 2**62]}, 5: {"data_offsets": [4, 0]}, 6: {"shape": "x"},
+               7: {"shape": [2**31] * 9}}
     entry.update(changes[way])
     head = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(head)) + head + data[8 + size :])
@@ -238,7 +240,8 @@ def other_store(path: Path, draw: Random) -> None:
 
 def other_notebook(path: Path, draw: Random) -> None:
     """A notebook that is none."""
-    texts = ('{"cells": 3}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "[]", '{"nbformat": 99}',
+    texts = ('{"cells": 3}', '{"cells": [3], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "[]",
+             '{"nbformat": 99}',
              '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code", "outputs": [3]}]}',
              '{"worksheets": [], "nbformat": 3, "nbformat_minor": 0}')
     path.write_text(draw.choice(texts))

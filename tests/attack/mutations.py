@@ -1,4 +1,5 @@
-"""A random change of the bytes of any file of a run directory, a dataset, a study or a cache; then every reader of it."""
+"""A random change of the bytes of any file of a run directory, a dataset, a study or a cache; then every reader of it.
+"""
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

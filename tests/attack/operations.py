@@ -30,8 +30,8 @@ from nexuslab.views import report
 FULL = 1_000
 LIMIT = 60.0
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOENT, errno.EINTR)
-CALLS = ("open", "read", "write", "fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "scandir", "listdir",
-         "stat", "lstat", "fstat", "ftruncate", "posix_fallocate", "chmod", "symlink", "link")
+CALLS = ("open", "read", "write", "fsync", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "scandir",
+         "listdir", "stat", "lstat", "fstat", "ftruncate", "posix_fallocate", "chmod", "symlink", "link")
 
 
 class Failing:

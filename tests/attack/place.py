@@ -199,7 +199,8 @@ def command(*words: str) -> Callable[[Path], object]:
 
 
 def peer(root: Path) -> object:
-    """The figures of the circuits' peer, which are kept in a file; what computes them is replaced, since it takes minutes."""
+    """The figures of the circuits' peer, which are kept in a file; what computes them is replaced, since it takes
+    minutes."""
     task = importlib.import_module("nexuslab.systems.circuits.task")
     home = root / "data" / "circuits"
     home.mkdir(parents=True, exist_ok=True)

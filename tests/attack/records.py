@@ -1,4 +1,5 @@
-"""Random lines in a record, with and without a sound check: what reads records shows them, or counts them as damaged."""
+"""Random lines in a record, with and without a sound check: what reads records shows them, or counts them as damaged.
+"""
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,9 @@ from nexuslab.run import checked
 
 FULL = 10_000
 NUMBERS = (0, 1, -1, 5, 10**9, 10**30, -10**400, 2.5, -0.0, 1e308, 5e-324)
-WORDS = ("", "x", "start", "end", "saved", "best", "nan", "1", "train/loss", "\0", "é", "\ud800", "__proto__", "5" * 5000)
+WORDS = (
+    "", "x", "start", "end", "saved", "best", "nan", "1", "train/loss", "\0", "é", "\ud800", "__proto__", "5" * 5000
+)
 KEYS = ("step", "epoch", "time", "attempt", "event", "train/loss", "val/loss", "val/", "/", "note", "check", "best",
         "manifest", "changes", "fingerprint", "reason", "system/memory", "")
 

@@ -13,7 +13,8 @@ FLOOR_RATE = 300  # labelled circuits a second a core that a build must reach
 
 
 def label_block(name):
-    "One block, everything included: drawing, rejection, renumbering, analysis, kind, hashes, arrays; caches cold at first."
+    """One block, everything included: drawing, rejection, renumbering, analysis, kind, hashes, arrays; caches cold at
+    first."""
     parameters = population.complete({"population": name})
     return population.to_arrays(population.examples_at(range(BLOCK), 1, parameters)[0])
 
@@ -28,7 +29,9 @@ def test_labelled_circuits_per_second(benchmark, name):
 
 def test_against_plain_eigenvalues(benchmark):
     "Our whole analysis against two bare `scipy.linalg.eig` calls on the same pencils."
-    circuits = [e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]]
+    circuits = [
+        e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]
+    ]
     pencils = [analysis.pencil(c, *analysis.scales(c)) for c in circuits]
 
     def floor():
@@ -46,7 +49,9 @@ def test_against_plain_eigenvalues(benchmark):
 
 def test_batched_response(benchmark):
     "Direct solution of many circuits at 64 frequencies, stacked against one by one."
-    circuits = [e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]]
+    circuits = [
+        e.circuit for e in population.examples_at(range(BLOCK), 1, population.complete({"population": "ladders"}))[0]
+    ]
     frequency = np.geomspace(100, 1e7, 64)
     benchmark.pedantic(analysis.responses, args=(circuits, frequency), rounds=3, warmup_rounds=1)
     start = time.perf_counter()

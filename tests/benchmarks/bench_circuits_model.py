@@ -1,4 +1,5 @@
-"""Circuits a second through one training step of one thread: the graph model, its dense peer, and the same graph model graph by graph."""
+"""Circuits a second through one training step of one thread: the graph model, its dense peer, and the same graph model
+graph by graph."""
 import time
 
 import pytest
@@ -15,7 +16,9 @@ LOOPED = 1  # batches of the loop, which is slow
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    cfg = base().model_copy(update={"data": CircuitData(circuits=1200, fractions=(0.9, 0.05, 0.05), workers=1), "budget": Budget(epochs=1)})
+    cfg = base().model_copy(
+        update={"data": CircuitData(circuits=1200, fractions=(0.9, 0.05, 0.05), workers=1), "budget": Budget(epochs=1)}
+    )
     return TASK.data(cfg, tmp_path_factory.mktemp("circuits"))
 
 

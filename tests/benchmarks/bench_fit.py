@@ -1,4 +1,5 @@
-"""What the loop costs: `fit` a step against a hand-written loop and Lightning Fabric, and the start of the command `nexuslab train`."""
+"""What the loop costs: `fit` a step against a hand-written loop and Lightning Fabric, and the start of the command
+`nexuslab train`."""
 import json
 import math
 import os
@@ -59,17 +60,27 @@ class Log:
         if step % EVERY == 0:
             mean = sum(float(v) for v in self.losses) / len(self.losses)
             self.losses.clear()
-            self.file.write(json.dumps({"step": step, "time": time.time(), "train/loss": mean, "train/learning_rate": rate, "train/grad_norm": norm}) + "\n")
+            self.file.write(
+                json.dumps(
+                    {
+                        "step": step, "time": time.time(), "train/loss": mean, "train/learning_rate": rate,
+                        "train/grad_norm": norm,
+                    }
+                )
+                + "\n"
+            )
             self.file.flush()
 
 
 def clocks():
-    """Wall-clock and processor time [s]: the second is the same on a busy machine, since all three loops are one thread."""
+    """Wall-clock and processor time [s]: the second is the same on a busy machine, since all three loops are one
+    thread."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def hand_written(folder, steps=STEPS):
-    """The loop one would write: seeds, clipping, finiteness, schedule and log included; the optimiser is the same in all three, no decay on biases."""
+    """The loop one would write: seeds, clipping, finiteness, schedule and log included; the optimiser is the same in
+    all three, no decay on biases."""
     torch.manual_seed(0)
     model = make()
     optimizer, log = make_optimizer(Optim(), model), Log(folder / "hand.jsonl")
@@ -133,7 +144,9 @@ class Clock(Listener):
 def engine(folder, steps=STEPS):
     """`fit`, timed from its own clock between two logged rows."""
     config = Config(
-        system="bench", budget={"steps": steps}, loader=Loader(batch_size=BATCH), optim=Optim(lr=1e-3, clip=1.0), schedule=Schedule(name="cosine"),
+        system="bench", budget={"steps": steps}, loader=Loader(batch_size=BATCH), optim=Optim(
+            lr=1e-3, clip=1.0
+        ), schedule=Schedule(name="cosine"),
         track=Track(log_every=EVERY), checkpoint=Checkpoint(eval_every=steps, save_minutes=None),
     )
     task = OwnTask("bench", make, loss_of, Tensors(X, Y), Tensors(X[:8], Y[:8]), config)
@@ -154,10 +167,16 @@ def test_step(tmp_path, capsys):
     times = {name: np.array(rows) for name, rows in found.items()}  # (repeats, 2)
     ratios = {name: np.median(t / times["hand-written"], 0) for name, t in times.items()}
     with capsys.disabled():
-        print(f"\n{'us a step':<18}{'wall, median':>14}{'best':>9}{'ratio':>8}{'processor, median':>20}{'best':>9}{'ratio':>8}   ({STEPS} steps, {REPEATS} interleaved repeats)")
+        print(
+            f"\n{'us a step':<18}{'wall, median':>14}{'best':>9}{'ratio':>8}"
+            f"{'processor, median':>20}{'best':>9}{'ratio':>8}   ({STEPS} steps, {REPEATS} interleaved repeats)"
+        )
         for name, t in times.items():
             (wall, cpu), (best, least) = 1e6 * np.median(t, 0), 1e6 * t.min(0)
-            print(f"{name:<18}{wall:>14.0f}{best:>9.0f}{ratios[name][0]:>8.3f}{cpu:>20.0f}{least:>9.0f}{ratios[name][1]:>8.3f}")
+            print(
+                f"{name:<18}{wall:>14.0f}{best:>9.0f}{ratios[name][0]:>8.3f}"
+                f"{cpu:>20.0f}{least:>9.0f}{ratios[name][1]:>8.3f}"
+            )
     assert all(np.isfinite(t).all() and (t > 0).all() for t in times.values())
     last = [json.loads(line) for line in (tmp_path / "0" / "hand.jsonl").read_text().splitlines()][-1]
     assert last["step"] == STEPS and last["train/loss"] > 0
@@ -188,7 +207,9 @@ print("MARKS", *t)
 @pytest.mark.parametrize("cache", ["warm"])
 def test_start(cache, tmp_path, capsys):
     """From the process's start to the first row of metrics, by the command and by plain Python, with its parts."""
-    environment = os.environ | {"NEXUSLAB_HOME": str(tmp_path), "PYTHONPATH": str(TOYS), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "NEXUSLAB_HOME": str(tmp_path), "PYTHONPATH": str(TOYS), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"
+    }
     command = [str(Path(sys.executable).parent / "nexuslab"), "train", "--system", "toy_graphs", "--preset", "smoke"]
     rows = []
     for _ in range(3):
@@ -200,14 +221,29 @@ def test_start(cache, tmp_path, capsys):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         environment_at = (run / "config.yaml").stat().st_mtime, (run / "environment.json").stat().st_mtime
         first, start = next(r["time"] for r in lines if "event" not in r), lines[0]["time"]
-        rows.append({"to the run directory": environment_at[1] - started, "to `fit` begun": start - started, "to the first row": first - started, "to the end": ended - started})
+        rows.append(
+            {
+                "to the run directory": environment_at[1] - started, "to `fit` begun": start - started,
+                "to the first row": first - started, "to the end": ended - started,
+            }
+        )
     plain = []
     for _ in range(3):
         started = time.time()
         done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         marks = [float(v) for v in done.stdout.split("MARKS")[1].split()]
-        plain.append(dict(zip(("interpreter", "torch", "nexuslab.fit", "system and configuration", "run directory", "fit, 2 epochs"), np.diff([started, *marks]))))
+        plain.append(
+            dict(
+                zip(
+                    (
+                        "interpreter", "torch", "nexuslab.fit", "system and configuration", "run directory",
+                        "fit, 2 epochs",
+                    ),
+                    np.diff([started, *marks]),
+                )
+            )
+        )
     with capsys.disabled():
         print("\nnexuslab train, smoke preset of toy_graphs, warm cache [s], best of 3:")
         for key in rows[0]:

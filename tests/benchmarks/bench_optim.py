@@ -1,4 +1,5 @@
-"""A step of Muon beside PyTorch's own, on the matrices of a small transformer, interleaved; and what it adds to a training step."""
+"""A step of Muon beside PyTorch's own, on the matrices of a small transformer, interleaved; and what it adds to a
+training step."""
 
 import statistics
 import time
@@ -25,7 +26,10 @@ def seconds(do) -> float:
 def matrices() -> list[torch.nn.Parameter]:
     """Those of four blocks of width 96, with gradients."""
     generator = torch.Generator().manual_seed(0)
-    found = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(288, 96), (96, 96), (384, 96), (96, 384)] * 4]
+    found = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator))
+        for shape in [(288, 96), (96, 96), (384, 96), (96, 384)] * 4
+    ]
     for p in found:
         p.grad = torch.randn(p.shape, generator=generator)
     return found
@@ -38,7 +42,10 @@ def test_muon():
     own.step(), peer.step()
     pairs = [(seconds(own.step), seconds(peer.step)) for _ in range(ROUNDS)]
     ratio = statistics.median(a / b for a, b in pairs)
-    print(f"\nMuon {1e3 * statistics.median(a for a, _ in pairs):.1f} ms, PyTorch's {1e3 * statistics.median(b for _, b in pairs):.1f} ms a step of {len(matrices())} matrices: {ratio:.2f}")
+    print(
+        f"\nMuon {1e3 * statistics.median(a for a, _ in pairs):.1f} ms, PyTorch's "
+        f"{1e3 * statistics.median(b for _, b in pairs):.1f} ms a step of {len(matrices())} matrices: {ratio:.2f}"
+    )
     assert ratio < CEILING
 
 
@@ -54,7 +61,9 @@ def test_share_of_a_training_step(tmp_path):
         TASK.step(model, batch, cfg, At(training=True)).loss.backward()
 
     backward()
-    own = Muon([{"params": [p for p in model.blocks.parameters() if p.ndim == 2], "weight_decay": 0.01, "matrices": True}])
+    own = Muon(
+        [{"params": [p for p in model.blocks.parameters() if p.ndim == 2], "weight_decay": 0.01, "matrices": True}]
+    )
     pairs = [(seconds(own.step), seconds(backward)) for _ in range(ROUNDS)]
     share = statistics.median(a / b for a, b in pairs)
     print(f"\nMuon adds {share:.0%} to {1e3 * statistics.median(b for _, b in pairs):.0f} ms of forward and backward")

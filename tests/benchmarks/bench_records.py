@@ -35,7 +35,9 @@ def write_record(path: Path) -> None:
         for step in range(1, ROWS + 1):
             file.write(line(step, rng))
             if step % 1000 == 0:
-                best = {"step": step, "epoch": 0, "time": 1.7e9 + step / 100, "attempt": 0, "event": "best", "value": 1.0}
+                best = {
+                    "step": step, "epoch": 0, "time": 1.7e9 + step / 100, "attempt": 0, "event": "best", "value": 1.0
+                }
                 file.write(checked(json.dumps(best).encode()) + b"\n")
 
 
@@ -82,7 +84,9 @@ def test_a_million_rows(home, capsys):
         later.append(time.perf_counter() - started)
     with capsys.disabled():
         print(f"\n{ROWS:,} rows, {size:.0f} MiB; load {os.getloadavg()[0]:.1f}; json.loads of every line {floor:.1f} s")
-        print(f"first poll {poll:.1f} s ({poll / floor:.2f} of the floor), {memory:.0f} MB; in a dashboard {ticks} ticks")
+        print(
+            f"first poll {poll:.1f} s ({poll / floor:.2f} of the floor), {memory:.0f} MB; in a dashboard {ticks} ticks"
+        )
         print(f"a later poll of one row {1000 * np.median(later):.2f} ms")
         print(f"history {history:.1f} s ({history / floor:.2f} of the floor), {more:.0f} MB")
     assert len(follower.curves["train/loss"]) == ROWS + 50 and follower.damaged == 0

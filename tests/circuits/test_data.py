@@ -108,7 +108,8 @@ def test_poles_decay_and_come_in_pairs(ladders):
 
 
 def test_passive_networks_obey_the_bound_on_the_real_axis(ladders):
-    "Between positive impedances the output divides the input: 0 < H(s) <= 1 for real s > 0 (ground, input and output share no transformer)."
+    """Between positive impedances the output divides the input: 0 < H(s) <= 1 for real s > 0 (ground, input and output
+    share no transformer)."""
     for example in ladders:
         a = example.analysis
         s = np.geomspace(np.abs(a.modes).min() / 10, np.abs(a.modes).max() * 10, 20)
@@ -124,7 +125,10 @@ def test_kind_and_family_agree_on_a_simulated_curve(families):
         inside = np.abs(analysis.response(example.circuit, f))
         inside = inside >= inside.max() / np.sqrt(2)
         flips = int((inside[1:] != inside[:-1]).sum())
-        name = {(True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass", (True, True, 2): "band_stop"}[inside[0], inside[-1], flips]
+        name = {
+            (True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass",
+            (True, True, 2): "band_stop",
+        }[inside[0], inside[-1], flips]
         assert name == example.kind.name and name in population.FAMILY_KINDS[example.family]
 
 
@@ -154,7 +158,10 @@ def same_by_networkx(a, b):
 def test_topology_hash_is_isomorphism(ladders):
     "Equal hash if and only if NetworkX finds an isomorphism, among circuits of the same size."
     circuits = [e.circuit for e in ladders]
-    pairs = [(a, b) for n, a in enumerate(circuits) for b in circuits[:n] if a.n_nodes == b.n_nodes and sorted(t for *_, t in a.typed) == sorted(t for *_, t in b.typed)]
+    pairs = [
+        (a, b) for n, a in enumerate(circuits) for b in circuits[:n]
+        if a.n_nodes == b.n_nodes and sorted(t for *_, t in a.typed) == sorted(t for *_, t in b.typed)
+    ]
     assert len(pairs) > 300
     equal = 0
     for a, b in pairs:
@@ -184,7 +191,12 @@ def test_netlists_round_trip(ladders):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(parts=st.lists(st.tuples(st.sampled_from("RCL"), st.integers(0, 5), st.integers(0, 5), st.floats(0.1, 10)), min_size=1, max_size=14))
+@given(
+    parts=st.lists(
+        st.tuples(st.sampled_from("RCL"), st.integers(0, 5), st.integers(0, 5), st.floats(0.1, 10)), min_size=1,
+        max_size=14,
+    )
+)
 def test_any_network_is_analysed_or_refused_by_name(parts):
     "Whatever is drawn: a DataError, or a zero-pole form that is the direct solution."
     try:
@@ -242,7 +254,10 @@ def test_bad_parameters_are_refused_by_name(parameters, word):
 
 def test_impossible_parameters_end_with_the_reasons():
     with pytest.raises(DataError, match="too many nodes"):
-        population.examples_at([0], 0, population.complete({"population": "ladders", "max_nodes": 3, "train_nodes": 3, "forms": (0, 1, 0, 0)}))
+        population.examples_at(
+            [0], 0,
+            population.complete({"population": "ladders", "max_nodes": 3, "train_nodes": 3, "forms": (0, 1, 0, 0)}),
+        )
 
 
 def test_any_number_of_workers_gives_the_same_file(tmp_path):

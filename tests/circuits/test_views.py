@@ -1,4 +1,5 @@
-"""The figures of the circuits: drawn for a run that learnt nothing, right where the answer is known; the tour from end to end."""
+"""The figures of the circuits: drawn for a run that learnt nothing, right where the answer is known; the tour from end
+to end."""
 import time
 from pathlib import Path
 
@@ -65,14 +66,18 @@ def test_tables_have_their_rows(runs):
     assert np.array_equal(table["active"], scene.mean.astype(float).var(0) > 0.01)
     assert VIEWS["prior_verdicts"](runs["graph"])["count"].sum() == 1000
     known = VIEWS["edit_correlation"](runs["graph"])
-    assert list(known.index) == ["topology", "values", "roots", "all"] and (known["pairs"] == len(scene.rows) // 2).all()
+    assert list(known.index) == ["topology", "values", "roots", "all"]
+    assert (known["pairs"] == len(scene.rows) // 2).all()
 
 
 def test_active_units_of_a_known_posterior():
     rng = np.random.default_rng(0)
     spread = np.array([1.0, 0.5, 0.11, 0.09, 0.0])  # squares: 1, 0.25, 0.0121, 0.0081, 0
     mean = np.tile([1.0, -1.0], 50)[:, None] * spread
-    table = latent_table(mean, np.ones((100, 5)), {"first": slice(0, 2), "second": slice(2, 5)}, {"name": rng.choice(["a", "b"], 100), "x": mean[:, 0]})
+    table = latent_table(
+        mean, np.ones((100, 5)), {"first": slice(0, 2), "second": slice(2, 5)},
+        {"name": rng.choice(["a", "b"], 100), "x": mean[:, 0]},
+    )
     assert table["active"].tolist() == [True, True, True, False, False]
     assert np.allclose(table["variance of mean"], spread**2) and np.allclose(table["divergence [nats]"], spread**2 / 2)
     assert np.allclose(table["rank correlation with x"], [1, 1, 1, 1, 0])
@@ -112,7 +117,9 @@ def test_edit_distance_by_hand():
 def test_distance_that_follows_the_edits_correlates_fully():
     edits = np.repeat(np.arange(5), 6)
     table = pd.DataFrame({"edits": edits, "good": edits**2.0, "constant": 1.0})
-    assert correlation(table, "good", 0) == {"spearman": pytest.approx(1), "low": pytest.approx(1), "high": pytest.approx(1), "pairs": 30}
+    assert correlation(table, "good", 0) == {
+        "spearman": pytest.approx(1), "low": pytest.approx(1), "high": pytest.approx(1), "pairs": 30
+    }
     assert rank_correlation(table[["edits", "constant"]].to_numpy(float)) == 0
 
 
@@ -123,7 +130,9 @@ def test_pairs_are_disjoint_and_repeatable(runs):
 
 def test_the_tour_runs(home, tmp_path):
     started = time.perf_counter()
-    papermill.execute_notebook(str(ROOT / "nbs" / "00_tour.ipynb"), str(tmp_path / "tour.ipynb"), cwd=str(tmp_path), progress_bar=False)
+    papermill.execute_notebook(
+        str(ROOT / "nbs" / "00_tour.ipynb"), str(tmp_path / "tour.ipynb"), cwd=str(tmp_path), progress_bar=False
+    )
     print(f"tour: {time.perf_counter() - started:.0f} s")
     [run] = find_runs(home)
     figures = run.evaluation["test"]["figures"]

@@ -46,7 +46,9 @@ def loop(n: int) -> tuple[int, int, int]:
 def agrees(n) -> bool:
     found = long_step(n)
     told = [loop(int(x)) for x in n]
-    return all((np.asarray(part) == [t[i] for t in told]).all() for i, part in enumerate((found.kappa, found.k, found.k_prime)))
+    return all(
+        (np.asarray(part) == [t[i] for t in told]).all() for i, part in enumerate((found.kappa, found.k, found.k_prime))
+    )
 
 
 # ---- the long step
@@ -65,8 +67,12 @@ def test_longest_climbs_and_all_small_numbers():
 def test_tensors_and_unsigned_arrays_give_the_same():
     n = np.random.default_rng(2).integers(0, 2**39 - 1, 5000) * 2 + 1
     found, same = long_step(n), long_step(torch.from_numpy(n))
-    assert all((np.asarray(a) == b.numpy()).all() for a, b in zip((found.kappa, found.k, found.k_prime), (same.kappa, same.k, same.k_prime)))
-    assert (long_step(n.astype(np.uint64)).kappa == found.kappa).all() and long_step(27).kappa.tolist() == [31] and len(long_step([]).kappa) == 0
+    assert all(
+        (np.asarray(a) == b.numpy()).all()
+        for a, b in zip((found.kappa, found.k, found.k_prime), (same.kappa, same.k, same.k_prime))
+    )
+    assert (long_step(n.astype(np.uint64)).kappa == found.kappa).all() and long_step(27).kappa.tolist() == [31]
+    assert len(long_step([]).kappa) == 0
 
 
 @settings(max_examples=300, deadline=None)
@@ -92,7 +98,13 @@ def test_everything_below_the_limit_is_exact():
         long_step([LIMIT])
 
 
-@pytest.mark.parametrize(("n", "what"), [([3, 28], "even"), ([0], "even"), ([-3], "below 1"), ([2.0], "numbers"), ([True], "numbers"), (["27"], "numbers"), ([2**63 + 1], "numbers"), (torch.tensor([1.5]), "numbers"), (torch.tensor([4]), "even")])
+@pytest.mark.parametrize(
+    ("n", "what"),
+    [
+        ([3, 28], "even"), ([0], "even"), ([-3], "below 1"), ([2.0], "numbers"), ([True], "numbers"),
+        (["27"], "numbers"), ([2**63 + 1], "numbers"), (torch.tensor([1.5]), "numbers"), (torch.tensor([4]), "even"),
+    ],
+)
 def test_refusals(n, what):
     with pytest.raises(DataError, match=what) as caught:
         long_step(n)
@@ -106,7 +118,8 @@ def test_classes_are_residues():
     for k, k_prime in product((1, 2, 5, 9, 17), (1, 2, 6, 11)):
         n = class_numbers(k, k_prime, 300, 10**12, np.random.default_rng(k))
         found = long_step(n)
-        assert (found.k == k).all() and (found.k_prime == k_prime).all() and len(set(n % 2 ** (k + k_prime + 1))) == 1 and n.max() < 10**12
+        assert (found.k == k).all() and (found.k_prime == k_prime).all() and len(set(n % 2 ** (k + k_prime + 1))) == 1
+        assert n.max() < 10**12
     with pytest.raises(DataError, match="class"):
         class_numbers(12, 3, 1, 2**12, np.random.default_rng(0))
 
@@ -114,7 +127,9 @@ def test_classes_are_residues():
 def test_classes_cover_a_range():
     for start, stop in ((1, 5000), (333, 4001), (7, 12)):
         every = Classes.within(start, stop)
-        members = np.sort(np.concatenate([f + s * np.arange(c) for f, s, c in zip(every.first, every.step, every.count)]))
+        members = np.sort(
+            np.concatenate([f + s * np.arange(c) for f, s, c in zip(every.first, every.step, every.count)])
+        )
         assert (members == np.arange(start | 1, stop, 2)).all()
 
 
@@ -137,7 +152,8 @@ def test_digits_round_trip(base):
         code = code_for(base, 10**12, order, ending)
         for value, tokens in ((n, code.encode_input(n)), (kappa, code.encode_output(kappa))):
             back, valid = code.decode(tokens)
-            assert valid.all() and (back.numpy() == value).all() and tokens.min() >= 0 and tokens.max() < code.vocabulary
+            assert valid.all() and (back.numpy() == value).all() and tokens.min() >= 0
+            assert tokens.max() < code.vocabulary
         assert torch.equal(code.encode_output(torch.from_numpy(kappa)), code.encode_output(kappa))
 
 
@@ -146,7 +162,8 @@ def test_digits_are_those_of_python():
     for n in (1, 23, 25, 24**5 + 1, 10**12 - 1):
         digits = np.base_repr(n, 24)
         tokens = code.encode_input(np.array([n]))[0].tolist()
-        assert tokens[: len(digits)] == [int(c, 24) for c in digits] and tokens[len(digits)] == code.eos and set(tokens[len(digits) + 1 :]) <= {code.pad}
+        assert tokens[: len(digits)] == [int(c, 24) for c in digits] and tokens[len(digits)] == code.eos
+        assert set(tokens[len(digits) + 1 :]) <= {code.pad}
 
 
 def test_no_digit_is_a_special_token():
@@ -159,13 +176,23 @@ def test_no_digit_is_a_special_token():
 
 def test_what_is_no_number_is_told():
     fixed, end = code_for(10, 1000, "most"), code_for(10, 1000, "most", "end")
-    assert fixed.decode(torch.tensor([[1, 10, 2]]))[1].tolist() == [False] and fixed.decode(torch.tensor([[1, 0, 2]]))[0].tolist() == [102]
-    assert end.decode(torch.tensor([[1, 2, 12, 5], [1, 2, 3, 4], [12, 1, 1, 1], [1, 10, 12, 0]]))[1].tolist() == [True, False, False, False]
+    assert fixed.decode(torch.tensor([[1, 10, 2]]))[1].tolist() == [False]
+    assert fixed.decode(torch.tensor([[1, 0, 2]]))[0].tolist() == [102]
+    assert end.decode(
+        torch.tensor([[1, 2, 12, 5], [1, 2, 3, 4], [12, 1, 1, 1], [1, 10, 12, 0]])
+    )[1].tolist() == [True, False, False, False]
     wide = Code(57, 5, 20)
     assert not wide.decode(torch.full((1, 20), 56))[1].any()  # larger than 63 bits hold
 
 
-@pytest.mark.parametrize(("given", "what"), [({"base": 1}, "base"), ({"base": 58}, "base"), ({"stop": 2**40}, "range"), ({"stop": 1}, "range"), ({"width_in": 3}, "width of inputs"), ({"width_out": 4}, "width of outputs"), ({"order": "middle"}, "digit code")])
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"base": 1}, "base"), ({"base": 58}, "base"), ({"stop": 2**40}, "range"), ({"stop": 1}, "range"),
+        ({"width_in": 3}, "width of inputs"), ({"width_out": 4}, "width of outputs"),
+        ({"order": "middle"}, "digit code"),
+    ],
+)
 def test_impossible_codes(given, what):
     with pytest.raises(ConfigError, match=what):
         code_for(**({"base": 24, "stop": 2**20} | given))
@@ -203,7 +230,10 @@ def test_sides_are_fair():
 
 def test_samplings_are_what_they_say():
     ids = np.arange(30_000)
-    natural, log, tilted, even = (training_numbers(Numbers(1, 10**9, s, 8), 3, ids, t) for s, t in (("natural", 1), ("log_uniform", 1), ("balanced", 1), ("balanced", 0)))
+    natural, log, tilted, even = (
+        training_numbers(Numbers(1, 10**9, s, 8), 3, ids, t)
+        for s, t in (("natural", 1), ("log_uniform", 1), ("balanced", 1), ("balanced", 0))
+    )
     assert abs(natural.mean() / 5e8 - 1) < 0.02 and abs(np.log10(log).mean() - 4.5) < 0.1
     assert abs((long_step(tilted).depth == 2).mean() - 0.25 / class_share(8)) < 0.02
     assert abs((long_step(even).depth == 8).mean() - 7 / 28) < 0.02  # 7 of the 28 classes to depth 8
@@ -213,10 +243,13 @@ def test_an_example_depends_on_seed_and_id_only():
     stream = Stream(Numbers(1, 2**20, "balanced"), code_for(24, 2**20), 5)
     whole = stream.batch(np.arange(64), {"tilt": 0.5}, None)
     part = stream.batch(np.arange(20, 30), {"tilt": 0.5}, torch.Generator().manual_seed(9))
-    assert torch.equal(whole.inputs[20:30], part.inputs) and torch.equal(whole.targets[20:30], part.targets) and stream.size is None
+    assert torch.equal(whole.inputs[20:30], part.inputs) and torch.equal(whole.targets[20:30], part.targets)
+    assert stream.size is None
     assert not torch.equal(whole.n, Stream(stream.numbers, stream.code, 6).batch(np.arange(64), {"tilt": 0.5}, None).n)
     numbers = Numbers(1, 2**20)
-    assert (training_numbers(numbers, 5, torch.arange(2000)).numpy() == training_numbers(numbers, 5, np.arange(2000))).all()
+    assert (
+        training_numbers(numbers, 5, torch.arange(2000)).numpy() == training_numbers(numbers, 5, np.arange(2000))
+    ).all()
 
 
 def test_ranges_without_numbers():
@@ -249,6 +282,7 @@ def test_dataset_is_a_function_of_its_seed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one, two, other = (CollatzDataset((1, 10**9), 300, seed=s) for s in (1, 1, 2))
-    assert torch.equal(one.inputs, two.inputs) and not torch.equal(one.inputs, other.inputs) and Fixed(one.n, one.code).size == 300
+    assert torch.equal(one.inputs, two.inputs) and not torch.equal(one.inputs, other.inputs)
+    assert Fixed(one.n, one.code).size == 300
     with pytest.raises(ConfigError, match="width"):
         CollatzDataset((1, 10**12), 10, base=2, max_length=50)

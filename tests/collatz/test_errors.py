@@ -125,7 +125,8 @@ def test_random_answers_fit_their_width():
     for base, width in ((2, 62), (3, 40), (24, 14), (57, 11), (10, 3)):
         value = random_answers(1000, base, width)
         assert value.dtype == np.int64 and (value >= 0).all() and (width > 10 or value.max() < base**width)
-        assert np.array_equal(value, random_answers(1000, base, width)) and not np.array_equal(value, random_answers(1000, base, width, 1))
+        assert np.array_equal(value, random_answers(1000, base, width))
+        assert not np.array_equal(value, random_answers(1000, base, width, 1))
 
 
 def test_shares_and_intervals():

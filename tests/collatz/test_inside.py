@@ -1,4 +1,5 @@
-"""Looking inside: hooks that leave nothing behind, patches with a known effect, probes that find what is there and nothing else."""
+"""Looking inside: hooks that leave nothing behind, patches with a known effect, probes that find what is there and
+nothing else."""
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,9 @@ def built(kind: str, base: int = 24):
     """A small untrained model of a kind, and 48 numbers as it wants them."""
     torch.manual_seed(0)
     code = code_for(base, STOP)
-    model = CollatzTransformer(base, d_model=32, nhead=4, num_layers=3, kind=kind, dropout=0.0, length_out=code.lengths[1]).eval()
+    model = CollatzTransformer(
+        base, d_model=32, nhead=4, num_layers=3, kind=kind, dropout=0.0, length_out=code.lengths[1]
+    ).eval()
     return model, make_batch(code, odd(48), np.arange(48)), code
 
 
@@ -157,7 +160,9 @@ def test_attention_of_one_head_by_hand():
 def test_a_probe_finds_a_planted_class_and_its_control_does_not():
     rng = np.random.default_rng(0)
     y = rng.choice(6, 1500, p=np.array([0.4, 0.3, 0.1, 0.1, 0.05, 0.05])) * 64 + 1
-    x = torch.tensor(np.eye(6)[y // 64] @ rng.normal(size=(6, 30)) * 3 + rng.normal(size=(1500, 30)), dtype=torch.float32)
+    x = torch.tensor(
+        np.eye(6)[y // 64] @ rng.normal(size=(6, 30)) * 3 + rng.normal(size=(1500, 30)), dtype=torch.float32
+    )
     score = lambda labels: (fit_probe(x[:1000], labels[:1000]).predict(x[1000:]) == y[1000:]).mean()
     assert score(y) > 0.95 and score(rng.permutation(y)) < 0.5
     assert torch.equal(fit_probe(x, y).weight, fit_probe(x, y).weight)
@@ -192,13 +197,18 @@ def test_probes_of_every_kind(kind):
     assert table.index.tolist() == ["digits", "blocks.2"]
     assert table["accuracy"].between(table["low"], table["high"]).all() and (table["control"] < 0.4).all()
     states = stream(model, held)
-    assert states["digits"].shape == states["blocks.0"].shape == (100, 32 * (code.width_in if kind in ("causal", "encoder_decoder") else code.width_out))
+    assert states["digits"].shape == states["blocks.0"].shape == (
+        100, 32 * (code.width_in if kind in ("causal", "encoder_decoder") else code.width_out)
+    )
     assert right(model, held).shape == (100,)
 
 
 def test_labels_name_classes():
     _, batch, _ = built("aligned")
-    known = {label: (k, k_prime) for label, k, k_prime in zip(loop_label(batch), batch.k.tolist(), batch.k_prime.tolist(), strict=True)}
+    known = {
+        label: (k, k_prime)
+        for label, k, k_prime in zip(loop_label(batch), batch.k.tolist(), batch.k_prime.tolist(), strict=True)
+    }
     assert all(label == 64 * k + k_prime for label, (k, k_prime) in known.items())
 
 
@@ -207,4 +217,5 @@ def test_spread_keeps_the_ends():
         steps = list(range(0, 10 * many, 10))
         for most in (2, 3, 4, 8):
             chosen = spread(steps, most)
-            assert chosen[0] == steps[0] and chosen[-1] == steps[-1] and len(chosen) == min(most, many) and chosen == sorted(set(chosen))
+            assert chosen[0] == steps[0] and chosen[-1] == steps[-1] and len(chosen) == min(most, many)
+            assert chosen == sorted(set(chosen))

@@ -25,7 +25,9 @@ def model(request):
 def test_shapes_and_gradients(model):
     logits = model(BATCH.inputs, BATCH.targets)
     assert logits.shape == (16, 7, CODE.vocabulary) and model.generate(BATCH.inputs).shape == (16, 7)
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), BATCH.targets.flatten()) + sum(x.square().mean() for x in model.lengths(model.states(BATCH.inputs, BATCH.targets)))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), BATCH.targets.flatten()) + sum(
+        x.square().mean() for x in model.lengths(model.states(BATCH.inputs, BATCH.targets))
+    )
     if not model.writes_in_turn:  # only an encoder has states half-way at the places of the output
         loss = loss + model.halfway(BATCH.inputs)[1].square().mean()
     loss.backward()
@@ -36,7 +38,8 @@ def test_shapes_and_gradients(model):
 def test_what_is_written_does_not_depend_on_its_neighbours(model):
     model.eval()
     together = model.generate(BATCH.inputs)
-    assert torch.equal(together[3:4], model.generate(BATCH.inputs[3:4])) and torch.equal(together, model.generate(BATCH.inputs, beam=1))
+    assert torch.equal(together[3:4], model.generate(BATCH.inputs[3:4]))
+    assert torch.equal(together, model.generate(BATCH.inputs, beam=1))
 
 
 def test_beams(model):
@@ -82,7 +85,8 @@ def test_explicit_attention_is_the_same(model):
         if name.endswith("pattern"):
             module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
     assert torch.allclose(before, shown(BATCH.inputs, BATCH.targets), atol=1e-5)
-    assert "blocks.0.attention.pattern" in seen and all(torch.allclose(w.sum(-1), torch.ones(())) and w.shape[1] == 4 for w in seen.values())
+    assert "blocks.0.attention.pattern" in seen
+    assert all(torch.allclose(w.sum(-1), torch.ones(())) and w.shape[1] == 4 for w in seen.values())
     if model.kind == "causal":
         assert seen["blocks.0.attention.pattern"].triu(1).abs().max() == 0
 
@@ -93,7 +97,10 @@ def test_recomputed_activations_give_the_same_gradient(model):
     again.recompute_activations()
     for m in (model, again):
         m(BATCH.inputs, BATCH.targets).square().mean().backward()
-    assert again.recompute and all(torch.allclose(a.grad, b.grad, atol=1e-7) for a, b in zip(model.blocks.parameters(), again.blocks.parameters()))
+    assert again.recompute
+    assert all(
+        torch.allclose(a.grad, b.grad, atol=1e-7) for a, b in zip(model.blocks.parameters(), again.blocks.parameters())
+    )
 
 
 def test_the_digit_zero_is_learnt():

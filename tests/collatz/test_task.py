@@ -1,4 +1,5 @@
-"""The Collatz task: configuration, fixed and endless sets, every kind trained a little, evaluation, answers, the faults that must not come back."""
+"""The Collatz task: configuration, fixed and endless sets, every kind trained a little, evaluation, answers, the faults
+that must not come back."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,10 @@ from nexuslab.systems.collatz.model import KINDS
 from nexuslab.systems.collatz.task import TASK, digit_loss, looked_up, nearest_known
 from nexuslab.task import At
 
-SMALL = {"model.d_model": 32, "model.nhead": 2, "model.num_layers": 1, "threads": 1, "data.val_size": 40, "data.test_size": 64, "batch_size": 8, "loader.eval_batch_size": 64}
+SMALL = {
+    "model.d_model": 32, "model.nhead": 2, "model.num_layers": 1, "threads": 1, "data.val_size": 40,
+    "data.test_size": 64, "batch_size": 8, "loader.eval_batch_size": 64,
+}
 
 
 def train(home, preset, **changes):
@@ -40,8 +44,10 @@ def train(home, preset, **changes):
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"data.base": 1}, "data.base"), ({"data.base": 58}, "data.base"), ({"data.start_range": (1, 2**40)}, "range"), ({"data.start_range": (1, 10**13)}, "exact"),
-        ({"data.max_length": 4}, "width"), ({"data.max_length": 4, "data.ending": "end"}, "width"), ({"data.ending": "end"}, "apex"), ({"model.nhead": 3}, "heads"), ({"model.kind": "lstm"}, "model.kind"),
+        ({"data.base": 1}, "data.base"), ({"data.base": 58}, "data.base"), ({"data.start_range": (1, 2**40)}, "range"),
+        ({"data.start_range": (1, 10**13)}, "exact"),
+        ({"data.max_length": 4}, "width"), ({"data.max_length": 4, "data.ending": "end"}, "width"),
+        ({"data.ending": "end"}, "apex"), ({"model.nhead": 3}, "heads"), ({"model.kind": "lstm"}, "model.kind"),
         ({"data.basis": 24}, "unknown"), ({"model.d_model": 0}, "d_model"),
     ],
 )
@@ -55,7 +61,8 @@ def test_every_kind_trains_evaluates_and_answers(home):
     for kind in KINDS:
         run = train(home, "smoke", **{"model.kind": kind, "steps": 12, "eval_every": 6})
         figures = evaluate(TASK, Run.open(run.path))
-        assert run.status["state"] == "finished" and 0 <= figures["exact_match"] <= 1 and {"k_error", "k_prime_error", "exact_match_depth_2", "exact_match_class_1_1"} <= set(figures)
+        assert run.status["state"] == "finished" and 0 <= figures["exact_match"] <= 1
+        assert {"k_error", "k_prime_error", "exact_match_depth_2", "exact_match_class_1_1"} <= set(figures)
         rows = predict(TASK, run, [27, 127])
         assert rows.truth.tolist() == [31, 1093] and rows.k.tolist() == [2, 7] and rows.k_prime.tolist() == [1, 1]
         assert (rows.right == (rows.predicted == rows.truth)).all()
@@ -65,7 +72,8 @@ def test_record_holds_the_learning_curve_of_classes(home):
     run = train(home, "smoke", steps=12, eval_every=4)
     history = run.history()
     times = learning_times(history)
-    assert {"val/exact_match", "val/accuracy", "val/exact_match_depth_2", "train/digits"} <= set(history) and len(times) > 10
+    assert {"val/exact_match", "val/accuracy", "val/exact_match_depth_2", "train/digits"} <= set(history)
+    assert len(times) > 10
     weighted = sum(history["val/exact_match_depth_2"].dropna())
     assert 0 <= weighted <= 3
 
@@ -87,15 +95,26 @@ def test_fixed_set(home):
 
 
 def test_sampling_does_not_change_what_is_held_out(home):
-    kept = [Store(TASK.prepare(resolve(TASK, "smoke", {"data.sampling": s}), home)).arrays() for s in ("natural", "balanced", "log_uniform")]
+    kept = [
+        Store(TASK.prepare(resolve(TASK, "smoke", {"data.sampling": s}), home)).arrays()
+        for s in ("natural", "balanced", "log_uniform")
+    ]
     assert all((a["test"] == kept[0]["test"]).all() for a in kept)
-    one, two = (TASK.data(resolve(TASK, "smoke", {"data.sampling": s}), home).fingerprint for s in ("natural", "balanced"))
+    one, two = (
+        TASK.data(resolve(TASK, "smoke", {"data.sampling": s}), home).fingerprint for s in ("natural", "balanced")
+    )
     assert one != two  # the training numbers differ
 
 
 def test_paper_preset_runs(home):
     """Encoder of 4 blocks, decoder of 1, d 512, 8 heads: 16.8 million parameters; a few steps with small batches."""
-    run = train(home, "paper", **{"steps": 3, "batch_size": 4, "data.val_size": 8, "data.test_size": 16, "loader.eval_batch_size": 16, "track.log_every": 1, "device": "cpu"})
+    run = train(
+        home, "paper",
+        **{
+            "steps": 3, "batch_size": 4, "data.val_size": 8, "data.test_size": 16, "loader.eval_batch_size": 16,
+            "track.log_every": 1, "device": "cpu",
+        },
+    )
     model, cfg, _ = run.load("last")
     assert abs(sum(p.numel() for p in model.parameters()) / 16.8e6 - 1) < 0.02 and cfg.code().lengths == (9, 14)
     assert len(model.blocks) == 4 and len(model.writers) == 1 and run.history()["train/loss"].notna().sum() == 3
@@ -141,7 +160,8 @@ def test_lengths_are_computed_from_the_answers():
     batch = make_batch(cfg.code(), n, n)
     too_far = cfg.code().encode_output(step.kappa * 4)  # halved twice too few
     told = compute_collatz_metrics(too_far, batch.targets, n, 24, cfg.code())
-    assert abs(told["k_prime_error"] - 2) < 0.05 and told["k_error"] < 0.05 and told["lengths_found"] > 0.95 and told["lengths_right"] == 0
+    assert abs(told["k_prime_error"] - 2) < 0.05 and told["k_error"] < 0.05 and told["lengths_found"] > 0.95
+    assert told["lengths_right"] == 0
 
 
 def test_baselines_look_up_and_the_untrained_model_knows_nothing(home):

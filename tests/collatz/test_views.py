@@ -1,4 +1,5 @@
-"""The figures of the Collatz models: drawn for every kind, after two steps, from whatever checkpoints are left; right where the answer is known."""
+"""The figures of the Collatz models: drawn for every kind, after two steps, from whatever checkpoints are left; right
+where the answer is known."""
 import dataclasses
 import shutil
 
@@ -72,7 +73,11 @@ def test_what_depends_on_the_kind_is_drawn_for_each(runs, kind):
 
 
 def test_a_run_that_kept_only_best_and_last(runs, tmp_path):
-    kept = Run(shutil.copytree(runs["aligned"].root, tmp_path / "home") / runs["aligned"].path.relative_to(runs["aligned"].root))
+    kept = Run(
+        shutil.copytree(
+            runs["aligned"].root, tmp_path / "home"
+        ) / runs["aligned"].path.relative_to(runs["aligned"].root)
+    )
     for folder in (kept.path / "checkpoints").glob("step_*"):
         if folder.name != "step_00000002":
             shutil.rmtree(folder)
@@ -88,11 +93,19 @@ def test_a_run_that_kept_only_best_and_last(runs, tmp_path):
 
 def test_a_run_without_a_record_by_class_is_drawn(runs, tmp_path):
     """As one that was trained with the curves left out, or whose record was lost."""
-    kept = Run(shutil.copytree(runs["aligned"].root, tmp_path / "home") / runs["aligned"].path.relative_to(runs["aligned"].root))
+    kept = Run(
+        shutil.copytree(
+            runs["aligned"].root, tmp_path / "home"
+        ) / runs["aligned"].path.relative_to(runs["aligned"].root)
+    )
     lines = (kept.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    (kept.path / "metrics.jsonl").write_text("\n".join(line for line in lines if "exact_match_class" not in line) + "\n", encoding="utf-8")
+    (kept.path / "metrics.jsonl").write_text(
+        "\n".join(line for line in lines if "exact_match_class" not in line) + "\n", encoding="utf-8"
+    )
     assert class_history(kept).empty
-    files = render_views(get_task("collatz"), kept, ["learning_curves", "residues", "law", "classes"], write=lambda text: None)
+    files = render_views(
+        get_task("collatz"), kept, ["learning_curves", "residues", "law", "classes"], write=lambda text: None
+    )
     assert np.isnan(pd.read_csv(files["law"], index_col=0).loc["rank correlation of depth and learning time"].iloc[0])
 
 
@@ -145,7 +158,9 @@ def test_a_model_that_is_always_right(runs):
 
 
 def test_ladder_of_the_publication():
-    assert np.allclose(100 * rungs(), [25, 50, 68.75, 81.25, 89.06, 93.75, 96.48, 98.05, 98.93, 99.41, 99.68], atol=0.005)
+    assert np.allclose(
+        100 * rungs(), [25, 50, 68.75, 81.25, 89.06, 93.75, 96.48, 98.05, 98.93, 99.41, 99.68], atol=0.005
+    )
     assert [len(g) for g in PUBLISHED.values()] == [7, 8, 3, 11, 8, 1, 1]
 
 
@@ -181,7 +196,10 @@ def test_runs_of_a_study(runs, tmp_path):
     home = shutil.copytree(runs["aligned"].root, tmp_path / "home")
     run = Run(home / runs["aligned"].path.relative_to(runs["aligned"].root))
     for base, steps, seed in ((16, 2, 0), (3, 2, 0), (10, 1, 0), (12, 2, 1)):
-        cfg = resolve(get_task("collatz"), "smoke", {"steps": 2, "eval_every": 1, "model.kind": "aligned", "data.base": base, "seed": seed})
+        cfg = resolve(
+            get_task("collatz"), "smoke",
+            {"steps": 2, "eval_every": 1, "model.kind": "aligned", "data.base": base, "seed": seed},
+        )
         other = Run(shutil.copytree(run.path, run.path.with_name(f"base-{base}")))
         other.write_text("config.yaml", cfg.yaml())
         other.set_status(step=steps)

@@ -53,11 +53,17 @@ def generate(count: int, seed: int) -> dict[str, np.ndarray]:
     """Rings (label 1) and paths (label 0) of 3 to 7 nodes, with noisy coordinates."""
     rng = np.random.default_rng(mix(seed, "graphs"))
     sizes, labels = rng.integers(3, 8, count), rng.integers(0, 2, count)
-    nodes = [np.stack([np.cos(a), np.sin(a)], 1) * (1 + label) + rng.normal(0, 0.3, (n, 2)) for n, label in zip(sizes, labels) for a in [2 * np.pi * np.arange(n) / n]]
+    nodes = [
+        np.stack([np.cos(a), np.sin(a)], 1) * (1 + label) + rng.normal(0, 0.3, (n, 2))
+        for n, label in zip(sizes, labels) for a in [2 * np.pi * np.arange(n) / n]
+    ]
     edges = [np.array([(i, (i + 1) % n) for i in range(n - 1 + label)]) for n, label in zip(sizes, labels)]
     split = split_by_hash(np.arange(count), (0.6, 0.2, 0.2), seed)
     offsets = lambda parts: np.concatenate([[0], np.cumsum([len(p) for p in parts])])
-    return {"x": np.concatenate(nodes).astype(np.float32), "x_offset": offsets(nodes), "edge": np.concatenate(edges), "edge_offset": offsets(edges), "label": labels, "split": split}
+    return {
+        "x": np.concatenate(nodes).astype(np.float32), "x_offset": offsets(nodes), "edge": np.concatenate(edges),
+        "edge_offset": offsets(edges), "label": labels, "split": split,
+    }
 
 
 class GraphSource(Source):
@@ -73,7 +79,10 @@ class GraphSource(Source):
         first = np.cumsum(sizes) - sizes
         edge = edge + np.repeat(first, counts)[:, None]
         both = np.concatenate([edge, edge[:, ::-1]]).T
-        return Graphs(torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(both)), torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)), torch.from_numpy(self.labels[rows]).float())
+        return Graphs(
+            torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(both)),
+            torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)), torch.from_numpy(self.labels[rows]).float(),
+        )
 
 
 class TinyVAE(nn.Module):
@@ -81,7 +90,9 @@ class TinyVAE(nn.Module):
         super().__init__()
         self.scale = Standardiser(**meta["x"])
         self.first, self.second = GCNConv(2, hidden), GCNConv(hidden, hidden)
-        self.posterior, self.head, self.decoder = nn.Linear(hidden, 2 * latent), nn.Linear(latent, 1), nn.Linear(latent, 2)
+        self.posterior, self.head, self.decoder = nn.Linear(
+            hidden, 2 * latent
+        ), nn.Linear(latent, 1), nn.Linear(latent, 2)
 
     def encode(self, batch):
         h = self.first(self.scale.forward(batch.x), batch.edge).tanh()
@@ -92,13 +103,20 @@ class TinyVAE(nn.Module):
 class GraphTask(Task, CanSample, HasLatent):
     name, title = "toy_graphs", "rings and paths"
     presets = {
-        "base": lambda: GraphConfig(budget=Budget(epochs=12), loader=Loader(batch_size=16), optim=Optim(lr=1e-2), track=Track(log_every=2)),
-        "smoke": lambda: GraphConfig(preset="smoke", data=GraphData(graphs=60), budget=Budget(epochs=2), loader=Loader(batch_size=8), optim=Optim(lr=1e-2), track=Track(log_every=1)),
+        "base": lambda: GraphConfig(
+            budget=Budget(epochs=12), loader=Loader(batch_size=16), optim=Optim(lr=1e-2), track=Track(log_every=2)
+        ),
+        "smoke": lambda: GraphConfig(
+            preset="smoke", data=GraphData(graphs=60), budget=Budget(epochs=2), loader=Loader(batch_size=8),
+            optim=Optim(lr=1e-2), track=Track(log_every=1),
+        ),
     }
 
     def prepare(self, cfg, root):
         manifest = {"generator": "toy_graphs", "version": 2, "seed": cfg.seed, "parameters": cfg.data.model_dump()}
-        return ensure_store(store_path(root, self.name, manifest), manifest, lambda: generate(cfg.data.graphs, cfg.seed))
+        return ensure_store(
+            store_path(root, self.name, manifest), manifest, lambda: generate(cfg.data.graphs, cfg.seed)
+        )
 
     def data(self, cfg, root):
         store = Store(self.prepare(cfg, root))
@@ -124,9 +142,14 @@ class GraphTask(Task, CanSample, HasLatent):
             "bce": Part(nn.functional.binary_cross_entropy_with_logits(logit, batch.label), n),
             "centre": Part((model.decoder(z) - centre).square().mean(), n),
             "kl": Part(0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean(), n, weight=at.values["kl"]),
-            "spread": Part(torch.relu(1 - (z.var(0, correction=0) + 1e-4).sqrt()).mean(), n, weight=cfg.loss.spread, additive=False),
+            "spread": Part(
+                torch.relu(1 - (z.var(0, correction=0) + 1e-4).sqrt()).mean(), n, weight=cfg.loss.spread, additive=False
+            ),
         }
-        return StepOut(sum(p.weight * p.value for p in parts.values()), n, parts, {"auroc": (logit.sigmoid(), batch.label.int())})  # logits would be squashed, or not, batch by batch
+        # logits would be squashed, or not, batch by batch
+        return StepOut(
+            sum(p.weight * p.value for p in parts.values()), n, parts, {"auroc": (logit.sigmoid(), batch.label.int())}
+        )
 
     def metrics(self, cfg):
         return {"auroc": BinaryAUROC()}

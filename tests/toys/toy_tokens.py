@@ -53,7 +53,9 @@ class Stream(Source):
         raise RuntimeError(f"no sequence of split {self.name} for id {i}")
 
     def draw(self, rng, longest: int) -> np.ndarray:
-        start, stride, length = rng.integers(MODULUS), rng.integers(1, self.data.strides + 1), rng.integers(longest // 2, longest + 1)
+        start, stride, length = rng.integers(MODULUS), rng.integers(1, self.data.strides + 1), rng.integers(
+            longest // 2, longest + 1
+        )
         noise = np.where(rng.random(longest) < 0.05, rng.integers(0, MODULUS, longest), -1)
         clean = (start + stride * np.arange(longest)) % MODULUS
         return np.where(noise >= 0, noise, clean)[:length]
@@ -80,18 +82,29 @@ class Recurrent(nn.Module):
 class TokenTask(Task, CanPredict):
     name, title = "toy_tokens", "an endless stream of counting sequences"
     presets = {
-        "base": lambda: TokenConfig(budget=Budget(steps=120), loader=Loader(batch_size=8), optim=Optim(lr=5e-3), track=Track(log_every=5), checkpoint=Checkpoint(eval_every=30)),
-        "smoke": lambda: TokenConfig(preset="smoke", budget=Budget(steps=20), loader=Loader(batch_size=4), optim=Optim(lr=5e-3), track=Track(log_every=2), checkpoint=Checkpoint(eval_every=10)),
+        "base": lambda: TokenConfig(
+            budget=Budget(steps=120), loader=Loader(batch_size=8), optim=Optim(lr=5e-3), track=Track(log_every=5),
+            checkpoint=Checkpoint(eval_every=30),
+        ),
+        "smoke": lambda: TokenConfig(
+            preset="smoke", budget=Budget(steps=20), loader=Loader(batch_size=4), optim=Optim(lr=5e-3),
+            track=Track(log_every=2), checkpoint=Checkpoint(eval_every=10),
+        ),
     }
 
     def prepare(self, cfg, root):
         manifest = {"generator": "toy_tokens", "version": 1, "seed": cfg.seed, "parameters": cfg.data.model_dump()}
-        return ensure_store(store_path(root, self.name, manifest), manifest, lambda: {"probe": Stream(cfg.data, cfg.seed, "train", None).sequence(0, 8)})
+        return ensure_store(
+            store_path(root, self.name, manifest), manifest,
+            lambda: {"probe": Stream(cfg.data, cfg.seed, "train", None).sequence(0, 8)},
+        )
 
     def data(self, cfg, root):
         held = {name: Stream(cfg.data, cfg.seed, name, cfg.data.held_out) for name in ("val", "test")}
         train = Stream(cfg.data, cfg.seed, "train", None)
-        return Splits(train, held["val"], held["test"], self.meta(train, cfg), digest([cfg.seed, cfg.data.model_dump()]))
+        return Splits(
+            train, held["val"], held["test"], self.meta(train, cfg), digest([cfg.seed, cfg.data.model_dump()])
+        )
 
     def meta(self, train, cfg):
         return {"vocabulary": MODULUS + 1}
@@ -131,7 +144,10 @@ class TokenTask(Task, CanPredict):
         return fig
 
     def space(self, trial):
-        return {"optim.lr": trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True), "model.hidden": trial.suggest_categorical("model.hidden", [8, 24])}
+        return {
+            "optim.lr": trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True),
+            "model.hidden": trial.suggest_categorical("model.hidden", [8, 24]),
+        }
 
     def views(self):
         return {"curve": lambda run: run.history()[["step", "train/loss"]]}
