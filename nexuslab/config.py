@@ -185,9 +185,7 @@ class Stop(Section):
     mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
     patience: int = Field(20, ge=1, description="evaluations without improvement before stopping")
     min_delta: float = Field(1e-4, ge=0, description="smallest change that counts as improvement, for early stopping")
-    baseline: float | None = Field(
-        None, description="the scalar must beat this within the first `patience` evaluations"
-    )
+    baseline: float | None = Field(None, description="to be beaten within the first `patience` evaluations")
     restore_best: bool = Field(True, description="return the best weights at the end instead of the last")
     verbose: bool = Field(True, description="print 'new best' and 'no improvement k/patience'")
 

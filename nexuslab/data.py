@@ -685,8 +685,8 @@ class Plan:
         setting: Callable[[int], dict] = lambda step: {},  # step -> what the curriculum says
         epoch_size: int | None = None,  # of an endless source: examples that count as an epoch
     ):
-        self.size, self.loader, self.seed, self.accumulate = size, loader, seed, accumulate
-        self.rank, self.world, self.setting = rank, world, setting
+        self.size, self.loader, self.seed, self.setting = size, loader, seed, setting
+        self.accumulate, self.rank, self.world = accumulate, rank, world
         self.per_step = loader.batch_size * accumulate * world
         length = epoch_size if size is None else size
         self.steps_per_epoch = epoch_steps(length, self.per_step, loader.drop_last)
@@ -713,8 +713,7 @@ class Plan:
         ids, parts = self.global_ids(step), self.world * self.accumulate
         shares = np.array_split(ids, parts) if parts > 1 else [ids]
         mine = shares[self.rank * self.accumulate : (self.rank + 1) * self.accumulate]
-        setting = self.setting(step)
-        return [Key(step, ids, setting) for ids in mine if len(ids)]
+        return [Key(step, ids, self.setting(step)) for ids in mine if len(ids)]
 
 # %% ../nbs/engine/02_data.ipynb #93edf497
 class Fetch(Dataset):
