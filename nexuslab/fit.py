@@ -436,9 +436,8 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         optimizer=optimizer_of(task, cfg, model), plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
         plan=plan, total_steps=total,
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
-        autocast=(
-            lambda: torch.autocast(device.type, dtype)
-        ) if dtype else contextlib.nullcontext, scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world,
     )
 

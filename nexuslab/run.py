@@ -603,7 +603,7 @@ def uncollected() -> Iterator[None]:
 def parts_of(run: Run) -> Iterator[list[dict]]:
     "The rows of a run's record by parts; damaged lines are left out, and their number is told by a warning."
     least, end, lost = record_bytes(run), 0, 0  # what the status says is read first: a live record grows meanwhile
-    for rows, _, damaged in read_chunks(run.path / "metrics.jsonl"):
+    for rows, end, damaged in read_chunks(run.path / "metrics.jsonl"):
         lost += damaged
         yield rows
     if end < least:

@@ -1,6 +1,7 @@
 """A configuration comes back from its own file, over any preset; null is a value; old names are answered."""
 
 import shutil
+from functools import partial
 
 import pytest
 import yaml
@@ -280,7 +281,8 @@ def test_a_run_with_every_kind_of_field_opens(tmp_path, monkeypatch):
 
     cfg = overlay(Newer(system="rich"), {"data.source.path": "x", "data.weights": {}, "optim.clip": None})
     run = Run.create(cfg, tmp_path)
-    monkeypatch.setattr("nexuslab.run.get_task", lambda name: task_of(Newer(system="rich", data={"weights": {"z": 3}})))
+    newer = task_of(Newer(system="rich", data={"weights": {"z": 3}}))
+    monkeypatch.setattr("nexuslab.task.get_task", lambda name: newer)
     assert run.config == cfg
     tree = run.tree | {"data": {"old": "y", "weights": {}}, "model": {"gone": 3}}
     run.write_text("config.yaml", yaml.safe_dump(tree))
@@ -290,8 +292,8 @@ def test_a_run_with_every_kind_of_field_opens(tmp_path, monkeypatch):
 def test_a_whole_name_comes_before_longer_ones(tmp_path):
     """An exact name beside its sibling of the same second, an experiment's name beside a longer one."""
     one, look = (Run.create(Config(system="rich", name=name), tmp_path) for name in ("first", "first-look"))
-    two = Run(new_folder(one.path.parent, one.path.name))  # as if both had been made in one second
-    shutil.copy(one.path / "config.yaml", two.path)
+    fill = partial(shutil.copytree, one.path, dirs_exist_ok=True)
+    two = Run(new_folder(one.path.parent, one.path.name, fill))  # as if both had been made in one second
     assert two.path.name == f"{one.path.name}-2"
     for run in (one, two, look):
         assert Run.open(run.path.name, tmp_path).path == run.path == Run.open(f"rich/{run.path.name}", tmp_path).path
@@ -304,9 +306,8 @@ def test_a_whole_name_comes_before_longer_ones(tmp_path):
 
 def test_a_run_has_its_methods_from_the_start(tmp_path):
     """They stand in the class itself, so that no other module has to be imported first."""
-    assert {"load", "checkpoint", "log"} <= set(
-        vars(Run)
-    ) and Run.load.__module__ == Run.checkpoint.__module__ == "nexuslab.run"
+    assert {"load", "checkpoint", "log"} <= set(vars(Run))
+    assert Run.load.__module__ == Run.checkpoint.__module__ == "nexuslab.run"
     run = train(Scripted(steps=2, eval_every=1), tmp_path).run
     assert run.checkpoint("last").name == "step_00000002" and run.checkpoint() == run.checkpoint("best")
     assert run.log.splitlines() == (run.path / "log.txt").read_text().splitlines() and "step 2/2" in run.log

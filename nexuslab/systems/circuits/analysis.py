@@ -66,9 +66,8 @@ def _check(circuit: Circuit) -> None:
             remedy="list one row for each pair of nodes",
         )
     codes = edges[:, 0] * n + edges[:, 1]
-    if (edges[:, 0] < 0).any() or (edges[:, 0] >= edges[:, 1]).any() or (edges[:, 1] >= n).any() or len(
-        set(codes.tolist())
-    ) < len(codes):
+    outside = (edges[:, 0] < 0) | (edges[:, 0] >= edges[:, 1]) | (edges[:, 1] >= n)
+    if outside.any() or len(set(codes.tolist())) < len(codes):
         raise DataError(
             "circuit edges", found=edges.tolist(), expected=f"distinct pairs i < j below {n}",
             remedy="build the circuit with `merge`",

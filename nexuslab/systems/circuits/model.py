@@ -71,9 +71,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         "The same batch on another device."
-        move = lambda x: x.to(device) if isinstance(x, Tensor) else Roots(
-            x.value.to(device), x.mask.to(device)
-        ) if isinstance(x, Roots) else x
+        def move(x):
+            if isinstance(x, Roots):
+                return Roots(x.value.to(device), x.mask.to(device))
+            return x.to(device) if isinstance(x, Tensor) else x
+
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     @property
@@ -151,9 +153,8 @@ def collate(
     value, _ = flat.value.take(ids)
     i, j, kind = torch.from_numpy(component).unbind(1)
     graph = torch.from_numpy(np.repeat(np.arange(len(ids)), lengths))
-    known = {
-        "pole": _padded(flat.pole, ids), "zero": _padded(flat.zero, ids), "origin": torch.from_numpy(flat.origin[ids])
-    } if roots else {}
+    known = {"pole": _padded(flat.pole, ids), "zero": _padded(flat.zero, ids)} if roots else {}
+    known |= {"origin": torch.from_numpy(flat.origin[ids])} if roots else {}
     return Batch(len(ids), graph, i, j, kind, torch.from_numpy(value), ids=torch.from_numpy(ids), **known)
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #e8c530dc

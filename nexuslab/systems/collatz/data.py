@@ -68,9 +68,10 @@ def as_integers(
     "Whole numbers as int64 with at least one axis; anything else is a `DataError`."
     tensor = isinstance(n, Tensor)
     found = n if tensor else np.asarray(n)
-    whole = not (
-        n.is_floating_point() or n.is_complex() or n.dtype == torch.bool
-    ) if tensor else found.dtype.kind in "iu" or not found.size
+    if tensor:
+        whole = not (n.is_floating_point() or n.is_complex() or n.dtype == torch.bool)
+    else:
+        whole = found.dtype.kind in "iu" or not found.size
     if not whole:
         raise DataError(
             "numbers", found=f"{found.dtype}: {found.reshape(-1)[:1]}", expected="integers below 2^63",
