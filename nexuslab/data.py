@@ -9,13 +9,15 @@ __all__ = ['CHUNK_BYTES', 'FORMAT', 'USED', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2'
            'halves', 'box_muller', 'keyed_numbers', 'split_by_hash', 'Standardiser', 'Movable', 'Listed', 'parts_of',
            'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'Source', 'Splits', 'Tensors', 'Items',
            'seed_generators', 'as_source', 'refuse_own_order', 'fingerprint_of', 'epoch_order', 'epoch_steps', 'Key',
-           'Plan', 'Fetch', 'load', 'through_workers', 'eval_keys', 'to_device', 'put_together']
+           'Plan', 'Fetch', 'load', 'held_back', 'leave_to_parent', 'through_workers', 'eval_keys', 'to_device',
+           'put_together']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
 import contextvars
 import copy
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +25,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
@@ -47,7 +50,7 @@ from torch.utils.data import (
 from tqdm.auto import tqdm
 
 from .config import Loader
-from .core import DataError, atomic_path, digest, make_folder, mix, naming_files, parse_json, plain
+from .core import STOPPING, DataError, atomic_path, digest, make_folder, mix, naming_files, parse_json, plain
 
 # %% ../nbs/engine/02_data.ipynb #b6b994fb
 class Reserved:
@@ -751,17 +754,47 @@ def load(
         start = end
 
 # %% ../nbs/engine/02_data.ipynb #2dd666f1
+@contextlib.contextmanager
+def held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    "Keep signals waiting within, also in the processes that are started there, which let them in themselves."
+    if os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+def leave_to_parent(closed: Any, worker: int) -> None:
+    "In a worker of a loader: signals that ask for an end are left to the parent, until it has set `closed.value`."
+    def heard(number, frame):
+        if closed.value:
+            os._exit(128 + number)
+
+    for number in STOPPING:
+        signal.signal(number, heard)
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+# %% ../nbs/engine/02_data.ipynb #063e067d
 def through_workers(fetch: Fetch, plan: Plan, start: int, stop: int) -> Iterator[list[tuple[Key, Any]]]:
     "The same by the workers of one `DataLoader`, which runs ahead: its keys are kept until their batches arrive."
     keys, ahead = itertools.tee(map(plan.micro, range(start, stop)))
-    options = plan.loader
-    batches = iter(DataLoader(
+    options, closed = plan.loader, multiprocessing.RawValue("b", 0)
+    loader = DataLoader(
         fetch, sampler=itertools.chain.from_iterable(ahead), batch_size=None, num_workers=options.num_workers,
         prefetch_factor=options.prefetch, pin_memory=options.pin_memory,
         generator=torch.Generator().manual_seed(mix(plan.seed, "workers", start)),
-    ))
-    for micro in keys:
-        yield [(key, next(batches)) for key in micro]
+        worker_init_fn=functools.partial(leave_to_parent, closed),
+    )
+    with held_back(STOPPING):  # until the workers have handlers of their own
+        batches = iter(loader)
+    try:
+        for micro in keys:
+            yield [(key, next(batches)) for key in micro]
+    finally:
+        closed.value = 1  # a worker that hangs can be ended
 
 # %% ../nbs/engine/02_data.ipynb #7b1a33c9
 def eval_keys(source: Source, loader: Loader, setting: dict, rank: int = 0, world: int = 1) -> list[Key]:

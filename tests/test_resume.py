@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tiny import Halt, Scripted, comparable, events, same_weights, train
+from tiny import Halt, Scripted, Watched, comparable, events, points, same_weights, train
+
+from torch.utils.data import get_worker_info
 
 from nexuslab.checkpoint import find_checkpoint, load_weights, pointed, read_checkpoint
 from nexuslab.config import Config, fields_of, overlay, resolve
@@ -162,6 +164,54 @@ def test_sigterm_saves(undisturbed, killable):
     assert [p.name for p in (run.path / "checkpoints").glob("step_*")] == ["step_00000004"]
     again = fit(get_task("toy_graphs"), cfg, run, resume="last")
     assert again.run.status["state"] == "finished" and same_weights(again.model, whole.model)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_as_well(number, undisturbed, killable):
+    """Ctrl-C reaches all processes of a terminal, a scheduler's SIGTERM all descendants: the parent alone decides."""
+    whole = undisturbed("toy_graphs")
+    changes = {"checkpoint.save_minutes": None, "save_every": None, "loader.num_workers": 2}
+    cfg = overlay(configuration("toy_graphs"), changes)
+    run = Run.create(cfg, whole.run.root)
+    child, mark = killable("toy_graphs").start(run, "step", 4)
+    workers = psutil.Process(child).children()
+    assert len(workers) == 2
+    for one in [*workers, psutil.Process(child)]:
+        one.send_signal(number)
+    time.sleep(0.3)  # a worker that would die is seen to be dead
+    mark.with_suffix(".go").touch()
+    wait_until(lambda: not psutil.pid_exists(child), "the process to end", mark)
+    status = run.status
+    assert (status["state"], status["reason"]) == ("interrupted", f"interrupted by {number.name}"), status
+    assert status["step"] == 4 and find_checkpoint(run.path / "checkpoints", "last").name == "step_00000004"
+    assert not [one for one in workers if one.is_running()], "no worker outlives the training"
+    again = fit(get_task("toy_graphs"), cfg, run, resume="last")
+    assert again.run.status["state"] == "finished" and same_weights(again.model, whole.model)
+    assert comparable(run).equals(comparable(whole.run))
+
+
+class Deadly(Watched):
+    """Points whose third batch signals the process that trains, and kills the worker that reads it."""
+
+    def batch(self, ids, setting, generator):
+        if len(self.asked) == 2 and get_worker_info():
+            time.sleep(0.3)  # by now the batch is waited for
+            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(ids, setting, generator)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_worker_that_dies_of_an_interruption(tmp_path):
+    """What a signal began ends in order, also if a worker does not live to see it."""
+    task = Scripted(**{"loader.num_workers": 1})
+    task.sources[0] = Deadly(*task.sources[0].tensors)
+    result = train(task, tmp_path)
+    assert result.run.status["state"] == "interrupted" and result.reason == "interrupted by SIGTERM"
+    assert result.run.checkpoint("last").name == f"step_{result.step:08d}"
+    task.sources[0] = points(32, 1)
+    again = train(task, tmp_path, run=result.run, resume="last")
+    assert again.step == 12 and same_weights(again.model, train(Scripted(), tmp_path).model)
 
 
 def test_one_seed_one_run(undisturbed):
