@@ -1395,20 +1395,22 @@ def fit(
         with signals(loop), recording(loop, listeners, changed):
             batches = load(loop.splits.train, loop.plan, loop.progress.step, loop.total_steps)
             training_mode(loop)
-            while not finished(loop):
-                micro = next_batch(loop, batches)
-                seed_step(loop)
-                try:
-                    out = gradient(loop, micro)
-                    norm = clip(loop)
-                    rate = set_rate(loop)
-                    optimise(loop, out)
-                except Unusable as why:
-                    leave_out(loop, micro, why)
-                    out, norm, rate = None, why.norm, 0.0
-                loop.progress.step += 1
-                log_evaluate_save(loop, {"train/learning_rate": rate, "train/grad_norm": norm}, out)
-            batches.close()
+            with contextlib.closing(batches):
+                while not finished(loop):
+                    micro = next_batch(loop, batches)
+                    if micro is None:
+                        continue
+                    seed_step(loop)
+                    try:
+                        out = gradient(loop, micro)
+                        norm = clip(loop)
+                        rate = set_rate(loop)
+                        optimise(loop, out)
+                    except Unusable as why:
+                        leave_out(loop, micro, why)
+                        out, norm, rate = None, why.norm, 0.0
+                    loop.progress.step += 1
+                    log_evaluate_save(loop, {"train/learning_rate": rate, "train/grad_norm": norm}, out)
             if loop.saved_at != loop.progress.step:
                 save(loop)
     return conclude(loop)
@@ -1457,10 +1459,15 @@ def refuse_used(loop: Loop) -> dict:
         )
     return {}
 
-def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]]:
-    "The micro-batches of the step, and the time spent waiting for them."
+def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]] | None:
+    "The micro-batches of the step, and the time spent waiting for them; None if a signal ended the workers as well."
     before = time.perf_counter()
-    micro = next(batches)
+    try:
+        micro = next(batches)
+    except RuntimeError:  # PyTorch's word for a worker that died
+        if loop.signalled and loop.world == 1:  # in a group the others are in the step
+            return None
+        raise
     loop.clock["wait"] += time.perf_counter() - before
     return micro
 
