@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'POINTERS', 'MIGRATIONS', 'ATTEMPTS', 'pack', 'unpack', 'write_synced', 'detached', 'point', 'step_name',
            'write_folder', 'save_checkpoint', 'steps_kept', 'saves', 'steps_saved', 'pointed', 'find_checkpoint',
-           'Saved', 'damaged', 'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated', 'open_checkpoint',
-           'inventory', 'load_weights', 'prune_checkpoints', 'clear_unnamed', 'load_run', 'model_of']
+           'Saved', 'fitting', 'damaged', 'examine_folder', 'read_checkpoint', 'newest_sound', 'migrated',
+           'open_checkpoint', 'inventory', 'load_weights', 'prune_checkpoints', 'clear_unnamed', 'load_run', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from torch import nn
 
 from .config import Config
 from nexuslab.core import (
-    SEAL, CheckpointError, FormatError, clear_left, did_you_mean, digest, open_regular, parse_json, plain, read_bytes,
-    read_json,
-    read_sealed, sync_folder, write_sealed,
+    SEAL, CheckpointError, FormatError, NexusError, clear_left, did_you_mean, digest, open_regular, parse_json, plain,
+    read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
 from .data import require_space
 from .run import MAX_RECORD, Run, row_of
@@ -236,6 +235,16 @@ class Saved:
             return tensors_from_bytes(self.files[name])
         except (SafetensorError, KeyError) as error:
             raise damaged(self.path, f"{name}: {error}") from error
+
+@contextlib.contextmanager
+def fitting(saved: Saved) -> Iterator[None]:
+    "Let a state that does not fit what it is put into be the error of a damaged checkpoint."
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, NexusError):
+            raise
+        raise damaged(saved.path, f"a state that does not fit: {error!r}"[:300]) from error
 
 def damaged(path: Path, found: str) -> CheckpointError:
     "The error of a checkpoint that cannot be trusted, with the newest sound one beside it as advice."

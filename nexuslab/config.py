@@ -562,6 +562,7 @@ def resolve(
 ) -> Config:
     "The configuration of a run: default < preset < file < overrides. Raises `ConfigError` before anything is built."
     layers = {"the file": read_layer(file) if file else {}, "the overrides": dict(overrides or {})}
+    refuse_deep(layers)
     agreed("system", {"the task": task.name, **popped(layers, "system")})
     name = agreed("preset", {"the argument": preset, **popped(layers, "preset")})
     name = "base" if name is None else str(name)

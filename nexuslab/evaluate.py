@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from .checkpoint import Saved, model_of, open_checkpoint
+from .checkpoint import Saved, fitting, model_of, open_checkpoint
 from .config import Config, accepts_boolean, difference, overlay, validated
 from nexuslab.core import (
     ConfigError, DataError, Interrupted, RunError, atomic_path, did_you_mean, digest, mix, naming_files, whole_number,
@@ -71,7 +71,8 @@ def evaluate(
     same_data(run, saved, splits)
     warn_untested(run, splits, split)
     model.to(place)
-    at, setting = final_at(task, cfg, model, saved.state())
+    with fitting(saved):
+        at, setting = final_at(task, cfg, model, saved.state())
     averages, metrics = evaluate_source(
         task, StepModule(task, model, cfg), splits.named(split), cfg, at, place, setting=setting
     )

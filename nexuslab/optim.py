@@ -121,6 +121,10 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.numel() != 1 and moment.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(moment.shape)} for a weight of {tuple(parameter.shape)}")
 
 # %% ../nbs/engine/05_optim.ipynb #3a73cd2d
 def warmup_length(config: Schedule, total_steps: int) -> int:

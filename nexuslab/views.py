@@ -16,6 +16,7 @@ import functools
 import html
 import inspect
 import json
+import os
 import re
 import time
 import warnings
@@ -436,7 +437,7 @@ def report(run: Run, output: Path | None = None) -> Path:
         run.keep("curves", plot_curves([run]))
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
     for name in ("report", "analyse"):
-        if (run.path / f"{name}.ipynb").exists():
+        if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere, which is told
             notebook.cells += received_cells(run.path / f"{name}.ipynb")
     return write_html(notebook, output or run.path / "report.html", run.path.name)
 
