@@ -27,7 +27,8 @@ from torch import nn
 
 from .config import Config
 from nexuslab.core import (
-    SEAL, CheckpointError, FormatError, NexusError, clear_left, did_you_mean, digest, open_regular, parse_json, plain,
+    SEAL, CheckpointError, FormatError, NexusError, clear_left, did_you_mean, digest, is_there,
+    open_regular, parse_json, plain,
     read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
 from .data import require_space
@@ -158,7 +159,7 @@ def steps_kept(folder: Path) -> list[int]:
 def saves(folder: Path) -> list[dict[str, Any]]:
     "What the run's record says of its checkpoints: rows of its attempts' starts, and of saves with their seals."
     record = folder.parent / "metrics.jsonl"
-    if not os.path.lexists(record):
+    if not is_there(record):
         return []
     with open_regular(record, MAX_RECORD) as file:
         lines = [line for line in file if b'"event": "saved"' in line or b'"event": "start"' in line]

@@ -7,9 +7,9 @@ __all__ = ['STOPPING', 'ADVICE', 'LEFT', 'fcntl', 'HOUR', 'MAX_JSON', 'MAX_YAML'
            'NexusError', 'ConfigError', 'FormatError', 'FileError', 'DataError', 'ModelError', 'RunError',
            'CheckpointError', 'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root',
            'naming_files', 'system_modules', 'local_systems', 'module_of', 'sync_folder', 'make_folder', 'held',
-           'abandoned', 'clear_left', 'atomic_path', 'plain', 'write_json', 'open_regular', 'read_bytes', 'parse',
-           'depth_of', 'parse_json', 'read_json', 'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml', 'digest',
-           'file_digest', 'write_sealed', 'like_seal', 'read_sealed', 'mix']
+           'abandoned', 'clear_left', 'atomic_path', 'plain', 'write_json', 'open_regular', 'is_there', 'read_bytes',
+           'parse', 'depth_of', 'parse_json', 'read_json', 'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml',
+           'digest', 'file_digest', 'write_sealed', 'like_seal', 'read_sealed', 'mix']
 
 # %% ../nbs/engine/00_core.ipynb #4e62db9e
 import contextlib
@@ -330,6 +330,17 @@ def open_regular(path: Path | str, limit: int) -> Iterator[BinaryIO]:
     except OSError as error:
         raise FormatError(f"cannot read {path}", found=error.strerror or str(error), expected="a file that can be read",
                           remedy="check its place and permissions, or restore it from a copy") from error
+
+def is_there(path: Path | str) -> bool:
+    "Whether a name stands for something, if only a link; `os.path.lexists` says no as well where it cannot tell."
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise FormatError(f"cannot look for {path}", found=error.strerror or str(error),
+                          expected="a folder that can be read", remedy="check the place and its permissions") from error
+    return True
 
 def read_bytes(path: Path | str, limit: int = MAX_JSON) -> bytes:
     "The bytes of a regular file of at most `limit` bytes; anything else is a `FormatError`."

@@ -66,11 +66,10 @@ def evaluate(
     started, cfg, place = time.perf_counter(), run.config, pick_device(device)
     evaluated(run)  # raises where the figures could not be added
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
-    model = model_of(cfg, saved)
+    model = model_of(cfg, saved).to(place)
     splits = splits or task.data(cfg, run.root)
     same_data(run, saved, splits)
     warn_untested(run, splits, split)
-    model.to(place)
     with fitting(saved):
         at, setting = final_at(task, cfg, model, saved.state())
     averages, metrics = evaluate_source(

@@ -171,7 +171,7 @@ def tuned(root: Path) -> object:
 
 
 def reported(root: Path) -> object:
-    return report(Run(root / "runs" / SYSTEM / "sound")).stat().st_size > 1000
+    return report(Run(root / "runs" / SYSTEM / "sound")).name
 
 
 JOBS: dict[str, Callable[[Path], object]] = {
