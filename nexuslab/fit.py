@@ -46,7 +46,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nexuslab.checkpoint import (
-    clear_unnamed, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
+    clear_unnamed, fitting,
+    load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
     steps_kept,
 )
 from .config import DEVICES, Compute, Config, difference, validated
@@ -1138,13 +1139,14 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
     changed = changes_since(saved.manifest, loop.cfg, saved.path)
     refuse_other_data(loop, saved.manifest, saved.path)
     load_weights(loop.model, saved.weights(evaluated=False), saved.path)
-    load_moments(loop.optimizer, state["optimizer"])
-    loop.plateau.load_state_dict(state["plateau"])
-    for updater, own in zip(loop.updaters, state["updaters"], strict=True):
-        updater.load_state_dict(own)
-    if state["scaler"]:  # empty without fp16
-        loop.scaler.load_state_dict(state["scaler"])
-    restore_progress(loop, state)
+    with fitting(saved):
+        load_moments(loop.optimizer, state["optimizer"])
+        loop.plateau.load_state_dict(state["plateau"])
+        for updater, own in zip(loop.updaters, state["updaters"], strict=True):
+            updater.load_state_dict(own)
+        if state["scaler"]:  # empty without fp16
+            loop.scaler.load_state_dict(state["scaler"])
+        restore_progress(loop, state)
     check_budget(loop)
     for key, values in changed.items():
         say(loop, f"changed: {told({key: values})} ({effect(key)})")

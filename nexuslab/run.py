@@ -54,6 +54,7 @@ import nexuslab
 from .config import Config, Track, flatten, validated
 from nexuslab.core import (
     MAX_YAML, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest, file_digest, held,
+    is_there,
     make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes, read_sealed, sync_folder,
     write_sealed,
 )
@@ -194,7 +195,7 @@ def rows_of(lines: list[bytes]) -> list[dict]:
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[tuple[list[dict], int, int]]:
     "What follows a byte offset, by parts: the complete rows, the offset behind them, the number of damaged lines."
-    if not os.path.lexists(path):
+    if not is_there(path):
         return
     with open_regular(path, MAX_RECORD) as file:
         file.seek(offset)
@@ -219,11 +220,10 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
 
 def damaged_rows(path: Path) -> int:
     "How many lines of a record are damaged, which every reader leaves out; the last one may still be written."
-    if not (os.path.isfile(path) and os.access(path, os.R_OK)):
-        return 0
-    with open(path, "rb") as file:
+    with contextlib.suppress(FormatError), open_regular(path, MAX_RECORD) as file:  # unreadable: tells nothing
         lines = (line.rstrip(b"\n") for line in file if line.endswith(b"\n"))
         return sum(not is_whole(line) and row_of(line) is None for line in lines if line)
+    return 0
 
 def read_rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:
     "The complete rows after a byte offset, and the offset behind them: what a follower calls again and again."
@@ -325,7 +325,7 @@ class Run:
     def log(self) -> str:
         "What was told while it trained: one line an evaluation."
         path = self.path / "log.txt"
-        return read_bytes(path).decode("utf-8", "replace") if os.path.lexists(path) else ""
+        return read_bytes(path).decode("utf-8", "replace") if is_there(path) else ""
 
     def __repr__(self) -> str:
         return f"Run({self.path.parent.name}/{self.path.name}: {self.status.get('state')})"
@@ -408,10 +408,12 @@ def config(self: Run) -> Config:
     "The configuration, checked against the system's classes; a key that the run was made without has its default."
     from nexuslab.task import get_task  # late: it imports torch, which listing runs does not need
 
-    presets = get_task(self.tree["system"]).presets
-    make = presets.get(self.tree["preset"]) or next(iter(presets.values()))
-    return validated(type(make()), self.tree)
+    tree = self.tree
+    presets = get_task(tree["system"]).presets
+    make = presets.get(tree["preset"]) or next(iter(presets.values()))
+    return validated(type(make()), tree)
 
+# %% ../nbs/engine/06_run.ipynb #5df2ef93
 @functools.lru_cache(maxsize=4096)  # tables of runs are drawn again and again, and the parser takes 10 ms a file
 def parsed(path: Path, *stamp: int) -> tuple[dict, str]:
     "The configuration in a file, as of a stamp, and the file's digest."
@@ -483,7 +485,7 @@ KINDS |= dict.fromkeys(("updated", "started", "process_started", "best", "epoch"
 def recorded(run: Run) -> dict[str, Any]:
     "The content of status.json, empty where there is none; a damaged one is a `FormatError`."
     path = run.path / "status.json"
-    if not os.path.lexists(path):
+    if not is_there(path):
         return {}
     found = read_sealed(path, unsealed=True)
     wrong = [k for k, kind in KINDS.items() if not isinstance(found.get(k), (kind, type(None)))]
@@ -648,7 +650,7 @@ def evaluation(self: Run) -> dict:
 def evaluated(run: Run) -> dict:
     "The content of evaluation.json, empty where there is none; a damaged one is a `FormatError`."
     path = run.path / "evaluation.json"
-    found = read_sealed(path, unsealed=True) if os.path.lexists(path) else {}
+    found = read_sealed(path, unsealed=True) if is_there(path) else {}
     if not all(isinstance(e, dict) and isinstance(e.get("figures"), dict) for e in found.values()):
         raise FormatError(f"{path} is damaged", found="an entry without figures", expected="figures of each split",
                           remedy=f"delete it, and evaluate again: nexuslab evaluate --run {run.path.name}")
@@ -732,7 +734,7 @@ def request_stop(self: Run, reason: str = "stopped on request") -> None:
 def stop_requested(self: Run) -> str | None:
     "Why a stop was asked for, or None; an empty file, as `touch` leaves it, asks as well."
     path = self.path / "stop"
-    if not os.path.lexists(path):
+    if not is_there(path):
         return None
     return read_bytes(path).decode("utf-8", "replace") or "stopped on request"
 
