@@ -741,15 +741,21 @@ def dry_run(verb: str, parameters: dict[str, Any]) -> None:
 def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The configuration, which is printed, what it would take, and the parameters of the job's own."
     from nexuslab.config import SHORT  # late: these import torch
+    from nexuslab.fit import rehearse
+    from nexuslab.run import Run
     from nexuslab.views import cost_of_run
 
     keys = {*SHORT, *FIXED, "config", "seed", "debug", "overrides", "resume"} - {*OWN.get(verb, ())}
     own = {k: v for k, v in given.items() if k not in keys}
+    run, checkpoint = None, None
     if verb == "train":
         task, cfg, run, checkpoint = planned(given, chosen)
         own |= {"resume": run.path, "checkpoint": checkpoint} if run else {}
     else:
         task, cfg = configured(verb, given)
+    if verb in ("train", "tune"):
+        task.prepare(cfg, run.root if run else project_root())
+        rehearse(task, cfg, run or Run(project_root() / "runs" / cfg.system / "none"), checkpoint)
     print(cfg.yaml())
     return {k: v for k, v in own.items() if v is not None} | cost_of_run(task, cfg)
 

@@ -11,6 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiny import Halt, Scripted, events
+from tiny import train as trained
+
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
 from nexuslab.core import ConfigError, NexusError
 from nexuslab.data import Store
@@ -18,6 +21,7 @@ from nexuslab.evaluate import evaluate, keep_answers, predict, sample
 from nexuslab.fit import fit
 from nexuslab.jobs import (
     configured,
+    dry_run,
     given_parameters,
     job_notebooks,
     parameters_of,
@@ -344,3 +348,52 @@ def test_the_run_to_begin_with_is_kept_by_name_or_path(runs, monkeypatch, tmp_pa
             for wrong in ("nosuch", ""):
                 with pytest.raises(NexusError, match="nosuch|init_from"):
                     configured(verb, usual | {"overrides": {"init_from": wrong}})
+
+
+# ---- what cannot be done is refused before work starts, and by a dry run
+
+
+@pytest.mark.parametrize(("asked", "named"), [
+    ({"lr": 0.5}, "optim.lr"), ({"steps": 4}, "a budget of 4 steps"), ({"epochs": 1}, "a budget of 5 steps"),
+    ({"overrides": {"budget.max_minutes": 5}}, "budget.max_minutes"), ({"overrides": {"monitor": "val/los"}}, "monitor"),
+])
+def test_a_dry_run_refuses_what_the_run_would_refuse(asked, named, runs, monkeypatch, capsys):
+    """Of a run that had ended at step 10 of 2 epochs; nothing is changed."""
+    run = runs[SYSTEM]
+    monkeypatch.setenv("NEXUSLAB_HOME", str(run.root))
+    before = {path: path.read_bytes() for path in run.path.rglob("*.*") if path.is_file()}
+    with pytest.raises(NexusError, match=named):
+        dry_run("train", {"resume": run.path.name, **asked})
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*.*") if path.is_file()}
+    assert "changed:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_a_dry_run_refuses_an_unknown_monitor(verb, runs, monkeypatch):
+    monkeypatch.setenv("NEXUSLAB_HOME", str(runs[SYSTEM].root))
+    with pytest.raises(ConfigError, match="val/los.*\n.*scalar of the validation") as caught:
+        dry_run(verb, {"system": SYSTEM, "preset": "smoke", "overrides": {"stop.monitor": "val/los"}})
+    assert "val/loss" in caught.value.remedy
+
+
+def test_an_unknown_monitor_is_refused_before_the_first_step(tmp_path):
+    """Afresh and on resume, whose run stays as it was; a part that only evaluations have is known."""
+    seen = []
+    task = Scripted(script=lambda step: 1.0, factor=lambda step: seen.append(step) or 1.0, steps=4)
+    for monitor in ("val/scor", "val/learning_rate", "train/loss"):
+        with pytest.raises(ConfigError, match="stop.monitor") as caught:
+            trained(task, tmp_path, monitor=monitor)
+        assert not seen and "val/loss, val/score" in caught.value.remedy
+    run = trained(task, tmp_path, [Halt(2)], monitor="val/score").run
+    before = [(run.path / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
+    with pytest.raises(ConfigError, match="stop.monitor"):
+        trained(task, tmp_path, run=run, resume="last", monitor="val/scor")
+    assert before == [(run.path / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
+    assert events(run, "best") and len(seen) == 2
+
+
+def test_a_validation_of_nothing_is_refused_before_the_first_step(tmp_path):
+    seen = []
+    with pytest.raises(NexusError, match="validation split.*\n.*no examples"):
+        trained(Scripted(factor=lambda step: seen.append(step) or 1.0, val=0), tmp_path)
+    assert not seen

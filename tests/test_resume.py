@@ -17,7 +17,7 @@ from tiny import Halt, Scripted, Watched, comparable, events, points, same_weigh
 from torch.utils.data import get_worker_info
 
 from nexuslab.checkpoint import find_checkpoint, load_weights, pointed, read_checkpoint
-from nexuslab.config import Config, fields_of, overlay, resolve
+from nexuslab.config import Config, difference, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
 from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
@@ -399,7 +399,8 @@ def test_an_ended_run_stays_as_it_is(tmp_path, capsys):
     again = train(task, tmp_path, run=run, resume="last")
     assert again.step == 4 and again.reason.startswith("early stop") and comparable(run).equals(before)
     assert "had ended at step 4 (early stop" in capsys.readouterr().out and run.status["state"] == "finished"
-    assert train(task, tmp_path, run=run, resume="last", steps=12).step == 4  # a larger budget is not what it lacked
+    with pytest.raises(CheckpointError, match="budget.steps: 9 -> 12"):  # a larger budget is not what it lacked
+        train(task, tmp_path, run=run, resume="last", steps=12)
     assert train(task, tmp_path, run=run, resume="last", patience=5).step == 6
     assert train(task, tmp_path, run=run, resume="last", early_stopping=False).step == 9
     assert "a larger budget goes on" not in capsys.readouterr().out
@@ -408,6 +409,32 @@ def test_an_ended_run_stays_as_it_is(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="resume at step 9.*\n.*8 steps"):
         train(task, tmp_path, run=run, resume="last", early_stopping=False, steps=8)
     assert run.status["state"] == "finished"
+
+
+@pytest.mark.parametrize(("changes", "end"), [
+    ({"lr": 0.5}, {}), ({"budget.max_minutes": 9.0}, {}), ({"steps": 12}, {"patience": 1, "early_stopping": True}),
+])
+def test_what_is_recorded_is_what_was_used(changes, end, tmp_path, capsys):
+    """No step of a run that had ended would use a change: it is refused by name, and nothing says it was done."""
+    task = Scripted(script=lambda step: 1.0 - 0.1 * step if not end else 1.0, steps=3, **end)
+    run = train(task, tmp_path).run
+    before = [(run.path / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
+    with pytest.raises(CheckpointError, match="had ended") as caught:
+        train(task, tmp_path, run=run, resume="last", **changes)
+    named = difference(task.config, overlay(task.config, changes))
+    assert named and all(key in caught.value.found for key in named) and "changed:" not in capsys.readouterr().out
+    assert before == [(run.path / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
+    again = train(task, tmp_path, run=run, resume="last", name="mine", restore_best=False)
+    assert again.step == run.status["step"] and again.reason and run.config.name == "mine"
+
+
+def test_what_a_change_does_is_told(tmp_path, capsys):
+    """A pause by the clock is no new end; of a new end it is said."""
+    run = train(Scripted(), tmp_path, [Halt(3)]).run
+    train(Scripted(), tmp_path, run=run, resume="last", steps=14, **{"budget.max_minutes": 90.0})
+    told = {line.split(":")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "changed:" in line}
+    assert "learning rate" in told["budget.steps"] and "learning rate" not in told["budget.max_minutes"]
+    assert "pause" in told["budget.max_minutes"]
 
 
 def test_a_checkpoint_of_another_run(halted, tmp_path):
