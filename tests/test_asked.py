@@ -355,7 +355,8 @@ def test_the_run_to_begin_with_is_kept_by_name_or_path(runs, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(("asked", "named"), [
     ({"lr": 0.5}, "optim.lr"), ({"steps": 4}, "a budget of 4 steps"), ({"epochs": 1}, "a budget of 5 steps"),
-    ({"overrides": {"budget.max_minutes": 5}}, "budget.max_minutes"), ({"overrides": {"monitor": "val/los"}}, "monitor"),
+    ({"overrides": {"budget.max_minutes": 5}}, "budget.max_minutes"),
+    ({"overrides": {"stop.monitor": "val/los"}}, "stop.monitor"),
 ])
 def test_a_dry_run_refuses_what_the_run_would_refuse(asked, named, runs, monkeypatch, capsys):
     """Of a run that had ended at step 10 of 2 epochs; nothing is changed."""
