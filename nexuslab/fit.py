@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['OWN_NAMES', 'BUCKET_BYTES', 'SMALLEST_SCALE', 'NEXT_STEP', 'NEXT_EVALUATION', 'PATIENCE', 'ROUNDING', 'SHARED',
-           'RESUMABLE', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask', 'own_config',
-           'examples_of', 'Graphs', 'pick_device', 'pick_precision', 'StepModule', 'evaluating', 'training_mode',
-           'Snapshot', 'Listener', 'Mirror', 'go_blind', 'Console', 'Progress', 'Setup', 'Loop', 'enrol',
-           'optimizer_of', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'own_gpu', 'plan_steps', 'where',
-           'seed_step', 'Unusable', 'unusable_together', 'shares', 'forward_backward', 'count', 'refuse_name', 'emit',
-           'gathered', 'over_processes', 'pool', 'buckets', 'add_gradients', 'spread', 'saved_buffers', 'cut',
+           'RESUMABLE', 'WITHOUT_STEPS', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask',
+           'own_config', 'examples_of', 'Graphs', 'pick_device', 'pick_precision', 'StepModule', 'evaluating',
+           'training_mode', 'Snapshot', 'Listener', 'Mirror', 'go_blind', 'Console', 'Progress', 'Setup', 'Loop',
+           'enrol', 'optimizer_of', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'own_gpu', 'plan_steps',
+           'where', 'seed_step', 'Unusable', 'unusable_together', 'shares', 'forward_backward', 'count', 'refuse_name',
+           'emit', 'gathered', 'over_processes', 'pool', 'buckets', 'add_gradients', 'spread', 'saved_buffers', 'cut',
            'np_split', 'forget_gradient', 'gradient', 'halve', 'clip', 'rescaled', 'leave_out', 'hopeless', 'set_rate',
            'optimise', 'last_out', 'portable', 'measure', 'fresh_metric', 'measured', 'log_row', 'this_process',
            'aside', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'collected', 'apart', 'evaluate_loop',
-           'solvable', 'judge', 'early_stop', 'watch_overfit', 'state_of', 'save', 'effect', 'say', 'changes_since',
-           'refuse_other_data', 'refuse_other_steps', 'restore_window', 'told', 'check_budget', 'restore',
-           'restore_progress', 'forget_best', 'count_anew', 'name_checkpoints', 'holds', 'ended', 'signals', 'finished',
-           'agree', 'state_name', 'state_of_error', 'recording', 'open_record', 'mirrors', 'close', 'append', 'Result',
-           'fit', 'begun', 'start_clock', 'refuse_other_group', 'refuse_used', 'next_batch', 'log_evaluate_save',
-           'conclude']
+           'evaluation_setting', 'solvable', 'refuse_unknown_monitor', 'parts_foreseen', 'judge', 'early_stop',
+           'watch_overfit', 'state_of', 'save', 'effect', 'say', 'changes_since', 'refuse_other_data',
+           'refuse_other_steps', 'restore_window', 'told', 'check_budget', 'restore', 'take_up', 'restore_progress',
+           'forget_best', 'count_anew', 'name_checkpoints', 'holds', 'ended', 'had_ended', 'more_to_do',
+           'refuse_unused', 'signals', 'finished', 'agree', 'state_name', 'state_of_error', 'recording', 'open_record',
+           'mirrors', 'close', 'append', 'Result', 'fit', 'begun', 'rehearse', 'start_clock', 'refuse_other_group',
+           'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -46,13 +47,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nexuslab.checkpoint import (
-    clear_unnamed, fitting,
-    load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint, save_checkpoint, step_name,
-    steps_kept,
+    Saved, clear_unnamed, fitting, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint,
+    save_checkpoint, step_name, steps_kept,
 )
 from .config import DEVICES, Compute, Config, difference, validated
 from nexuslab.core import (
-    STOPPING, CheckpointError, ConfigError, NexusError, RunError, TrainingError, digest, mix, naming_files,
+    STOPPING, CheckpointError, ConfigError, DataError, NexusError, RunError, TrainingError, digest, mix, naming_files,
     system_modules,
 )
 from nexuslab.data import (
@@ -942,8 +942,7 @@ def apart(metric: nn.Module) -> nn.Module:
 # %% ../nbs/engine/08_fit.ipynb #9742ee70
 def evaluate_loop(loop: Loop) -> dict[str, float]:
     "The validation scalars of the weights that evaluation uses."
-    setting = {k: v for u in loop.updaters for k, v in u.setting(loop.total_steps, loop.total_steps).items()}
-    bare = StepModule(loop.task, loop.model, loop.cfg)
+    bare, setting = StepModule(loop.task, loop.model, loop.cfg), evaluation_setting(loop)
     with solvable(loop), contextlib.ExitStack() as stack:
         for updater in loop.updaters:
             stack.enter_context(updater.eval_weights(loop.model))
@@ -954,6 +953,10 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
     figures = {f"val/{k}": v for k, v in (averages.compute() | metrics).items()}
     return gathered(loop, figures)[0]
 
+def evaluation_setting(loop: Loop) -> dict[str, Any]:
+    "What the source is told in an evaluation: the curriculum at its end."
+    return {k: v for u in loop.updaters for k, v in u.setting(loop.total_steps, loop.total_steps).items()}
+
 @contextlib.contextmanager
 def solvable(loop: Loop) -> Iterator[None]:
     "Equations without a solution end an evaluation by name."
@@ -962,6 +965,37 @@ def solvable(loop: Loop) -> Iterator[None]:
     except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
         what, remedy = f"the evaluation after step {loop.progress.step}", "lower lr, or clip harder"
         raise TrainingError(what, found=str(error), expected="equations with a solution", remedy=remedy) from error
+
+# %% ../nbs/engine/08_fit.ipynb #b914f61b
+def refuse_unknown_monitor(loop: Loop) -> None:
+    "A monitored scalar that no evaluation will give, or a validation split without examples, is refused."
+    monitor, source = loop.cfg.stop.monitor, loop.splits.val
+    keys = eval_keys(source, loop.cfg.loader, evaluation_setting(loop))
+    if not keys:
+        raise DataError("the validation split", found="no examples", expected=f"some, since {monitor} is monitored",
+                        remedy="prepare a larger dataset, or give the task other validation data")
+    known = {"val/loss"}
+    if monitor not in known:
+        known |= {f"val/{name}" for name in loop.task.metrics(loop.cfg)}
+    if monitor not in known and monitor not in (known := known | parts_foreseen(loop, keys, monitor)):
+        told = "a scalar of the validation; what `examine` gives is known after training only"
+        remedy = f"choose one of {', '.join(sorted(known))}"
+        raise ConfigError("stop.monitor", found=monitor, expected=told, remedy=remedy)
+
+@torch.no_grad()
+def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
+    "The names of the loss's parts in an evaluation, batch by batch until the wanted one is among them."
+    bare, fetch, found = StepModule(loop.task, loop.model, loop.cfg), Fetch(loop.splits.val, loop.cfg.seed), set()
+    first = min(loop.total_steps, loop.cfg.checkpoint.eval_every * loop.unit)  # step of the first evaluation
+    at = dataclasses.replace(where(loop, training=False), step=first)
+    with solvable(loop), evaluating(bare):
+        for key in keys:
+            with loop.autocast():
+                out = bare(to_device(fetch[key], loop.device), dataclasses.replace(at, ids=key.ids))
+            found |= {f"val/{name}" for name in out.parts}
+            if wanted in found:
+                break
+    return found
 
 # %% ../nbs/engine/08_fit.ipynb #5ff39aea
 def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
@@ -1053,6 +1087,7 @@ RESUMABLE = {  # what may change when a run is resumed: a key, or a section -> i
     "loader.eval_batch_size": "no figure depends on it", "loader.num_workers": "speed", "loader.prefetch": "speed",
     "loader.pin_memory": "speed", "loader.persistent_workers": "speed",
     "budget": "a new end, for which the learning rate is planned again from the step at hand",
+    "budget.max_minutes": "a pause after so many minutes", "budget.unit": "what eval_every and its like count",
     "optim.lr": NEXT_STEP, "optim.betas": NEXT_STEP, "optim.eps": NEXT_STEP, "optim.momentum": NEXT_STEP,
     "optim.step_rms": NEXT_STEP, "optim.weight_decay": NEXT_STEP, "optim.clip": NEXT_STEP,
     "schedule": "the learning rate of the new plan from the step at hand",
@@ -1132,9 +1167,20 @@ def check_budget(loop: Loop) -> None:
 
 # %% ../nbs/engine/08_fit.ipynb #17692846
 def restore(loop: Loop, which: str) -> dict[str, tuple]:
-    "Put a checkpoint's state into the loop; returns the configuration's changes."
+    "Put a checkpoint's state into the loop, and let the run go on from there; returns the configuration's changes."
     folder = loop.run.path / "checkpoints"
-    saved = open_checkpoint(folder, which)
+    saved, changed = take_up(loop, which)
+    for key, values in changed.items():
+        say(loop, f"changed: {told({key: values})} ({effect(key)})")
+    loop.saved_at = loop.progress.step if saved.path.parent == folder else -1  # else a checkpoint of another run
+    name_checkpoints(loop, folder)
+    if loop.reason:
+        say(loop, f"{had_ended(loop)}: {more_to_do(loop)} goes on")
+    return changed
+
+def take_up(loop: Loop, which: str) -> tuple[Saved, dict[str, tuple]]:
+    "The checkpoint, its state in the loop, and the configuration's changes, or a refusal; nothing is said or written."
+    saved = open_checkpoint(loop.run.path / "checkpoints", which)
     state = saved.state()
     changed = changes_since(saved.manifest, loop.cfg, saved.path)
     refuse_other_data(loop, saved.manifest, saved.path)
@@ -1148,15 +1194,12 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
             loop.scaler.load_state_dict(state["scaler"])
         restore_progress(loop, state)
     check_budget(loop)
-    for key, values in changed.items():
-        say(loop, f"changed: {told({key: values})} ({effect(key)})")
     if {"stop.monitor", "stop.mode"} & changed.keys():
         forget_best(loop)
     count_anew(loop, changed)
-    loop.saved_at = loop.progress.step if saved.path.parent == folder else -1  # else a checkpoint of another run
-    name_checkpoints(loop, folder)
     loop.reason = ended(loop)
-    return changed
+    refuse_unused(loop, changed)
+    return saved, changed
 
 # %% ../nbs/engine/08_fit.ipynb #647994a6
 def restore_progress(loop: Loop, state: dict[str, Any]) -> None:
@@ -1211,14 +1254,31 @@ def holds(path: Path, best: float) -> bool:
     except CheckpointError:
         return False
 
+# %% ../nbs/engine/08_fit.ipynb #1acaa2c4
+WITHOUT_STEPS = ("name", "stop.restore_best")  # changes that take effect in a run that has ended
+
 def ended(loop: Loop) -> str | None:
-    "Why a resumed run has nothing left to do, which is said; None if it goes on."
-    early, over = early_stop(loop), loop.progress.step == loop.total_steps
-    if early or over:
-        reason, remedy = early or "budget reached", "stop.patience, or stop.enabled=false," if early else "budget"
-        say(loop, f"{loop.run.path.name} had ended at step {loop.progress.step} ({reason}): a larger {remedy} goes on")
-        return reason
-    return None
+    "Why a resumed run has nothing left to do; None if it goes on."
+    return early_stop(loop) or ("budget reached" if loop.progress.step == loop.total_steps else None)
+
+def had_ended(loop: Loop) -> str:
+    "Where and why a run had ended, in words."
+    return f"{loop.run.path.name} had ended at step {loop.progress.step} ({loop.reason})"
+
+def more_to_do(loop: Loop) -> str:
+    "What a run that had ended lacked."
+    return "a larger stop.patience, or stop.enabled=false," if early_stop(loop) else "a larger budget"
+
+def refuse_unused(loop: Loop, changed: dict[str, tuple]) -> None:
+    "Changes of a run that had ended, and that no step would use, are refused: its configuration stays what it was."
+    unused = {key: values for key, values in changed.items() if key not in WITHOUT_STEPS}
+    if loop.reason and unused:
+        raise CheckpointError(
+            had_ended(loop), found=f"changes that no step would use: {told(unused)}",
+            expected="no change, or one that gives it more to do",
+            remedy=f"leave {', '.join(unused)} out; {more_to_do(loop)} goes on; init_from begins another run with its "
+            "weights",
+        )
 
 # %% ../nbs/engine/08_fit.ipynb #b1130cc7
 @contextlib.contextmanager
@@ -1425,6 +1485,7 @@ def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[
         refuse_other_group(cfg)
         loop = set_up(task, cfg, run, splits)
         start_clock(loop)
+        refuse_unknown_monitor(loop)
         alone = run.exclusive() if loop.rank == 0 else contextlib.nullcontext()
         with alone, torch.autograd.set_detect_anomaly(cfg.debug):
             yield loop
@@ -1434,6 +1495,17 @@ def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[
             with contextlib.suppress(OSError, NexusError):  # the error itself is what counts
                 run.set_status(state=state, reason=reason)
         raise
+
+# %% ../nbs/engine/08_fit.ipynb #74c8f350
+def rehearse(task: Task, cfg: Config, run: Run, resume: str | None = None) -> None:
+    "Refuse what `fit` would refuse before its first step; nothing is trained or written, and `run` need not exist."
+    loop = set_up(task, cfg, run)
+    processes = cfg.compute.processes
+    loop.plan, loop.total_steps = plan_steps(cfg, loop.splits.train, loop.updaters, 0, processes)
+    start_clock(loop)
+    refuse_unknown_monitor(loop)
+    if resume:
+        take_up(loop, resume)
 
 # %% ../nbs/engine/08_fit.ipynb #db738513
 def start_clock(loop: Loop) -> None:
