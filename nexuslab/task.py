@@ -321,6 +321,9 @@ class CanPredict(ABC):
     def predict(self, model: nn.Module, inputs: Any, cfg: Config, meta: dict) -> list[dict]:
         "One row an input: the answer, and the truth where it is known."
 
+    def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027: most systems have nothing to refuse
+        "Raise `ConfigError` for a choice that does nothing with a model of this configuration."
+
 class CanSample(ABC):
     "A system that makes new examples. Keyword-only parameters of its `sample` are what a user may choose."
 

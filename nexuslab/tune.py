@@ -6,7 +6,8 @@
 __all__ = ['HEARTBEAT', 'FINISHED', 'WAIT_SECONDS', 'DRAWS', 'StudyError', 'TrialFailed', 'JournalLock', 'Journal', 'read_logs',
            'link', 'link_of', 'with_driver', 'open_storage', 'open_study', 'Pruner', 'Tuned', 'run_trial', 'is_server',
            'lock_of', 'own_process', 'at_work', 'fail_dead', 'close_run', 'number_of', 'proposer', 'run_study',
-           'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'outcome', 'tune', 'summary', 'importances']
+           'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'refuse_idle', 'outcome', 'tune', 'summary',
+           'importances']
 
 # %% ../nbs/engine/11_tune.ipynb #e24d0892
 import contextlib
@@ -27,6 +28,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import psutil
+import torch
 from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
@@ -35,11 +37,11 @@ from optuna.trial import FrozenTrial, TrialState
 from .checkpoint import clear_unnamed
 from .config import Config, one_budget, overlay, spelt_out
 from nexuslab.core import (
-    ConfigError, FormatError, Interrupted, NexusError, TrainingError, atomic_path, clear_left, digest, make_folder,
-    mix, naming_files, open_regular, parse, project_root, whole_number,
+    CheckpointError, ConfigError, FormatError, Interrupted, NexusError, TrainingError, atomic_path, clear_left, digest,
+    make_folder, mix, naming_files, open_regular, parse, project_root, whole_number,
 )
 from .data import Splits
-from .fit import Listener, fit, state_name
+from .fit import Listener, fit, has_own_optimizer, own_optimizer, state_name
 from .run import LOST_SECONDS, MAX_RECORD, Run, alive
 from .task import Task
 
@@ -410,8 +412,21 @@ def study_name_of(
     return name
 
 # %% ../nbs/engine/11_tune.ipynb #e7e659c3
+def refuse_idle(task: Task, cfg: Config, splits: Splits) -> None:
+    "Refuse to search keys of `optim` that a task's own optimiser does not read: all trials would be the same."
+    if not has_own_optimizer(task):
+        return
+    with torch.random.fork_rng(devices=[]):
+        unread = own_optimizer(task, cfg, task.model(cfg, splits.meta))[1]
+    if wrong := ", ".join(sorted(searched(task, cfg) & {f"optim.{key}" for key in unread})):
+        raise ConfigError(f"{wrong} in the search space of {task.name}",
+                          found="keys that its own optimiser does not read", expected="keys that change a trial",
+                          remedy="let the optimiser read them, as in SGD(model.parameters(), lr=cfg.optim.lr)")
+
 @contextlib.contextmanager
-def outcome(study: optuna.Study, trial: optuna.Trial, trials: int) -> Iterator[None]:
+def outcome(
+    study: optuna.Study, trial: optuna.Trial, trials: int, init_from: str | None = None
+) -> Iterator[None]:
     "Tell failures of a trial's own from those of its process: an interrupted one is queued again."
     try:
         yield
@@ -421,6 +436,13 @@ def outcome(study: optuna.Study, trial: optuna.Trial, trials: int) -> Iterator[N
                           remedy="ask for the same study again: it goes on with this trial's parameters") from None
     except optuna.TrialPruned:
         raise
+    except CheckpointError as error:
+        trial.set_user_attr("failed", str(error)[:200])
+        if init_from is None:
+            raise TrialFailed(f"trial {trial.number}", found=error.brief) from error
+        raise StudyError(f"study {study.study_name}", found=f"trial {trial.number}: {error.brief}",
+                         expected=f"trials whose model takes the weights of {init_from}",
+                         remedy="drop init_from, or take the model's sizes out of the search space") from error
     except Exception as error:
         trial.set_user_attr("failed", str(error)[:200])
         if isinstance(error, NexusError):
@@ -452,12 +474,13 @@ def tune(
     with lock_of(storage, folder, name) as lock:
         study = open_study(name, open_storage(storage, folder), cfg)
     splits = splits or task.data(cfg, root)
+    refuse_idle(task, cfg, splits)
 
     def objective(trial: optuna.Trial) -> float:
         trial.set_user_attr("process", own_process())
         lock.release()
         try:
-            with outcome(study, trial, trials):
+            with outcome(study, trial, trials, cfg.init_from):
                 return run_trial(trial, task, cfg, name, root, splits, write)
         except Interrupted as error:
             ended.append(error)

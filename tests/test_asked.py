@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 import typing
+import warnings
 
 import pandas as pd
 import pytest
@@ -15,15 +16,17 @@ from tiny import Halt, Scripted, events
 from tiny import train as trained
 
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
-from nexuslab.core import ConfigError, NexusError
+from nexuslab.core import ConfigError, DataError, NexusError
 from nexuslab.data import Store
 from nexuslab.evaluate import evaluate, keep_answers, predict, sample
 from nexuslab.fit import fit
 from nexuslab.jobs import (
+    COMMANDS,
     configured,
     dry_run,
     given_parameters,
     job_notebooks,
+    main,
     parameters_of,
     plan_of_comparison,
     plan_of_run,
@@ -33,6 +36,10 @@ from nexuslab.jobs import (
 from nexuslab.launch import train
 from nexuslab.run import Run
 from nexuslab.task import get_task
+from nexuslab.views import cost_of_run, report
+
+
+SYSTEM = "toy_graphs"
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +122,149 @@ def test_circuits_refuses_a_choice(tmp_path):
     shutil.rmtree(tmp_path / "runs")
 
 
+def test_a_beam_where_nothing_is_written_in_turn_is_refused(runs, tmp_path, monkeypatch):
+    """By the answers, before a checkpoint is read, and by the dry run; a beam of one is what is done."""
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    task = get_task("collatz")
+    given = {n: p.default for n, p in parameters_of(job_notebooks()["sample"]).items()} | {"inputs": [27]}
+    for kind in ("aligned", "encoder"):
+        run = Run.create(resolve(task, "smoke", {"model.kind": kind}), tmp_path)
+        for beam in (5, 10**6):
+            with pytest.raises(ConfigError, match=f"(?s)^beam.*{beam}.*{kind}"):
+                predict(task, run, [27], beam=beam)
+        with pytest.raises(NexusError, match="checkpoint"):
+            predict(task, run, [27], beam=1)
+        with pytest.raises(ConfigError, match="^beam"):
+            task.refuse(run.config, {"beam": 5})
+    monkeypatch.setenv("NEXUSLAB_HOME", str(runs["collatz"].root))
+    monkeypatch.setattr(Run, "config", resolve(task, "smoke"))
+    with pytest.raises(ConfigError, match="^beam"):
+        plan_of_run("sample", given | {"run": "collatz", "how": {"beam": 5}}, {"how"})
+
+
+def test_numbers_that_are_none_are_refused(runs):
+    for wrong in ([], [[27]], [[27, 31], [33, 35]], ["a"], [27.5], "27"):
+        with pytest.raises(DataError, match="numbers"):
+            predict(get_task("collatz"), runs["collatz"], wrong)
+
+
+# ---- files that a user names
+
+
+def test_a_file_that_holds_something_else_is_never_written_over(runs, tmp_path):
+    task, run = get_task("toy_graphs"), runs["toy_graphs"]
+    config = (run.path / "config.yaml").read_bytes()
+    (tmp_path / "folder.h5").mkdir()
+    for name in ("note.txt", "note.png", "foreign.h5", "old.csv"):
+        (tmp_path / name).write_text("mine")
+    shutil.copy(next(run.root.glob("data/**/*.h5")), tmp_path / "data.h5")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    for wrong in ("note.txt", "s.png", "foreign.h5", "data.h5", "folder.h5", run.path / "config.yaml"):
+        with pytest.raises(ConfigError, match="output"):
+            sample(task, run, 2, output=tmp_path / wrong)
+    answers = predict(get_task("collatz"), runs["collatz"], [27])
+    for wrong in ("old.csv", "new.txt"):
+        with pytest.raises(ConfigError, match="output"):
+            keep_answers(run, answers, tmp_path / wrong)
+    with pytest.warns(UserWarning, match="note.png"):
+        assert Store(sample(task, run, 2, output=tmp_path / "note.h5")).manifest["run"] == run.path.name
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert (run.path / "config.yaml").read_bytes() == config
+
+
+def test_what_was_written_so_is_written_over(runs, tmp_path):
+    task, run = get_task("toy_graphs"), runs["toy_graphs"]
+    for n in (2, 3):
+        file = sample(task, run, n, output=tmp_path / "s.h5")
+        assert {len(array) for array in Store(file).arrays().values()} == {n}
+        assert file.with_suffix(".png").exists()
+    for numbers in ([27], [31, 33]):
+        file = keep_answers(run, predict(get_task("collatz"), runs["collatz"], numbers), tmp_path / "a.csv")
+        assert pd.read_csv(file).n.tolist() == numbers
+
+
+def test_a_report_that_is_no_page_is_refused(runs, tmp_path):
+    run = runs["toy_graphs"]
+    before = (run.path / "config.yaml").read_bytes()
+    for wrong in (tmp_path, run.path / "config.yaml"):
+        with pytest.raises(ConfigError, match="output of a report"):
+            report(run, wrong)
+    assert (run.path / "config.yaml").read_bytes() == before
+
+
 # ---- options and keys
 
-SYSTEM = "toy_graphs"
+
+NAMED = {  # parameters that are names or files: texts
+    "system", "preset", "config", "name", "data_path", "resume", "init_from", "scheduler", "device", "precision",
+    "study_name", "storage", "output", "run", "split", "checkpoint",
+}
+
+
+def test_a_name_is_read_as_it_is_written():
+    """0127 is a name, and no octal number; null is no name; a number is refused by name."""
+    examined = 0
+    for verb, path in job_notebooks().items():
+        declared = parameters_of(path)
+        for name in NAMED & set(declared):
+            examined += 1
+            for text in ("0565356", "0127", "123", "yes", "1e3", "2026-01-01", "None"):
+                assert said_by(verb, [f"--{name.replace('_', '-')}", text])[0] == {name: text}, f"{verb} --{name}"
+            with pytest.raises(ConfigError, match="null"):
+                said_by(verb, [f"--{name.replace('_', '-')}=null"])
+            namespace = {n: p.default for n, p in declared.items()} | {name: 127}
+            with pytest.raises(ConfigError, match=name):
+                given_parameters(namespace, verb)
+    assert examined > 25
+    assert said_by("compare", ["--runs", "[0612, 'base']"])[0] == {"runs": ["0612", "base"]}
+    assert said_by("compare", ["0612", "123"])[0] == {"runs": ["0612", "123"]}
+    assert said_by("analyse", ["--views", "0612"])[0] == {"views": "0612"}
+
+
+def test_an_option_given_twice_with_two_values_is_refused():
+    examined = 0
+    for verb, path in job_notebooks().items():
+        for name, p in parameters_of(path).items():
+            if name == "overrides":
+                continue
+            examined += 1
+            flag = f"--{name.replace('_', '-')}"
+            words = [flag, f"--no{flag[1:]}"] if p.kind == "bool" else [f"{flag}=1", f"{flag}=2"]
+            with pytest.raises(ConfigError, match=f"{flag}.*given twice"):
+                said_by(verb, words)
+            assert name in said_by(verb, [words[0], words[0]])[0]
+    assert examined > 50
+    for words in (["reproduce", "--run", "a", "--run", "b"], ["report", "--output", "a.html", "--output", "b.html"],
+                  ["runs", "--system", "a", "--system", "b"], ["doctor", "--system", "a", "--system", "b"]):
+        with pytest.raises(ConfigError, match="given twice"):
+            COMMANDS[words[0]](words[1:])
+
+
+def test_a_dry_run_counts_the_steps_of_all_processes(runs, monkeypatch):
+    monkeypatch.setenv("NEXUSLAB_HOME", str(runs[SYSTEM].root))
+    task = get_task(SYSTEM)
+    for processes, accumulate in ((1, 1), (2, 1), (2, 2)):
+        changes = {"epochs": 2, "processes": processes, "optim.accumulate": accumulate, "batch_size": 4}
+        cfg = resolve(task, "smoke", changes)
+        size = task.data(cfg, runs[SYSTEM].root).train.size
+        steps = 2 * -(-size // (4 * processes * accumulate))
+        assert cost_of_run(task, cfg)["steps"] == f"{steps:,}"
+
+
+def test_what_a_terminal_would_obey_is_shown_escaped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    run = Run.create(resolve(get_task(SYSTEM), "smoke"), tmp_path)
+    foreign = run.path.rename(run.path.with_name("20260101-000000-a\x1b[2Jb-123456"))
+    (foreign / "metrics.jsonl").write_text("{broken\n" * 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for words in (["runs"], ["runs", "--latest"], ["doctor", "--dry-run"], ["report", "no\x1b[2J"]):
+            main(words)
+        Run(foreign).history()
+    shown = capsys.readouterr()
+    printed = shown.out + shown.err + "".join(str(w.message) for w in told)
+    assert "\x1b" not in printed and printed.count(r"a\x1b[2Jb") >= 4 and r"no\x1b[2J" in shown.err
+
 KEYS = fields_of(type(resolve(get_task(SYSTEM), "smoke")))
 TRAINING = ("prepare", "inspect", "train", "tune")  # jobs that take a configuration
 VALUES = [None, True, False, 1, 3, -5, 0.25, 2.5, "cpu", "val/loss", "nonsense", "", [0.5, 0.7], ["a"], {"a": 1}, {}]
@@ -192,6 +339,9 @@ def test_an_option_is_done_or_refused(request, resume, runs, tmp_path, monkeypat
         told = capsys.readouterr().err
         assert f"--{name.replace('_', '-')}" in told, told
         return
+    # a name is read as it is written
+    if way == "flag" and parameters_of(job_notebooks()[verb])[name].kind == "str":
+        value = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
     assert value_at(cfg, key) == value or (value_at(cfg, key) == [] and value in ({}, [])), (
         f"{key} = {value!r} was ignored"
     )
@@ -267,6 +417,7 @@ REFUSED = {
         "n": [0, -3, 2.5, "many", True, None],
         "seed": [-1, 2.5, "some", 2**63],
         "how": [{"nosuch": 1}, {"scale": 0}, 3, "scale"],
+        "output": ["s.png", "answers.csv", "config.yaml", "s"],
     },
     "analyse": {"run": ["nosuch"], "views": [["nosuch"], "nosuch"]},
     "compare": {

@@ -11,7 +11,16 @@ import torch
 from conftest import ROOT
 from tiny import Halt, comparable, same_weights
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader as GraphLoader
 from torchmetrics import MeanSquaredError
@@ -23,6 +32,7 @@ from nexuslab.evaluate import evaluate
 from nexuslab.fit import OwnTask, fit, set_up
 from nexuslab.run import Run
 from nexuslab.task import SESSION, get_task, list_tasks
+from nexuslab.tune import tune
 
 RUN = "import sys; from nexuslab.jobs import main; sys.exit(main(sys.argv[1:]))"
 X = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
@@ -98,6 +108,46 @@ def test_a_loader_gives_its_batch_size_unless_two_are_given():
         make(train=train)
 
 
+ROWS = TensorDataset(X, Y)
+SAYS = [  # a DataLoader, and what it says
+    (
+        {"batch_sampler": BatchSampler(SequentialSampler(ROWS), 4, True)},
+        {"batch_size": 4, "drop_last": True, "shuffle": "none"},
+    ),
+    ({"batch_size": 8, "shuffle": False}, {"batch_size": 8, "drop_last": False, "shuffle": "none"}),
+    ({"batch_size": 8, "shuffle": True, "drop_last": True}, {"drop_last": True, "shuffle": "full"}),
+    ({"num_workers": 2, "prefetch_factor": 3}, {"batch_size": 1, "num_workers": 2, "prefetch": 3}),
+]
+
+
+@pytest.mark.parametrize("given, expected", SAYS)
+def test_what_a_loader_says_is_done(given, expected):
+    """With no configuration, and with one that says nothing, or the same, of it; one that says otherwise is refused."""
+    train = DataLoader(ROWS, **given)
+    size = expected.get("batch_size", 8)
+    for config in (None, Config(system="own"), Config(system="own", loader={"batch_size": size})):
+        loader = make(train=train, config=config).presets["base"]().loader
+        assert {key: getattr(loader, key) for key in expected} == expected
+    for key, value in expected.items():
+        other = {"full": "none", "none": "full"}.get(value) or (not value if isinstance(value, bool) else value + 1)
+        with pytest.raises(ConfigError, match=f"loader.{key}"):
+            make(train=train, config=Config(system="own", loader={key: other}))
+
+
+def test_a_held_out_loader_is_done_too():
+    val = DataLoader(ROWS, batch_size=3)
+    assert make(val=val).presets["base"]().loader.eval_batch_size == 3
+    for name in ("val", "test"):
+        with pytest.raises(ConfigError, match="drop_last"):
+            make(**{name: DataLoader(ROWS, batch_size=32, drop_last=True)})
+
+
+def test_examples_in_order_are_trained_in_order(tmp_path):
+    task = make(train=DataLoader(TensorDataset(X[:32], Y[:32]), batch_size=8), config=None)
+    loop = set_up(task, task.presets["base"](), Run(tmp_path / "runs" / "own" / "probe"))
+    assert [loop.plan.micro(step)[0].ids.tolist() for step in (0, 5)] == [list(range(8)), list(range(8, 16))]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return iter(zip(X, Y))
@@ -106,6 +156,14 @@ class Endless(IterableDataset):
 WRONG = [
     (Endless(), "Endless without length"), (list(zip(X[:0], Y[:0])), "list without"), (graphs(0, 4), "Data"),
     (DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([1.0] * 48, 48)), "WeightedRandomSampler"),
+    (
+        DataLoader(ROWS, batch_sampler=BatchSampler(WeightedRandomSampler([1.0] * 48, 48), 4, False)),
+        "WeightedRandomSampler",
+    ),
+    (DataLoader(ROWS, sampler=SequentialSampler(range(10))), "SequentialSampler"),
+    (DataLoader(ROWS, sampler=RandomSampler(ROWS, num_samples=7)), "RandomSampler"),
+    (DataLoader(ROWS, shuffle=True, generator=torch.Generator()), "generator"),
+    (DataLoader(ROWS, num_workers=1, worker_init_fn=print, timeout=5), "worker_init_fn, timeout"),
 ]
 
 
@@ -197,7 +255,7 @@ def test_an_optimiser_of_ones_own_keeps_its_rates_under_the_schedule(tmp_path):
     start = set_up(task, cfg, Run(tmp_path / "runs" / "own" / "probe"))
     plain, rates = two_rates(start.model, cfg), []
     for step in range(8):
-        rates.append(0.1 * (1 - step / 7))  # of the configuration, linear to 0
+        rates.append(0.5 * (1 - step / 7))  # the largest of the two, linear to 0
         for group, own in zip(plain.param_groups, (0.05, 0.5)):
             group["lr"] = own * (1 - step / 7)
         [key] = start.plan.micro(step)
@@ -210,6 +268,46 @@ def test_an_optimiser_of_ones_own_keeps_its_rates_under_the_schedule(tmp_path):
     assert np.allclose(run.history()["train/learning_rate"], rates)
     assert torch.allclose(start.model.weight, result.model.weight, atol=1e-6)
     assert torch.allclose(start.model.bias, result.model.bias, atol=1e-6)
+
+
+def of_the_configuration(model, cfg):
+    return torch.optim.SGD(model.parameters(), lr=2 * cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
+
+
+def test_an_option_reaches_an_optimiser_of_ones_own_or_is_refused(tmp_path):
+    """What it reads changes the weights, what it does not read is refused by name, what the loop reads is done."""
+    def ended(optimizer, **changes):
+        cfg = settings("own", **changes)
+        return fit(make(optimizer=optimizer), cfg, Run.create(cfg, tmp_path))
+
+    usual = {"schedule.name": "constant"}
+    plain = ended(of_the_configuration, **usual)
+    for changes in ({"lr": 0.2}, {"optim.weight_decay": 0.3}, {"optim.clip": 0.01}):
+        result = ended(of_the_configuration, **usual | changes)
+        assert not same_weights(plain.model, result.model), changes
+        rate = 2 * changes.get("lr", 0.1)
+        assert result.run.history()["train/learning_rate"].tolist() == [pytest.approx(rate)] * 8
+    fixed = ended(two_rates, **usual)
+    assert fixed.run.history()["train/learning_rate"].tolist() == [0.5] * 8
+    [begun] = [e for e in fixed.run.events() if e["event"] == "start"]
+    assert (begun["optimizer"], begun["rate"]) == ("SGD", 0.5)
+    for optimizer, changes, told in (
+        (two_rates, {"lr": 0.5}, "optim.lr"), (two_rates, {"optim.name": "muon"}, "optim.name"),
+        (of_the_configuration, {"lr": 0.5, "optim.momentum": 0.5, "optim.eps": 0.1}, "optim.eps, optim.momentum"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{told}\n"):
+            ended(optimizer, **usual | changes)
+    with pytest.raises(ConfigError, match="positive"):
+        ended(lambda model, cfg: torch.optim.SGD(model.parameters(), lr=0.0))
+
+
+def test_a_study_of_what_an_optimiser_does_not_read_is_refused(tmp_path):
+    task = make(optimizer=two_rates)
+    with pytest.raises(ConfigError, match="optim.lr in the search space"):
+        tune(task, settings("own"), trials=2, root=tmp_path)
+    assert not list((tmp_path / "runs").glob("own/*"))
+    found = tune(make(optimizer=of_the_configuration), settings("own"), 2, root=tmp_path, write=lambda text: None)
+    assert found.study.trials[0].value != found.study.trials[1].value
 
 
 @pytest.mark.parametrize("wrong", [lambda model, cfg: None, lambda model, cfg: torch.optim.LBFGS(model.parameters())])

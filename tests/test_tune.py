@@ -239,6 +239,15 @@ def test_failing_trials_are_recorded(tmp_path):
         resolve(get_task("toy_tokens"), "nothing")
 
 
+def test_a_study_whose_models_do_not_fit_the_weights_to_begin_with_ends(tmp_path):
+    """It ends at the first trial that cannot begin, with one error that says what to do."""
+    task, told = get_task("toy_tokens"), []
+    parent = fit(task, configuration(steps=2, **{"model.hidden": 24}), Run.create(configuration(), tmp_path)).run
+    with pytest.raises(StudyError, match="(?s)model takes the weights of.*drop init_from"):
+        tune(task, configuration(steps=2, init_from=parent.path.name), 6, root=tmp_path, write=told.append)
+    assert len(list((tmp_path / "runs" / "toy_tokens").iterdir())) == 2 + len(told)  # the parent, the one that failed
+
+
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + (
     [Path(shutil.which("initdb"))] if shutil.which("initdb") else []
 )

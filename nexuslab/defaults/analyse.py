@@ -6,5 +6,5 @@
 __all__ = ['run', 'views']
 
 # %% ../../nbs/07_analyse.ipynb #475dd340
-run = "last"  # a run: its name, a part of it, its path, or "last"
-views = None  # names of views; all by default
+run: str = "last"  # a run: its name, a part of it, its path, or "last"
+views: list[str] = None  # names of views; all by default

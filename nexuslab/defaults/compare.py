@@ -6,9 +6,9 @@
 __all__ = ['runs', 'system', 'split', 'scalars', 'smoothing', 'output']
 
 # %% ../../nbs/08_compare.ipynb #d612b593
-runs = None  # names of runs, or parts of names; all of the system by default
-system = None  # only this system's
-split = "test"  # of the evaluation
-scalars = ["train/loss", "val/loss"]  # of the curves
+runs: list[str] = None  # names of runs, or parts of names; all of the system by default
+system: str = None  # only this system's
+split: str = "test"  # of the evaluation
+scalars: list[str] = ["train/loss", "val/loss"]  # of the curves
 smoothing = 0.0  # of the curves, in [0, 1)
-output = None  # a folder for table and figure; runs/.compare by default
+output: str = None  # a folder for table and figure; runs/.compare by default

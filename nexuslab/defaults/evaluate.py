@@ -6,7 +6,7 @@
 __all__ = ['run', 'split', 'checkpoint', 'device']
 
 # %% ../../nbs/04_evaluate.ipynb #39370187
-run = "last"  # a run: its name, a part of it, its path, or "last"
-split = "test"  # train, val or test
-checkpoint = "best"  # best, last, step_N or a path
-device = "auto"  # auto, cpu, cuda, cuda:N or mps
+run: str = "last"  # a run: its name, a part of it, its path, or "last"
+split: str = "test"  # train, val or test
+checkpoint: str = "best"  # best, last, step_N or a path
+device: str = "auto"  # auto, cpu, cuda, cuda:N or mps

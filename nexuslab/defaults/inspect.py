@@ -6,11 +6,11 @@
 __all__ = ['system', 'preset', 'config', 'batch_size', 'device', 'seed', 'steps', 'largest', 'overrides']
 
 # %% ../../nbs/02_inspect.ipynb #d566040b
-system = "circuits"  # which research system
-preset = None  # which preset of it; the one that config names, or base, when None
-config = None  # a YAML file with changes
+system: str = "circuits"  # which research system
+preset: str = None  # which preset of it; the one that config names, or base, when None
+config: str = None  # a YAML file with changes
 batch_size = None  # examples of a micro-batch
-device = None  # auto, cpu, cuda, cuda:N or mps
+device: str = None  # auto, cpu, cuda, cuda:N or mps
 seed = None  # of every draw
 steps: int = 100  # of the range test and of the overfit
 largest: int = 512  # batch size to stop at

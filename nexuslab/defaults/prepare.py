@@ -6,9 +6,9 @@
 __all__ = ['system', 'preset', 'config', 'seed', 'data_path', 'overrides']
 
 # %% ../../nbs/01_prepare.ipynb #a498d6fc
-system = "circuits"  # which research system
-preset = None  # which preset of it; the one that config names, or base, when None
-config = None  # a YAML file with changes
+system: str = "circuits"  # which research system
+preset: str = None  # which preset of it; the one that config names, or base, when None
+config: str = None  # a YAML file with changes
 seed = None  # of every draw
-data_path = None  # a dataset file or folder of your own, for systems that read one
+data_path: str = None  # a dataset file or folder of your own, for systems that read one
 overrides = None  # any other key of the configuration

@@ -6,10 +6,10 @@
 __all__ = ['run', 'checkpoint', 'n', 'seed', 'output', 'inputs', 'how']
 
 # %% ../../nbs/06_sample.ipynb #c1390b9d
-run = "last"  # a run: its name, a part of it, its path, or "last"
-checkpoint = "best"  # best, last, step_N or a path
+run: str = "last"  # a run: its name, a part of it, its path, or "last"
+checkpoint: str = "best"  # best, last, step_N or a path
 n: int = 16  # how many examples to make
 seed = None  # of the draws; the run's by default
-output = None  # the file (HDF5, or CSV for answers); samples/ of the run by default
+output: str = None  # the file (HDF5, or CSV for answers); samples/ of the run by default
 inputs = None  # for systems that answer: a list of inputs
 how = None  # further options of the system, as a dictionary

@@ -8,21 +8,21 @@ __all__ = ['system', 'preset', 'config', 'name', 'epochs', 'steps', 'batch_size'
            'wandb', 'tensorboard', 'processes', 'overrides']
 
 # %% ../../nbs/03_train.ipynb #b48d1de9
-system = "circuits"  # which research system
-preset = None  # smoke (seconds), base (minutes), paper (as published) ...; that of config, or base, when None
-config = None  # a YAML file: a whole run's config.yaml, or only changes
-name = None  # experiment name, part of the run directory's name
+system: str = "circuits"  # which research system
+preset: str = None  # smoke (seconds), base (minutes), paper (as published) ...; that of config, or base, when None
+config: str = None  # a YAML file: a whole run's config.yaml, or only changes
+name: str = None  # experiment name, part of the run directory's name
 epochs = None  # passes over the training set
 steps = None  # optimiser steps, instead of epochs
 batch_size = None  # examples of a micro-batch
 lr = None  # peak learning rate
-scheduler = None  # cosine, linear, step, plateau or constant
+scheduler: str = None  # cosine, linear, step, plateau or constant
 seed = None  # of every draw
-device = None  # auto, cpu, cuda, cuda:N or mps
-precision = None  # auto, fp32, bf16 or fp16
-data_path = None  # a dataset file or folder of your own, for systems that read one
-resume = None  # a run to go on with: its name, "last", or NAME@step_N
-init_from = None  # a run whose best weights the new one starts from
+device: str = None  # auto, cpu, cuda, cuda:N or mps
+precision: str = None  # auto, fp32, bf16 or fp16
+data_path: str = None  # a dataset file or folder of your own, for systems that read one
+resume: str = None  # a run to go on with: its name, "last", or NAME@step_N
+init_from: str = None  # a run whose best weights the new one starts from
 early_stopping: bool = None  # stop when the monitored scalar no longer improves
 patience = None  # evaluations without improvement before that
 restore_best: bool = None  # end with the best weights instead of the last

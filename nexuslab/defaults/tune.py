@@ -6,13 +6,13 @@
 __all__ = ['system', 'preset', 'config', 'trials', 'study_name', 'storage', 'output', 'epochs', 'steps', 'seed', 'overrides']
 
 # %% ../../nbs/05_tune.ipynb #fe55e0b1
-system = "circuits"  # which research system
-preset = None  # what the trials change; the one that config names, or base, when None
-config = None  # a YAML file with changes
+system: str = "circuits"  # which research system
+preset: str = None  # what the trials change; the one that config names, or base, when None
+config: str = None  # a YAML file with changes
 trials: int = 20  # finished trials the study should have in the end
-study_name = None  # going on with a study: the same name
-storage = None  # a journal file, sqlite:///file.db or postgresql://...; a journal beside the runs by default
-output = None  # where best_config.yaml goes; the study's folder by default
+study_name: str = None  # going on with a study: the same name
+storage: str = None  # a journal file, sqlite:///file.db or postgresql://...; a journal beside the runs by default
+output: str = None  # where best_config.yaml goes; the study's folder by default
 epochs = None  # of a trial
 steps = None  # of a trial, instead of epochs
 seed = None  # of every draw

@@ -7,7 +7,7 @@ __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'WATCHED', 'KNOWN', 'DIGITS', 'BITS'
            'CollatzModel', 'CollatzLoss', 'CollatzConfig', 'base', 'changed', 'quick', 'plain', 'wide', 'smoke',
            'paper', 'guide', 'manifest', 'build', 'digit_loss', 'apex_digits', 'length_loss', 'curves', 'Tilt', 'fed',
            'objective', 'numbers_seen', 'nearest_known', 'looked_up', 'table_answers', 'baseline_figures', 'picture',
-           'answers', 'CollatzNumbers', 'CollatzTask']
+           'answers', 'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
@@ -451,9 +451,12 @@ def answers(
     beam: int = 1,
 ) -> list[dict[str, Any]]:
     "One row a number: predicted and true long step, k and k', and the lengths that the prediction implies."
+    if np.ndim(n) > 1 or not np.size(n):
+        raise DataError("numbers to predict", found=n, expected="a list of odd numbers, one at least",
+                        remedy="write them in one list: --inputs '[27, 31]'")
     n = as_integers(n)
     step = long_step(n)
-    if len(n) and n.max() >= stop:
+    if n.max() >= stop:
         raise DataError(
             "numbers to predict", found=int(n.max()),
             expected=f"odd numbers below {stop}, the range the model was trained on",
@@ -521,7 +524,21 @@ class CollatzNumbers(Task):
         }
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d425afa6
-class CollatzTask(CollatzNumbers, CanPredict):
+class CollatzAnswers(CanPredict):
+    "What the engine asks about answers."
+
+    def refuse(self, cfg, how):
+        written = ("causal", "encoder_decoder")
+        if how.get("beam", 1) > 1 and cfg.model.kind not in written:
+            raise ConfigError("beam", found=f"{how['beam']} for a model of kind {cfg.model.kind}",
+                              expected=f"1: only the kinds {' and '.join(written)} write digit after digit",
+                              remedy="leave beam out, or choose a run of one of these kinds")
+
+    def predict(self, model, inputs, cfg, meta, *, beam: Annotated[int, Field(ge=1)] = 1):
+        return answers(model, ASKED if inputs is None else inputs, cfg.code(), cfg.data.start_range[1], beam)
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #f50a20c4
+class CollatzTask(CollatzNumbers, CollatzAnswers):
     "A transformer that reads the digits of n and writes those of kappa(n)."
 
     def model(self, cfg, meta):
@@ -561,8 +578,5 @@ class CollatzTask(CollatzNumbers, CanPredict):
         from nexuslab.systems.collatz.views import VIEWS  # late: the views chapter draws what this one trains
 
         return VIEWS
-
-    def predict(self, model, inputs, cfg, meta, *, beam: Annotated[int, Field(ge=1)] = 1):
-        return answers(model, ASKED if inputs is None else inputs, cfg.code(), cfg.data.start_range[1], beam)
 
 TASK = CollatzTask()
