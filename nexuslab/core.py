@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STOPPING', 'ADVICE', 'LEFT', 'fcntl', 'HOUR', 'MAX_JSON', 'MAX_YAML', 'MAX_DEPTH', 'MAX_NODES', 'PARTS', 'SEAL',
            'NexusError', 'ConfigError', 'FormatError', 'FileError', 'DataError', 'ModelError', 'RunError',
-           'CheckpointError', 'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root',
+           'CheckpointError', 'TrainingError', 'Interrupted', 'did_you_mean', 'visible', 'whole_number', 'project_root',
            'naming_files', 'system_modules', 'local_systems', 'module_of', 'sync_folder', 'make_folder', 'held',
            'abandoned', 'clear_left', 'atomic_path', 'plain', 'write_json', 'open_regular', 'is_there', 'read_bytes',
            'parse', 'depth_of', 'parse_json', 'read_json', 'expanded', 'LimitedLoader', 'parse_yaml', 'read_yaml',
@@ -113,6 +113,11 @@ def did_you_mean(
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return f"did you mean {near[0]}?" if near else f"choose one of: {some}"
+
+# %% ../nbs/engine/00_core.ipynb #487bf50a
+def visible(text: str) -> str:
+    "A text in one line with escapes for what does not print."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 # %% ../nbs/engine/00_core.ipynb #7263e9fd
 def whole_number(

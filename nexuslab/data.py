@@ -8,9 +8,9 @@ __all__ = ['CHUNK_BYTES', 'FORMAT', 'USED', 'GOLDEN', 'MULTIPLY_1', 'MULTIPLY_2'
            'without_building', 'ensure_store', 'Ragged', 'cores', 'map_parallel', 'signed', 'shift_right', 'scramble',
            'halves', 'box_muller', 'keyed_numbers', 'split_by_hash', 'Standardiser', 'Movable', 'Listed', 'parts_of',
            'sparse_parts', 'leaves', 'walk', 'content', 'as_array', 'Source', 'Splits', 'Tensors', 'Items',
-           'seed_generators', 'as_source', 'refuse_own_order', 'fingerprint_of', 'epoch_order', 'epoch_steps', 'Key',
-           'Plan', 'Fetch', 'load', 'held_back', 'leave_to_parent', 'through_workers', 'eval_keys', 'to_device',
-           'put_together']
+           'seed_generators', 'as_source', 'refuse_own_order', 'said_by_loader', 'fingerprint_of', 'epoch_order',
+           'epoch_steps', 'Key', 'Plan', 'Fetch', 'load', 'held_back', 'leave_to_parent', 'through_workers',
+           'eval_keys', 'to_device', 'put_together']
 
 # %% ../nbs/engine/02_data.ipynb #af95e278
 import contextlib
@@ -610,14 +610,30 @@ def as_source(data: Any) -> Source:
         raise DataError("the first example", found=str(error), expected=expected, remedy=remedy) from error
     return source
 
+# %% ../nbs/engine/02_data.ipynb #952bbfd9
 def refuse_own_order(loader: DataLoader) -> None:
-    "A loader that orders or weighs its examples by a sampler of its own is refused."
-    sampler = loader.sampler
-    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
-    if type(loader.batch_sampler) is not BatchSampler or not plain:
-        found = type(sampler if not plain else loader.batch_sampler).__name__
+    "What a loader says and a source cannot follow is refused: an order or a seed of its own, and the like."
+    plain = type(loader.batch_sampler) is BatchSampler
+    sampler = loader.batch_sampler.sampler if plain else loader.batch_sampler
+    random = type(sampler) is RandomSampler and not sampler.replacement
+    if not (random or type(sampler) is SequentialSampler) or len(sampler) != len(loader.dataset):
         remedy = "pass the dataset; to draw examples unevenly, write a Source that maps ids to them"
-        raise DataError("the order of a DataLoader", found=found, expected="shuffled or in order", remedy=remedy)
+        raise DataError("the order of a DataLoader", found=type(sampler).__name__,
+                        expected="each example once, shuffled or in order", remedy=remedy)
+    generator = loader.generator or (sampler.generator if random else None)
+    own = {"generator": generator, "worker_init_fn": loader.worker_init_fn, "timeout": loader.timeout or None}
+    if wrong := ", ".join(name for name, value in own.items() if value is not None):
+        raise DataError(f"{wrong} of a DataLoader", found="one of its own",
+                        expected="none: the configuration's seed decides every draw",
+                        remedy=f"make the DataLoader without {wrong}")
+
+def said_by_loader(loader: DataLoader) -> dict[str, Any]:
+    "What a DataLoader that a source can follow says, as keys of the section `loader`."
+    batches = loader.batch_sampler
+    order = "none" if type(batches.sampler) is SequentialSampler else "full"
+    said = {"batch_size": batches.batch_size, "drop_last": bool(batches.drop_last), "shuffle": order,
+            "num_workers": loader.num_workers, "pin_memory": bool(loader.pin_memory)}
+    return said | ({"prefetch": loader.prefetch_factor} if loader.num_workers else {})
 
 # %% ../nbs/engine/02_data.ipynb #4793070f
 EXAMINED = 1000  # examples of a source that are read for its fingerprint

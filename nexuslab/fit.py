@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['OWN_NAMES', 'BUCKET_BYTES', 'SMALLEST_SCALE', 'NEXT_STEP', 'NEXT_EVALUATION', 'PATIENCE', 'ROUNDING', 'SHARED',
            'RESUMABLE', 'WITHOUT_STEPS', 'CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'PlainTask', 'OwnTask',
-           'own_config', 'examples_of', 'Graphs', 'pick_device', 'pick_precision', 'StepModule', 'evaluating',
-           'training_mode', 'Snapshot', 'Listener', 'Mirror', 'go_blind', 'Console', 'Progress', 'Setup', 'Loop',
-           'enrol', 'optimizer_of', 'ranks', 'set_up', 'initial_model', 'Recomputes', 'wrap', 'own_gpu', 'plan_steps',
-           'where', 'seed_step', 'Unusable', 'unusable_together', 'shares', 'forward_backward', 'count', 'refuse_name',
-           'emit', 'gathered', 'over_processes', 'pool', 'buckets', 'add_gradients', 'spread', 'saved_buffers', 'cut',
-           'np_split', 'forget_gradient', 'gradient', 'halve', 'clip', 'rescaled', 'leave_out', 'hopeless', 'set_rate',
-           'optimise', 'last_out', 'portable', 'measure', 'fresh_metric', 'measured', 'log_row', 'this_process',
-           'aside', 'speed', 'watch_spike', 'tell', 'evaluate_source', 'collected', 'apart', 'evaluate_loop',
-           'evaluation_setting', 'solvable', 'refuse_unknown_monitor', 'parts_foreseen', 'judge', 'early_stop',
-           'watch_overfit', 'state_of', 'save', 'effect', 'say', 'changes_since', 'refuse_other_data',
-           'refuse_other_steps', 'restore_window', 'told', 'check_budget', 'restore', 'take_up', 'restore_progress',
-           'forget_best', 'count_anew', 'name_checkpoints', 'holds', 'ended', 'had_ended', 'more_to_do',
-           'refuse_unused', 'signals', 'finished', 'agree', 'state_name', 'state_of_error', 'recording', 'open_record',
-           'mirrors', 'close', 'append', 'Result', 'fit', 'begun', 'rehearse', 'start_clock', 'refuse_other_group',
-           'refuse_used', 'next_batch', 'log_evaluate_save', 'conclude']
+           'own_config', 'refuse_left_out', 'examples_of', 'Graphs', 'pick_device', 'pick_precision', 'StepModule',
+           'evaluating', 'training_mode', 'Snapshot', 'Listener', 'Mirror', 'go_blind', 'Console', 'Progress', 'Setup',
+           'Loop', 'enrol', 'watched', 'own_optimizer', 'has_own_optimizer', 'refuse_unread', 'optimizer_of', 'ranks',
+           'set_up', 'initial_model', 'Recomputes', 'wrap', 'own_gpu', 'plan_steps', 'where', 'seed_step', 'Unusable',
+           'unusable_together', 'shares', 'forward_backward', 'count', 'refuse_name', 'emit', 'gathered',
+           'over_processes', 'pool', 'buckets', 'add_gradients', 'spread', 'saved_buffers', 'cut', 'np_split',
+           'forget_gradient', 'gradient', 'halve', 'clip', 'rescaled', 'leave_out', 'hopeless', 'set_rate', 'optimise',
+           'last_out', 'portable', 'measure', 'fresh_metric', 'measured', 'log_row', 'this_process', 'aside', 'speed',
+           'watch_spike', 'tell', 'evaluate_source', 'collected', 'apart', 'evaluate_loop', 'evaluation_setting',
+           'solvable', 'refuse_unknown_monitor', 'parts_foreseen', 'judge', 'early_stop', 'watch_overfit', 'state_of',
+           'save', 'effect', 'say', 'changes_since', 'refuse_other_data', 'refuse_other_steps', 'restore_window',
+           'told', 'check_budget', 'restore', 'take_up', 'restore_progress', 'forget_best', 'count_anew',
+           'name_checkpoints', 'holds', 'ended', 'had_ended', 'more_to_do', 'refuse_unused', 'signals', 'finished',
+           'agree', 'state_name', 'state_of_error', 'recording', 'open_record', 'mirrors', 'close', 'append', 'Result',
+           'fit', 'begun', 'rehearse', 'start_clock', 'refuse_other_group', 'refuse_used', 'next_batch',
+           'log_evaluate_save', 'conclude']
 
 # %% ../nbs/engine/08_fit.ipynb #48d4cd89
 import contextlib
@@ -50,13 +51,13 @@ from nexuslab.checkpoint import (
     Saved, clear_unnamed, fitting, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint,
     save_checkpoint, step_name, steps_kept,
 )
-from .config import DEVICES, Compute, Config, difference, validated
+from .config import DEVICES, Compute, Config, Section, difference, validated
 from nexuslab.core import (
     STOPPING, CheckpointError, ConfigError, DataError, NexusError, RunError, TrainingError, digest, mix, naming_files,
     system_modules,
 )
 from nexuslab.data import (
-    Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, to_device,
+    Fetch, Key, Plan, Source, Splits, as_source, eval_keys, fingerprint_of, leaves, load, said_by_loader, to_device,
 )
 from .metrics import Averages
 from .optim import Plateau, learning_rate, load_moments, make_optimizer
@@ -114,18 +115,19 @@ class OwnTask(PlainTask, HasOptimizer):
         loss: Callable[[nn.Module, Any], Any],  # (model, batch) -> mean loss, or (mean loss, metric -> its arguments)
         train: Any,
         val: Any,
-        config: Config | None = None,  # the defaults with the batches of the training loader where there is none
+        config: Config | None = None,  # the defaults where there is none; what loaders say is added
         weigh: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean
         test: Any = None,  # the validation set serves where there is none
         metrics: Callable[[], dict[str, Any]] = dict,  # makes the metrics of torchmetrics, by name
         optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] | None = None,  # the configured one by default
         fingerprint: str | None = None,  # what the data are, where their content cannot be read or takes too long
     ):
-        config = own_config(name, config, train)
+        self.sources = [as_source(data) for data in (train, val, test) if data is not None]
+        config = own_config(name, config, train, val)
         self.name, self.title, self.presets = name, name, {"base": lambda: config}
         self.make, self.loss, self.measures, self.declared = make, loss, metrics, fingerprint
         self.count, self.build = weigh or examples_of, optimizer
-        self.sources = [as_source(data) for data in (train, val, test) if data is not None]
+        refuse_left_out(val, test)
         register(self)
 
     def data(self, cfg, root):
@@ -151,20 +153,27 @@ class OwnTask(PlainTask, HasOptimizer):
         return self.build(model, cfg) if self.build else make_optimizer(cfg.optim, model)
 
 # %% ../nbs/engine/08_fit.ipynb #6d72c9b2
-def own_config(name: str, config: Config | None, train: Any) -> Config:
-    "The configuration of a task of one's own; a loader's batch size is the configuration's, or refused."
-    said = isinstance(train, DataLoader) and train.batch_size != 1  # 1 is what a DataLoader has unless it is told
-    size = train.batch_size if said else None
-    if config is None:
-        config = Config(system=name, loader={"batch_size": size, "drop_last": train.drop_last} if size else {})
+def own_config(name: str, config: Config | None, train: Any, val: Any = None) -> Config:
+    "The configuration of a task of one's own, with what its loaders say; what the two say differently is refused."
+    config = config or Config(system=name)
     if config.system != name:
         found, remedy = f"a configuration of {config.system!r}", f"Config(system={name!r}, ...)"
         raise ConfigError(f"the task {name!r}", found=found, expected=name, remedy=remedy)
-    if size and size != config.loader.batch_size:
-        found = f"{size} in the DataLoader, {config.loader.batch_size} in the configuration"
-        remedy = f"Config(loader={{'batch_size': {size}}})"
-        raise ConfigError("loader.batch_size", found=found, expected="one size", remedy=remedy)
-    return config
+    said = said_by_loader(train) if isinstance(train, DataLoader) else {}
+    if isinstance(val, DataLoader):
+        said["eval_batch_size"] = val.batch_sampler.batch_size
+    asked = {key: getattr(config.loader, key) for key in config.loader.model_fields_set}
+    if wrong := [key for key in said if asked.get(key) is not None and asked[key] != said[key]]:
+        told = [f"{key}: {said[key]!r} in the DataLoader, {asked[key]!r} in the configuration" for key in wrong]
+        raise ConfigError(", ".join(f"loader.{key}" for key in wrong), found="; ".join(told), expected="one of the two",
+                          remedy=f"Config(loader={ {key: said[key] for key in wrong} }), or a dataset without a loader")
+    return config.model_copy(update={"loader": config.loader.model_copy(update=said)})
+
+def refuse_left_out(*held_out: Any) -> None:
+    "Every example of a held-out set counts: a loader that leaves out its last batch is refused."
+    if any(isinstance(data, DataLoader) and data.batch_sampler.drop_last for data in held_out):
+        raise ConfigError("drop_last of a held-out DataLoader", found=True, expected="every example in the figures",
+                          remedy="make that DataLoader without drop_last")
 
 def examples_of(batch: Any) -> float:
     "The examples of a batch: its graphs if it counts them, as PyG does, else the rows of its first tensor."
@@ -349,6 +358,7 @@ class Setup:
     model: nn.Module  # bare
     module: nn.Module  # the step, perhaps wrapped
     optimizer: torch.optim.Optimizer
+    peak: float  # the largest learning rate among the optimiser's groups, before the schedule
     plateau: Plateau
     updaters: list[Updater]
     plan: Plan
@@ -396,17 +406,60 @@ def enrol(task: Task) -> None:
         found, expected = "a system of that name, which would be loaded in its place", "a name of its own"
         raise ConfigError(f"the task {task.name!r}", found=found, expected=expected, remedy="rename the task")
 
-def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
-    "The configured optimiser, or the task's own; its rates are kept as multiples of `optim.lr`."
-    optimizer = task.optimizer(model, cfg) if isinstance(task, HasOptimizer) else make_optimizer(cfg.optim, model)
+# %% ../nbs/engine/08_fit.ipynb #8b612fb2
+def watched(section: Section) -> tuple[Section, set[str]]:
+    "A copy of a section, and the set in which it notes its keys as they are read; a dump of it reads all."
+    keys, read = set(type(section).model_fields), set()
+
+    class Watched(type(section)):
+        def __getattribute__(self, name):
+            read.update(keys if name == "__dict__" else keys & {name})
+            return super().__getattribute__(name)
+
+    copy = Watched.model_construct(**{key: getattr(section, key) for key in keys})
+    read.clear()
+    return copy, read
+
+def own_optimizer(task: HasOptimizer, cfg: Config, model: nn.Module) -> tuple[torch.optim.Optimizer, set[str]]:
+    "A task's own optimiser, and the keys of `optim` that neither it nor the loop reads."
+    optim, read = watched(cfg.optim)
+    optimizer = task.optimizer(model, cfg.model_copy(update={"optim": optim}))
+    return optimizer, set(type(cfg.optim).model_fields) - read - {"clip", "accumulate"}
+
+def has_own_optimizer(task: Task) -> bool:
+    "Whether a task's optimiser is another one than the configuration's."
+    return isinstance(task, HasOptimizer) and not (isinstance(task, OwnTask) and task.build is None)
+
+def refuse_unread(task: Task, cfg: Config, unread: set[str]) -> None:
+    "Refuse keys of `optim` that the task's own optimiser does not read and that are not as in the preset."
+    usual = task.presets[cfg.preset]().optim if cfg.preset in task.presets else type(cfg.optim)()
+    now, was = cfg.optim.model_dump(), usual.model_dump()
+    if wrong := [key for key in now if key in unread and now[key] != was.get(key)]:
+        raise ConfigError(
+            ", ".join(f"optim.{key}" for key in wrong),
+            found=", ".join(f"{key} = {now[key]!r}" for key in wrong) + ", which its own optimiser does not read",
+            expected=", ".join(f"{key} = {was.get(key)!r}" for key in wrong) + ", as in the preset",
+            remedy="leave it out, or let the optimiser read it: SGD(model.parameters(), lr=cfg.optim.lr)",
+        )
+
+# %% ../nbs/engine/08_fit.ipynb #ba8e0cbd
+def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> tuple[torch.optim.Optimizer, float]:
+    "The configured optimiser, or the task's own, and the largest rate of its groups, of which each has its `scale`."
+    own = has_own_optimizer(task)
+    optimizer, unread = own_optimizer(task, cfg, model) if own else (make_optimizer(cfg.optim, model), set())
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         found, expected = type(optimizer).__name__, "a torch.optim.Optimizer whose step needs no closure"
         raise ConfigError("the optimiser", found=found, expected=expected, remedy="return another one")
+    refuse_unread(task, cfg, unread)
+    peak = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not peak > 0:
+        raise ConfigError("the optimiser", found=f"learning rate {peak:g}", expected="a positive learning rate",
+                          remedy="give one of its groups a positive lr")
     for group in optimizer.param_groups:
-        group["scale"] = group["lr"] / cfg.optim.lr
-    return optimizer
+        group["scale"] = float(group["lr"]) / peak
+    return optimizer, peak
 
-# %% ../nbs/engine/08_fit.ipynb #8b612fb2
+# %% ../nbs/engine/08_fit.ipynb #3bcc0b54
 def ranks() -> tuple[int, int]:
     "This process and the number of processes."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -432,9 +485,10 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
     plan, total = plan_steps(cfg, splits.train, updaters, rank, world)
     by_epoch = (cfg.budget.unit or ("epochs" if cfg.budget.epochs else "steps")) == "epochs"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    optimizer, peak = optimizer_of(task, cfg, model)
     return Loop(
         task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module,
-        optimizer=optimizer_of(task, cfg, model), plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
+        optimizer=optimizer, peak=peak, plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
         plan=plan, total_steps=total,
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
         autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext,
@@ -769,9 +823,9 @@ def hopeless(loop: Loop, ids: list[int], parts: dict[str, float], what: str, eve
 
 # %% ../nbs/engine/08_fit.ipynb #a3b7ac28
 def set_rate(loop: Loop) -> float:
-    "Set and return the learning rate of the step at hand."
+    "Set the learning rates of the step at hand; returns the largest of the optimiser's groups."
     rate = learning_rate(
-        loop.cfg.schedule, loop.cfg.optim.lr, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor
+        loop.cfg.schedule, loop.peak, loop.progress.step, loop.total_steps, loop.unit, loop.plateau.factor
     )
     for group in loop.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
@@ -1384,7 +1438,8 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     loop.record.missing = max(0, record_bytes(run) - loop.record.size)
     (run.path / "stop").unlink(missing_ok=True)
     run.set_status(config=run.write_config(loop.cfg))
-    emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint)
+    emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint,
+         optimizer=type(loop.optimizer).__name__, rate=loop.peak)
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
 

@@ -56,7 +56,7 @@ from nexuslab.core import (
     MAX_YAML, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest, file_digest, held,
     is_there,
     make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes, read_sealed, sync_folder,
-    write_sealed,
+    visible, write_sealed,
 )
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
@@ -429,8 +429,8 @@ def tree(self: Run) -> dict:
     path = self.path / "config.yaml"
     tree, found = parsed(path, *stamp(path))
     if written_config(self).get("sha256", found) != found:
-        warnings.warn(f"config.yaml of {self.path.name} is not as nexuslab wrote it: it has been edited or damaged",
-                      stacklevel=2)
+        name = visible(self.path.name)
+        warnings.warn(f"config.yaml of {name} is not as nexuslab wrote it: it has been edited or damaged", stacklevel=2)
     return copy.deepcopy(tree)
 
 def written_config(run: Run) -> dict[str, Any]:
@@ -609,9 +609,10 @@ def parts_of(run: Run) -> Iterator[list[dict]]:
         lost += damaged
         yield rows
     if end < least:
-        warnings.warn(f"metrics.jsonl of {run.path.name}: {least - end:,} bytes are missing", stacklevel=4)
+        warnings.warn(f"metrics.jsonl of {visible(run.path.name)}: {least - end:,} bytes are missing", stacklevel=4)
     if lost:
-        warnings.warn(f"metrics.jsonl of {run.path.name}: {lost} damaged or cut lines are left out", stacklevel=4)
+        told = f"{lost} damaged or cut lines are left out"
+        warnings.warn(f"metrics.jsonl of {visible(run.path.name)}: {told}", stacklevel=4)
 
 # %% ../nbs/engine/06_run.ipynb #b2741c34
 def record_bytes(run: Run) -> int:
@@ -923,7 +924,8 @@ def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.
 def left_out(run: Run) -> str:
     "What is missing of a run's record, in words; empty where nothing is."
     count = damaged_rows(run.path / "metrics.jsonl")
-    return f"{count} damaged rows of metrics.jsonl are left out (nexuslab doctor {run.path.name})" if count else ""
+    more = f"nexuslab doctor {visible(run.path.name)}"
+    return f"{count} damaged rows of metrics.jsonl are left out ({more})" if count else ""
 
 def table_row(run: Run) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the state says what is wrong."

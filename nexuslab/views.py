@@ -158,7 +158,7 @@ def cost_of_run(task: Task, cfg: Config) -> dict[str, Any]:
     task.prepare(cfg, project_root())
     splits = task.data(cfg, project_root())
     loop = probe(task, cfg, splits)
-    _, total = plan_steps(cfg, splits.train, loop.updaters)
+    _, total = plan_steps(cfg, splits.train, loop.updaters, world=cfg.compute.processes)
     loop.total_steps = min(total, 6)
     memory, rate = cost_of_steps(loop) if loop.total_steps > 1 else (float("nan"), float("nan"))
     minutes = total * loop.plan.per_step / rate / 60
@@ -433,6 +433,9 @@ def report(run: Run, output: Path | None = None) -> Path:
     "One self-contained HTML file of a run; `report.html` in its directory by default."
     import nbformat
 
+    if output is not None and (output.suffix != ".html" or output.is_dir()):
+        raise ConfigError("output of a report", found=str(output) + ", a folder" * output.is_dir(),
+                          expected="a file that ends in .html", remedy=f"write --output {output.stem or 'report'}.html")
     if not (run.path / "figures" / "curves.png").exists() and (run.path / "metrics.jsonl").exists():
         run.keep("curves", plot_curves([run]))
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
@@ -441,6 +444,7 @@ def report(run: Run, output: Path | None = None) -> Path:
             notebook.cells += received_cells(run.path / f"{name}.ipynb")
     return write_html(notebook, output or run.path / "report.html", run.path.name)
 
+# %% ../nbs/engine/12_views.ipynb #57ef595f
 def received_cells(path: Path) -> list:
     "The cells of a notebook of unknown origin: sources, texts and pictures, without metadata, widgets and scripts."
     import nbformat
