@@ -490,7 +490,7 @@ def read_sealed(
     value = read_json(path)
     seal = value.pop(SEAL, None) if isinstance(value, dict) else None
     older = unsealed and isinstance(value, dict) and seal is None
-    if older and not any(like_seal(v) for v in value.values()):
+    if older and not any(map(like_seal, (*value, *value.values()))):
         return value
     if seal != digest(value, 64):
         raise FormatError(f"{path} has changed", found="content that its seal does not fit" if seal else "no seal",
