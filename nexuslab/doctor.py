@@ -34,7 +34,7 @@ from nexuslab.core import (
 )
 from .data import Store, without_building
 from .fit import state_name
-from .run import Run, evaluated, find_runs, latest, open_run, read_lines, recorded, row_of, stamp
+from .run import Run, evaluated, find_runs, given_up, latest, open_run, read_lines, recorded, row_of, stamp
 from .task import get_task
 
 # %% ../nbs/engine/15_doctor.ipynb #896c9342
@@ -286,6 +286,9 @@ def examine_results(e: Examination) -> None:
     run = e.run
     try:
         e.counts["evaluations"] = len(evaluated(run))
+        for split, told in given_up(run).items():
+            again = f"nexuslab evaluate --run {run.path.name} --split {split}"
+            e.found(run.path / "evaluation.json", f"the figures of {split} are {told}", "noted", again)
     except FormatError as error:
         e.lost(run.path / "evaluation.json", error, f"nexuslab evaluate --run {run.path.name}")
     for path in sorted(p for folder in ("", "figures", "samples") for p in (run.path / folder).glob("[!.]*.*")):

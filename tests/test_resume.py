@@ -21,9 +21,11 @@ from nexuslab.config import Config, difference, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
 from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
+from nexuslab.doctor import Examination, examine_results
+from nexuslab.evaluate import evaluate, evaluation_table, reproduce
 from nexuslab.fit import RESUMABLE, fit, forward_backward, holds, restore, set_up, start_clock, where
 from nexuslab.optim import make_optimizer
-from nexuslab.run import Run
+from nexuslab.run import Run, comparison, given_up
 from nexuslab.task import get_task
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker: the undisturbed runs and the trainers are made once
@@ -473,3 +475,26 @@ def test_a_child_goes_on_without_its_parent(tmp_path):
     assert train(task, tmp_path, run=child, resume="last", init_from=parent.path.name).step == 6
     with pytest.raises(ConfigError, match="init_from.*\n.*this run itself"):  # the newest run is by now the new one
         train(task, tmp_path, init_from="last")
+
+
+def test_figures_of_what_was_given_up(tmp_path):
+    """Back at step 2, the figures of step 6 are of another history: told by table, comparison and doctor."""
+    task = Scripted(steps=6, save_every=2, save_total_limit=9)
+    run = train(task, tmp_path).run
+    evaluate(task, run, "val", "last")
+    assert not given_up(run) and list(evaluation_table(run, "val").columns) == ["model"]
+    train(task, tmp_path, [Halt(4)], run=run, resume="step_2", lr=0.01)
+    told = "of a checkpoint of step 6, which a later attempt gave up"
+    assert given_up(run) == {"val": told}
+    with pytest.warns(UserWarning, match=told):
+        assert list(evaluation_table(run, "val").columns) == [f"model, {told}"]
+    assert comparison([run], "val").loc["figures"].tolist() == [told]
+    examine_results(found := Examination(run, mend=False))
+    assert [(f.place, f.outcome) for f in found.findings] == [("evaluation.json", "noted")]
+    train(task, tmp_path, run=run, resume="last", lr=0.01)
+    evaluate(task, run, "val", "last")
+    assert not given_up(run)
+    told = []
+    found = reproduce(run, task, write=told.append)
+    assert found[0] == "resumed at step 2 with optim.lr: 0.05 -> 0.01", "what the reproduction lacks is named"
+    assert "metrics.jsonl" in found[1] and told == ["\n".join(found)]
