@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHEET', 'final_at', 'write_evaluation', 'evaluate', 'same_data', 'warn_untested', 'changed_since', 'evaluation_table',
            'understood', 'of_type', 'holds_samples', 'is_sheet', 'refuse_output', 'first_line', 'sample', 'seed_of',
-           'origin', 'predict', 'keep_answers', 'differences_of_record', 'differences_of_history',
+           'origin', 'predict', 'keep_answers', 'changes_on_resume', 'differences_of_record', 'differences_of_history',
            'differences_of_data', 'differences_of_figures', 'reproduce']
 
 # %% ../nbs/engine/09_evaluate.ipynb #827b88d3
@@ -34,7 +34,7 @@ from nexuslab.core import (
 )
 from .data import Splits, Store, write_store
 from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
-from .run import Run, environment, evaluated, left_out, write_picture
+from .run import Run, environment, evaluated, given_up, left_out, write_picture
 from .task import At, CanPredict, CanSample, Task, get_task, register
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -114,14 +114,18 @@ def changed_since(saved: Saved, cfg: Config) -> dict[str, list]:
 
 # %% ../nbs/engine/09_evaluate.ipynb #d32ee047
 def evaluation_table(run: Run, split: str = "test") -> pd.DataFrame:
-    "Figures as rows; the model and its baselines as columns."
-    found = run.evaluation
+    "Figures as rows; the model and its baselines as columns. Figures of a history that was given up are named so."
+    found, stale = run.evaluation, given_up(run)
     if split not in found:
         raise RunError(
             f"evaluation of {run.path.name}", found=f"splits {', '.join(found)}", expected=split,
             remedy=f"nexuslab evaluate --run {run.path.name} --split {split}",
         )
-    return pd.DataFrame({"model": found[split]["figures"], **found[split]["baselines"]})
+    if split in stale:
+        again = f"nexuslab evaluate --run {run.path.name} --split {split}"
+        warnings.warn(f"{split} figures of {run.path.name} are {stale[split]}: {again}", stacklevel=2)
+    model = f"model, {stale[split]}" if split in stale else "model"
+    return pd.DataFrame({model: found[split]["figures"], **found[split]["baselines"]})
 
 # %% ../nbs/engine/09_evaluate.ipynb #6fd23ca4
 def understood(
@@ -278,6 +282,12 @@ def keep_answers(
     return path
 
 # %% ../nbs/engine/09_evaluate.ipynb #b4f8b2f8
+def changes_on_resume(run: Run) -> list[str]:
+    "What was changed while the run was trained: a reproduction has the last values from its first step."
+    starts = [event for event in run.events() if event["event"] == "start"]
+    changes = [(s["step"], key, was, now) for s in starts for key, (was, now) in s.get("changes", {}).items()]
+    return [f"resumed at step {step} with {key}: {was!r} -> {now!r}" for step, key, was, now in changes]
+
 def differences_of_record(run: Run) -> list[str]:
     "What changed since the run was made: configuration, packages, code."
     was, now, found = run.environment, environment(run.root), []
@@ -325,8 +335,11 @@ def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> 
     "Figures of evaluation.json that differ."
     if not (run.path / "evaluation.json").exists():
         return []
-    found = []
+    found, stale = [], given_up(run)
     for split, entry in run.evaluation.items():
+        if split in stale:
+            found.append(f"evaluation.json: the figures of {split} are {stale[split]}")
+            continue
         figures = (
             evaluate(task, again, split, entry["checkpoint"], splits=splits) if entry.get("step") is not None else {}
         )
@@ -368,11 +381,10 @@ def reproduce(
             kind = Interrupted if state_name(result.reason) == "interrupted" else RunError
             raise kind(f"reproduction of {run.path.name}", found=f"{result.reason} at step {result.step}",
                        expected="a training that comes to its end", remedy=f"nexuslab reproduce {run.path.name}")
-        again = result.run
-        found += differences_of_history(run.history(), again.history())
-        found += differences_of_figures(run, again, task, splits)
-    write(
-        "\n".join(found) if found
-        else f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again"
-    )
+        again, changes = result.run, changes_on_resume(run)
+        others = differences_of_history(run.history(), again.history())
+        others += differences_of_figures(run, again, task, splits)
+    found += [*changes, *others] if others else []
+    same = f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again"
+    write("\n".join(found or [*changes, same]))
     return found

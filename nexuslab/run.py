@@ -10,9 +10,9 @@ __all__ = ['PACKAGES', 'CHECK', 'CHECK_BYTES', 'MAX_RECORD', 'CHUNK', 'LONGEST',
            'stamp', 'open_run', 'run_name', 'named', 'config', 'parsed', 'tree', 'written_config', 'headline', 'root',
            'changing', 'set_status', 'recorded', 'status', 'alive', 'numbers', 'number', 'grouped', 'Columns',
            'history_of', 'uncollected', 'parts_of', 'record_bytes', 'history', 'events', 'evaluation', 'evaluated',
-           'its_environment', 'write_picture', 'write_table', 'keep', 'exclusive', 'request_stop', 'stop_requested',
-           'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id', 'WandbTracker',
-           'ExperimentTracker', 'runs_table', 'left_out', 'table_row', 'damage', 'comparison']
+           'given_up', 'its_environment', 'write_picture', 'write_table', 'keep', 'exclusive', 'request_stop',
+           'stop_requested', 'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id',
+           'WandbTracker', 'ExperimentTracker', 'runs_table', 'left_out', 'table_row', 'damage', 'comparison']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -657,6 +657,17 @@ def evaluated(run: Run) -> dict:
                           remedy=f"delete it, and evaluate again: nexuslab evaluate --run {run.path.name}")
     return found
 
+def given_up(run: Run) -> dict[str, str]:
+    "Split -> what is to be said of its figures, if their checkpoint belongs to a history that was given up."
+    from nexuslab.checkpoint import saves  # late: a later chapter, and it imports torch
+
+    sealed = {split: entry for split, entry in evaluated(run).items() if entry.get("manifest")}
+    rows = saves(run.path / "checkpoints") if sealed else []
+    kept = {row.get("manifest") for row in latest(rows) if row["event"] == "saved"}
+    lost = {row.get("manifest") for row in rows if row["event"] == "saved"} - kept
+    told = "of a checkpoint of step {}, which a later attempt gave up"
+    return {split: told.format(e.get("step")) for split, e in sealed.items() if e["manifest"] in lost}
+
 def its_environment(self: Run) -> dict[str, Any]:
     "The content of environment.json: what the run was made with."
     path = self.path / "environment.json"
@@ -949,13 +960,15 @@ def damage(run: Run, error: Exception) -> str:
 
 # %% ../nbs/engine/06_run.ipynb #fb1f05fc
 def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
-    "One column a run: the configuration's keys that differ, then state, best and the split's figures."
+    """One column a run: the configuration's keys that differ, then state, best and the split's figures, with a remark
+    where they are of a history that was given up."""
     came, trees = {}, {}
     for run in runs:
         name = run.path.name
         try:
             status, tree = run.status, flatten(run.tree)
             figures = evaluated(run).get(split, {}).get("figures", {})
+            figures |= {"figures": remark} if (remark := given_up(run).get(split)) else {}
             came[name] = {"state": status["state"], "steps": status.get("step"), "best": status.get("best")} | figures
             trees[name] = tree
         except Exception as error:  # a stranger's files raise anything

@@ -41,7 +41,7 @@ from nexuslab.core import (
 )
 from .data import Fetch, Splits, eval_keys, leaves, load
 from .fit import Loop, forward_backward, plan_steps, where
-from .run import Run, left_out
+from .run import Run, given_up, left_out
 from .task import HasLatent, Task, get_task
 
 # %% ../nbs/engine/12_views.ipynb #abbd0a2d
@@ -414,7 +414,9 @@ def summary_cells(run: Run) -> list:
     said = [f"# {literal(run.tree['system'])}: {literal(run.path.name)}\n\n{literal(ended)}"]
     said += [f"**{html.escape(missing)}**"] if (missing := left_out(run)) else []
     if (run.path / "evaluation.json").exists():
-        tables = [f"### {literal(split)}\n\n{figures_table(entry)}" for split, entry in run.evaluation.items()]
+        told = {split: f"**Figures {remark}**\n\n" for split, remark in given_up(run).items()}
+        tables = [f"### {literal(split)}\n\n{told.get(split, '')}{figures_table(entry)}"
+                  for split, entry in run.evaluation.items()]
         said.append("## Figures, with baselines beside them\n\n" + "\n\n".join(tables))
     pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
     if pictures:
