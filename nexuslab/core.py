@@ -450,7 +450,7 @@ def parse_yaml(data: bytes | str, what: object = "this text") -> Any:
     if len(data) > MAX_YAML:
         raise FormatError(f"{what} is not YAML", found=f"{len(data):,} bytes", expected=f"at most {MAX_YAML:,}",
                           remedy="correct it, or restore it from a copy")
-    return parse(data, what, "YAML", lambda text: yaml.load(text, LimitedLoader))  # noqa: S506: a safe loader
+    return parse(data, what, "YAML", lambda text: yaml.load(text, LimitedLoader))  # noqa: S506 (a safe loader)
 
 def read_yaml(path: Path | str) -> Any:
     "Read a YAML file."

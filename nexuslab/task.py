@@ -321,7 +321,7 @@ class CanPredict(ABC):
     def predict(self, model: nn.Module, inputs: Any, cfg: Config, meta: dict) -> list[dict]:
         "One row an input: the answer, and the truth where it is known."
 
-    def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027: most systems have nothing to refuse
+    def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027 (most systems refuse nothing)
         "Raise `ConfigError` for a choice that does nothing with a model of this configuration."
 
 class CanSample(ABC):

@@ -13,7 +13,7 @@ import nbformat
 import yaml
 
 from nexuslab.config import Config
-from nexuslab.core import read_json, write_json, write_sealed
+from nexuslab.core import read_sealed, write_sealed
 from nexuslab.run import Run, checked
 
 # Kind -> the payload, and the place of a page in which a careless program would put it as it is.
@@ -112,10 +112,10 @@ class Stranger:
             "baselines": {say("baseline"): {say("baseline's figure"): 1, "loss": 0.5}},
         }
         write_sealed(path / "evaluation.json", {"test": entry, say("split"): entry})
-        about = read_json(path / "environment.json") | {"command": say("command"), "commit": say("commit")}
+        about = read_sealed(path / "environment.json") | {"command": say("command"), "commit": say("commit")}
         about["hardware"] |= {"machine": say("hardware")}
         about["packages"] |= {say("package"): say("package")}
-        write_json(path / "environment.json", about)
+        write_sealed(path / "environment.json", about)
         (path / "samples" / f"{file_name(say('sample'))}.png").write_bytes(PNG)
         (path / "figures" / f"{file_name(say('picture'))}.png").write_bytes(PNG)
         (path / "log.txt").write_text(say("log"), encoding="utf-8")
