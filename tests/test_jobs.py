@@ -271,7 +271,7 @@ def test_an_edited_cell_changes_no_command(home, monkeypatch, capfd, tmp_path):
     """JupyterLab saves by itself: the command keeps its defaults and help, and says what was edited."""
     path = tmp_path / "03_train.ipynb"
     text = job_notebooks()["train"].read_text().replace("epochs = None", "epochs = 7")
-    text = text.replace('system = \\"circuits', 'system = \\"nosuch').replace('preset = \\"base', 'preset = \\"paper')
+    text = text.replace('system: str = \\"circuits', 'system: str = \\"nosuch')
     path.write_text(text)
     cell = parameters_cell(json.loads(path.read_text()))
     assert read_parameters("".join(cell["source"]))["system"].default == "nosuch"
