@@ -29,7 +29,7 @@ def no_account(monkeypatch, tmp_path):
 
 
 def wandb_records(path: Path):
-    """The protocol messages of a .wandb file."""
+    """The protocol messages of a .wandb file, up to the last that is written completely."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, parts = path.read_bytes(), 7, b""
@@ -41,6 +41,8 @@ def wandb_records(path: Path):
             place += BLOCK - place % BLOCK
             continue
         _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + size > len(data):  # wandb's own process is still writing it
+            return
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or last of a record
