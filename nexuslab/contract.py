@@ -25,10 +25,11 @@ import torch.multiprocessing as mp
 from .config import Config, overlay, validated
 from .core import NexusError, digest, parse_yaml, project_root
 from .data import Fetch, Key, Source, Splits, content, load
-from nexuslab.fit import (
-    Listener, Loop, StepModule, Unusable, clip, evaluate_source, fit, forget_gradient, forward_backward, gradient,
-    seed_step, set_up, start_clock, training_mode, where,
-)
+from .fit import fit, start_clock
+from .listen import Listener
+from .setup import Loop, StepModule, set_up, training_mode, where
+from .step import Unusable, clip, forget_gradient, forward_backward, gradient, seed_step
+from .watch import evaluate_source
 from .run import Run
 from .task import At, Task
 

@@ -44,7 +44,7 @@ from tsdownsample import MinMaxLTTBDownsampler
 # %% ../nbs/engine/13_dashboard.ipynb #7a10d001
 from .config import flatten
 from .core import ConfigError, NexusError, parse_yaml, plain, project_root
-from .fit import Listener, Snapshot
+from .listen import Listener, Snapshot
 from .jobs import Parameter, command_line, job_notebooks, parameters_of, parse_changes, planned, split_changes
 from nexuslab.run import (
     Run,

@@ -33,7 +33,7 @@ from nexuslab.core import (
     read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
 from .data import Store, without_building
-from .fit import state_name
+from .watch import state_name
 from .run import Run, evaluated, find_runs, given_up, latest, open_run, read_lines, recorded, row_of, stamp
 from .task import get_task
 

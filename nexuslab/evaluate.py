@@ -33,7 +33,9 @@ from nexuslab.core import (
     whole_number, write_json, write_sealed,
 )
 from .data import Splits, Store, write_store
-from .fit import Result, StepModule, evaluate_source, fit, pick_device, state_name
+from .fit import Result, fit
+from .setup import StepModule, pick_device
+from .watch import evaluate_source, state_name
 from .run import Run, environment, evaluated, given_up, left_out, write_picture
 from .task import At, CanPredict, CanSample, Task, get_task, register
 

@@ -586,7 +586,8 @@ def refuse_study(task, cfg, given: dict[str, Any], changes: dict[str, Any]) -> N
 def planned(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
     from nexuslab.checkpoint import open_checkpoint  # late: these import torch
-    from nexuslab.fit import changes_since, pick_device
+    from nexuslab.resume import changes_since
+    from nexuslab.setup import pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
 
@@ -803,7 +804,7 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
     from nexuslab.evaluate import seed_of, understood  # late: these import torch
-    from nexuslab.fit import pick_device
+    from nexuslab.setup import pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
     from nexuslab.views import known_views

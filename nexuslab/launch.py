@@ -28,7 +28,10 @@ from .checkpoint import load_weights, open_checkpoint, steps_kept
 from .config import Config
 from .core import STOPPING, NexusError, TrainingError, read_json, whole_number
 from .data import cores
-from .fit import Listener, Result, Snapshot, fit, pick_device, state_name
+from .fit import Result, fit
+from .listen import Listener, Snapshot
+from .setup import pick_device
+from .watch import state_name
 from .run import Run, latest, read_rows
 from .task import Task, get_task
 

@@ -41,7 +41,10 @@ from nexuslab.core import (
     make_folder, mix, naming_files, open_regular, parse, project_root, whole_number,
 )
 from .data import Splits
-from .fit import Listener, fit, has_own_optimizer, own_optimizer, state_name
+from .fit import fit
+from .listen import Listener
+from .setup import has_own_optimizer, own_optimizer
+from .watch import state_name
 from .run import LOST_SECONDS, MAX_RECORD, Run, alive
 from .task import Task
 

@@ -40,7 +40,8 @@ from nexuslab.core import (
     SEAL, ConfigError, FormatError, atomic_path, did_you_mean, digest, naming_files, project_root, read_bytes,
 )
 from .data import Fetch, Splits, eval_keys, leaves, load
-from .fit import Loop, forward_backward, plan_steps, where
+from .setup import Loop, plan_steps, where
+from .step import forward_backward
 from .run import Run, given_up, left_out
 from .task import HasLatent, Task, get_task
 

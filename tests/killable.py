@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent / "toys"))
 
 import nexuslab.checkpoint  # noqa: E402
 import nexuslab.fit  # noqa: E402
+import nexuslab.step  # noqa: E402
+import nexuslab.watch  # noqa: E402
 from nexuslab.run import Run  # noqa: E402
 from nexuslab.task import get_task  # noqa: E402
 
@@ -64,12 +66,13 @@ class Watch:
 def train(run: str, moment: str, count: int, mark: str, resume: str | None) -> None:
     """Train under watch."""
     watch, fit, checkpoint = Watch(moment, count, mark), nexuslab.fit, nexuslab.checkpoint
+    step, evaluation = nexuslab.step, nexuslab.watch
     watch.remember(fit, "set_up")
     watch.spy(fit, "seed_step", "step")
-    watch.spy(fit, "to_device", "forward")
-    watch.spy(fit, "count", "micro", when=lambda *_, **__: torch.is_grad_enabled(), after=True)
+    watch.spy(step, "to_device", "forward")
+    watch.spy(step, "count", "micro", after=True)
     watch.spy(fit, "optimise", "optimise")
-    watch.spy(fit, "count", "evaluate", when=lambda *_, **__: not torch.is_grad_enabled())
+    watch.spy(evaluation, "count", "evaluate")
     watch.spy(fit, "save", "row")
     watch.spy(checkpoint, "write_synced", "file", after=True)
     watch.spy(checkpoint, "write_synced", "manifest", when=lambda path, *_, **__: path.name == "manifest.json")

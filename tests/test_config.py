@@ -24,7 +24,8 @@ from nexuslab.config import (
     validated,
 )
 from nexuslab.core import ConfigError, RunError
-from nexuslab.fit import fit, plan_steps
+from nexuslab.fit import fit
+from nexuslab.setup import plan_steps
 from nexuslab.jobs import said_by
 from nexuslab.run import Run, new_folder
 from nexuslab.task import get_task

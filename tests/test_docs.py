@@ -316,12 +316,12 @@ def test_search_finds_a_name(watched, address):
 
 def test_cross_links_lead_there_and_back(watched, address):
     page = watched()
-    page.goto(f"{address}/engine/08_fit.html")
+    page.goto(f"{address}/engine/08b_listen.html")
     link = page.locator(".api-links a", has_text="Snapshot").first
     link.click()
-    page.wait_for_url("**/api/nexuslab.fit.html#nexuslab.fit.Snapshot")
-    page.locator("dt[id='nexuslab.fit.Snapshot'] + dd .explained a").click()
-    page.wait_for_url("**/engine/08_fit.html#cell-*")
+    page.wait_for_url("**/api/nexuslab.listen.html#nexuslab.listen.Snapshot")
+    page.locator("dt[id='nexuslab.listen.Snapshot'] + dd .explained a").click()
+    page.wait_for_url("**/engine/08b_listen.html#cell-*")
     page.goto(f"{address}/index.html")
     page.locator("a", has_text="Start here").click()
     page.wait_for_load_state()

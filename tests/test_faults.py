@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 
 import nexuslab.checkpoint
 import nexuslab.fit
+import nexuslab.setup
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
 from nexuslab.config import overlay, resolve
 from nexuslab.core import CheckpointError, DataError, NexusError, RunError, TrainingError, digest
@@ -96,7 +97,7 @@ def test_exploding_loss(tmp_path):
 
 def test_overflow_of_a_scaled_loss_is_no_fault(tmp_path, monkeypatch):
     """fp16 finds its loss scale by overflowing: such steps are left out; a fault of the loss itself stops."""
-    monkeypatch.setattr(nexuslab.fit, "pick_precision", lambda name, device: ("fp16", None))
+    monkeypatch.setattr(nexuslab.setup, "pick_precision", lambda name, device: ("fp16", None))
     task = Scripted(factor=lambda step: 100.0, lr=1e-4, steps=30, device="cpu")
     done = train(task, tmp_path, [Halt(20)])
     found = events(done.run, "rescaled")

@@ -16,7 +16,8 @@ from nexuslab.checkpoint import open_checkpoint
 from nexuslab.config import flatten, overlay, resolve
 from nexuslab.core import CheckpointError, ConfigError, RunError, TrainingError
 from nexuslab.evaluate import reproduce
-from nexuslab.fit import Listener, fit
+from nexuslab.fit import fit
+from nexuslab.listen import Listener
 from nexuslab.jobs import main
 from nexuslab.launch import train
 from nexuslab.run import Run

@@ -16,7 +16,7 @@ import nexuslab.fit
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
 from nexuslab.core import ConfigError, TrainingError
-from nexuslab.fit import Recomputes, pick_device, pick_precision, set_up
+from nexuslab.setup import Recomputes, pick_device, pick_precision, set_up
 from nexuslab.optim import Muon, learning_rate
 from nexuslab.run import Run
 from nexuslab.task import StepOut

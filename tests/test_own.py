@@ -29,7 +29,9 @@ from nexuslab.config import Config, overlay
 from nexuslab.core import CheckpointError, ConfigError, DataError, RunError
 from nexuslab.data import Source, Tensors
 from nexuslab.evaluate import evaluate
-from nexuslab.fit import OwnTask, fit, set_up
+from nexuslab.fit import fit
+from nexuslab.own import OwnTask
+from nexuslab.setup import set_up
 from nexuslab.run import Run
 from nexuslab.task import SESSION, get_task, list_tasks
 from nexuslab.tune import tune

@@ -23,7 +23,10 @@ from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
 from nexuslab.doctor import Examination, examine_results
 from nexuslab.evaluate import evaluate, evaluation_table, reproduce
-from nexuslab.fit import RESUMABLE, fit, forward_backward, holds, restore, set_up, start_clock, where
+from nexuslab.fit import fit, start_clock
+from nexuslab.resume import RESUMABLE, holds, restore
+from nexuslab.setup import set_up, where
+from nexuslab.step import forward_backward
 from nexuslab.optim import make_optimizer
 from nexuslab.run import Run, comparison, given_up
 from nexuslab.task import get_task

@@ -14,7 +14,7 @@ from tiny import Halt, Scripted, train
 
 import nexuslab.run
 from nexuslab.core import RunError
-from nexuslab.fit import Mirror
+from nexuslab.listen import Mirror
 from nexuslab.run import ExperimentTracker, Tracker, read_rows, silence
 
 BLOCK = 32768  # of the record format, which is LevelDB's log: crc (4 bytes), length (2), kind (1), data

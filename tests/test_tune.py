@@ -15,7 +15,8 @@ from tiny import Scripted, train
 
 from nexuslab.config import overlay, resolve
 from nexuslab.core import ConfigError, Interrupted
-from nexuslab.fit import CHECK_SECONDS, fit
+from nexuslab.fit import fit
+from nexuslab.watch import CHECK_SECONDS
 from nexuslab.jobs import configured, job_notebooks, parameters_of, said_by
 from nexuslab.run import Run, find_runs
 from nexuslab.task import get_task, list_tasks

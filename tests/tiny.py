@@ -8,7 +8,9 @@ from torch import nn
 
 from nexuslab.config import Checkpoint, Config, Optim, Schedule, Track, overlay
 from nexuslab.data import Tensors
-from nexuslab.fit import Listener, OwnTask, fit
+from nexuslab.fit import fit
+from nexuslab.listen import Listener
+from nexuslab.own import OwnTask
 from nexuslab.metrics import Part
 from nexuslab.run import Run
 from nexuslab.task import StepOut

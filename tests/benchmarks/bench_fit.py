@@ -16,7 +16,9 @@ from torch import nn
 from nexuslab.config import Checkpoint, Config, Loader, Optim, Schedule, Track
 from nexuslab.core import mix
 from nexuslab.data import Tensors, epoch_order
-from nexuslab.fit import Listener, OwnTask, fit
+from nexuslab.fit import fit
+from nexuslab.listen import Listener
+from nexuslab.own import OwnTask
 from nexuslab.optim import make_optimizer
 from nexuslab.run import Run
 

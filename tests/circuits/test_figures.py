@@ -10,7 +10,8 @@ from nexuslab.config import resolve
 from nexuslab.core import DataError
 from nexuslab.data import Splits
 from nexuslab.evaluate import evaluate, evaluation_table
-from nexuslab.fit import fit, initial_model
+from nexuslab.fit import fit
+from nexuslab.setup import initial_model
 from nexuslab.run import Run
 from nexuslab.systems.circuits.analysis import analyse, from_netlist, idle_edges, merge, response, topology_hash
 from nexuslab.systems.circuits.data import circuit_at, generate

@@ -10,7 +10,8 @@ from nexuslab.config import resolve
 from nexuslab.core import ConfigError, DataError
 from nexuslab.data import Plan, Store
 from nexuslab.evaluate import evaluate, predict, reproduce
-from nexuslab.fit import fit, initial_model
+from nexuslab.fit import fit
+from nexuslab.setup import initial_model
 from nexuslab.run import Run
 from nexuslab.systems.collatz.data import CollatzDataset, code_for, long_step, make_batch
 from nexuslab.systems.collatz.metrics import (

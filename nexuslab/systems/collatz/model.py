@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...core import ConfigError, ModelError
-from ...fit import Recomputes
+from ...setup import Recomputes
 from .data import SPECIALS
 
 # %% ../../../nbs/systems/collatz/02_model.ipynb #872f099e
