@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'row_keys', 'At', 'rows_of', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task',
-           'CanPredict', 'CanSample', 'HasLatent', 'HasOptimizer', 'list_tasks', 'register', 'get_task',
+           'Costly', 'CanPredict', 'CanSample', 'HasLatent', 'HasOptimizer', 'list_tasks', 'register', 'get_task',
            'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
@@ -298,8 +298,8 @@ class Task(Trainable):
         "Figures of a whole split that need more than batches: decoding, sampling, matching."
 
     @abstractmethod
-    def baselines(self, splits: Splits, split: str, cfg: Config) -> dict[str, dict[str, float]]:
-        "The same figures for the mean, the lookup table, the peer: baseline -> figure -> value."
+    def baselines(self, splits: Splits, split: str, cfg: Config) -> "dict[str, dict[str, float] | Costly]":
+        "The same figures for the mean, the lookup table, the peer: baseline -> figure -> value, or a `Costly`."
 
     @abstractmethod
     def show(self, batch: Any, cfg: Config, meta: dict):
@@ -313,13 +313,22 @@ class Task(Trainable):
     def views(self) -> dict[str, Callable]:
         "The figures of this science: name -> function of a run, returning a figure or a table."
 
+# %% ../nbs/engine/04_task.ipynb #4b61c911
+@dataclass(frozen=True)
+class Costly:
+    "Figures of a baseline that take long to compute."
+
+    compute: Callable[[], dict[str, float]]
+    made_from: dict[str, Any]  # what they follow from besides data and split: settings, seed
+    version: int = 1  # of the computation: raised when the same settings give other figures
+
 # %% ../nbs/engine/04_task.ipynb #e501a85c
 class CanPredict(ABC):
     "A system that answers given inputs. Keyword-only parameters of its `predict` are what a user may choose."
 
     @abstractmethod
     def predict(self, model: nn.Module, inputs: Any, cfg: Config, meta: dict) -> list[dict]:
-        "One row an input: the answer, and the truth where it is known."
+        "One row an input: the answer, and the truth where it is known. The model is on the device of the answers."
 
     def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027 (most systems refuse nothing)
         "Raise `ConfigError` for a choice that does nothing with a model of this configuration."
@@ -328,11 +337,12 @@ class CanSample(ABC):
     "A system that makes new examples. Keyword-only parameters of its `sample` are what a user may choose."
 
     @abstractmethod
-    def sample(self, model: nn.Module, n: int, cfg: Config, meta: dict, seed: int) -> dict[str, np.ndarray]:
-        "n new examples as arrays, rows first."
+    def sample(self, model: nn.Module, n: int, cfg: Config, meta: dict, at: At) -> dict[str, Any]:
+        """n new examples: name -> tensor or array of n rows, or a list of n of unequal length. All draws are those of
+        `at`, such as `at.normal((n, D), "latent")`: they are keyed by the example, so that chunks do not matter."""
 
     @abstractmethod
-    def contact_sheet(self, samples: dict[str, np.ndarray], cfg: Config, meta: dict):
+    def contact_sheet(self, samples: dict[str, np.ndarray | list[np.ndarray]], cfg: Config, meta: dict):
         "A matplotlib figure that shows some samples."
 
 class HasLatent(ABC):

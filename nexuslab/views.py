@@ -40,9 +40,10 @@ from nexuslab.core import (
     SEAL, ConfigError, FormatError, atomic_path, did_you_mean, digest, naming_files, project_root, read_bytes,
 )
 from .data import Fetch, Splits, eval_keys, leaves, load
+from .evaluate import table_of
+from .run import Run, given_up, left_out
 from .setup import Loop, plan_steps, where
 from .step import forward_backward
-from .run import Run, given_up, left_out
 from .task import HasLatent, Task, get_task
 
 # %% ../nbs/engine/12_views.ipynb #abbd0a2d
@@ -403,8 +404,7 @@ def caption_of(path: Path) -> str:
 
 def figures_table(entry: dict) -> str:
     "One split's figures with the baselines beside them, as HTML."
-    table = pd.DataFrame({"model": entry["figures"], **entry["baselines"]})
-    return table.to_html(float_format=lambda v: f"{v:.4g}", na_rep="")
+    return table_of(entry).to_html(float_format=lambda v: f"{v:.4g}", na_rep="")
 
 def summary_cells(run: Run) -> list:
     "What a run was and gave, as markdown cells: figures, curves, views, configuration, environment."

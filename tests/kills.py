@@ -31,9 +31,10 @@ from nexuslab import data, jobs, run
 from nexuslab.config import resolve
 from nexuslab.core import digest, parse_json
 from nexuslab.doctor import survey, verdict, whole_png
-from nexuslab.evaluate import evaluate, sample
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.run import Run, find_runs
+from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.tune import FINISHED, open_storage
 

@@ -18,7 +18,7 @@ from tiny import train as trained
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
 from nexuslab.core import ConfigError, DataError, NexusError
 from nexuslab.data import Store
-from nexuslab.evaluate import evaluate, keep_answers, predict, sample
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import (
     COMMANDS,
@@ -35,6 +35,7 @@ from nexuslab.jobs import (
 )
 from nexuslab.launch import train
 from nexuslab.run import Run
+from nexuslab.sample import keep_answers, predict, sample
 from nexuslab.task import get_task
 from nexuslab.views import cost_of_run, report
 
@@ -384,7 +385,7 @@ def test_every_parameter_of_a_job_is_used():
 # ---- jobs on runs: for each parameter, what must change the plan and what must be refused
 
 DONE = {
-    "evaluate": {"run": ["toy_tokens"], "split": ["val", "train"], "checkpoint": ["step_5"]},
+    "evaluate": {"run": ["toy_tokens"], "split": ["val", "train"], "checkpoint": ["step_5"], "untrained": [False]},
     "sample": {
         "run": ["toy_tokens"],
         "checkpoint": ["step_5"],
@@ -392,6 +393,8 @@ DONE = {
         "seed": [5, 7],
         "output": ["x.h5"],
         "how": [{"scale": 2}],
+        "precision": ["bf16"],
+        "chunk": [3],
     },
     "analyse": {"run": ["toy_tokens"]},
     "compare": {
@@ -417,6 +420,9 @@ REFUSED = {
         "n": [0, -3, 2.5, "many", True, None],
         "seed": [-1, 2.5, "some", 2**63],
         "how": [{"nosuch": 1}, {"scale": 0}, 3, "scale"],
+        "device": ["cuda:99", "gpu", "cpu:0", "", None],
+        "precision": ["fp8", "", None],
+        "chunk": [0, -3, 2.5, "many", True],
         "output": ["s.png", "answers.csv", "config.yaml", "s"],
     },
     "analyse": {"run": ["nosuch"], "views": [["nosuch"], "nosuch"]},

@@ -10,10 +10,11 @@ from tiny import comparable, same_weights
 from nexuslab.config import overlay, resolve
 from nexuslab.core import LEFT, SEAL, held, read_json, write_json
 from nexuslab.doctor import as_text, diagnose, next_step, verdict
-from nexuslab.evaluate import evaluate, sample
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import main
 from nexuslab.run import Run
+from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.views import plot_curves
 

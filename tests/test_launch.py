@@ -15,11 +15,11 @@ from together import MAKERS, POISONED, group_of_two, made, outcome
 from nexuslab.checkpoint import open_checkpoint
 from nexuslab.config import flatten, overlay, resolve
 from nexuslab.core import CheckpointError, ConfigError, RunError, TrainingError
-from nexuslab.evaluate import reproduce
 from nexuslab.fit import fit
-from nexuslab.listen import Listener
 from nexuslab.jobs import main
 from nexuslab.launch import train
+from nexuslab.listen import Listener
+from nexuslab.reproduce import reproduce
 from nexuslab.run import Run
 from nexuslab.task import get_task
 

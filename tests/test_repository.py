@@ -276,9 +276,10 @@ def test_a_sixth_system_is_a_folder(tmp_path):
 import nexuslab, sys
 from pathlib import Path
 from nexuslab.config import resolve
-from nexuslab.evaluate import evaluate, sample
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.run import Run
+from nexuslab.sample import sample
 from nexuslab.task import get_task, list_tasks
 root = Path(sys.argv[1])
 assert Path(nexuslab.__file__).is_relative_to(root), nexuslab.__file__

@@ -8,8 +8,9 @@ from tiny import Halt
 from nexuslab.config import overlay
 from nexuslab.core import Interrupted, RunError
 from nexuslab.data import Store
-from nexuslab.evaluate import evaluate, reproduce
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
+from nexuslab.reproduce import reproduce
 from nexuslab.run import Run
 from nexuslab.task import get_task
 

@@ -22,13 +22,14 @@ from nexuslab.contract import StopAt
 from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
 from nexuslab.doctor import Examination, examine_results
-from nexuslab.evaluate import evaluate, evaluation_table, reproduce
+from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit, start_clock
+from nexuslab.optim import make_optimizer
+from nexuslab.reproduce import reproduce
 from nexuslab.resume import RESUMABLE, holds, restore
+from nexuslab.run import Run, comparison, given_up
 from nexuslab.setup import set_up, where
 from nexuslab.step import forward_backward
-from nexuslab.optim import make_optimizer
-from nexuslab.run import Run, comparison, given_up
 from nexuslab.task import get_task
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker: the undisturbed runs and the trainers are made once

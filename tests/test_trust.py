@@ -1,13 +1,11 @@
 """Run directories that are damaged, foreign or shared: a named error or a mark, and never another figure."""
 import functools
-import importlib
 import json
 import os
 import re
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,10 +17,10 @@ from tiny import Scripted, train
 
 from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
-from nexuslab.core import LEFT, FormatError, NexusError, RunError, held, read_json, write_json
+from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, held, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.data import ensure_store
-from nexuslab.evaluate import evaluate, evaluation_table, write_evaluation
+from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
 from nexuslab.jobs import main, planned
 from nexuslab.run import Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table
 from nexuslab.task import get_task
@@ -201,21 +199,23 @@ def test_every_reader_says_how_many_rows_are_left_out(run, home, capsys):
     assert damaged_rows(path) == 2 * lines
 
 
-def test_the_cache_of_the_peer(tmp_path, monkeypatch):
-    """A changed figure of the peer is computed again; one from before there were seals is read."""
-    task = importlib.import_module("nexuslab.systems.circuits.task")
+def test_figures_of_a_costly_baseline_are_kept(tmp_path, monkeypatch):
+    """For what they are made from; a changed or damaged file is computed again, a disk that takes none is told."""
     asked = []
-    monkeypatch.setattr(task, "train_peer", lambda *given: asked.append(1))
-    monkeypatch.setattr(task, "figures", lambda *given: {"loss": 0.25})
-    splits = SimpleNamespace(train=SimpleNamespace(home=tmp_path, size=64), fingerprint="f" * 64, meta={"nodes": 8})
-    cfg = task.TASK.presets["smoke"]()
-    first = task.peer_figures(splits, "test", cfg)
-    [kept] = tmp_path.glob("*-peer-*.json")
-    assert task.peer_figures(splits, "test", cfg) == first and len(asked) == 1
-    kept.write_text(kept.read_text().replace("0.25", "0.75"))
-    assert task.peer_figures(splits, "test", cfg) == first and len(asked) == 2
-    write_json(kept, {"loss": 0.5})
-    assert list(task.peer_figures(splits, "test", cfg).values()) == [{"loss": 0.5}] and len(asked) == 2
+    ask = lambda **made_from: kept_figures(tmp_path, made_from, lambda: asked.append(1) or {"loss": 0.25})
+    first = ask(width=1)
+    assert ask(width=1) == first == ask(width=2) and len(asked) == 2
+    for n, harm in enumerate((lambda text: text.replace("0.25", "0.75"), lambda text: text[:9], lambda text: "{}")):
+        for kept in tmp_path.glob("*.json"):
+            kept.write_text(harm(kept.read_text()))
+        assert ask(width=1) == first == ask(width=1) and len(asked) == 3 + n
+    monkeypatch.setattr("nexuslab.evaluate.write_sealed", full)
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert ask(width=3) == first and len(asked) == 6
+
+
+def full(path, value):
+    raise FileError(f"writing {path}", found="No space left on device")
 
 
 # ---- what a killed process leaves

@@ -19,10 +19,11 @@ from attack.place import SYSTEM, copied, gone_on, project, record, tensors_diges
 from nexuslab.checkpoint import examine_folder
 from nexuslab.config import resolve
 from nexuslab.data import Store
-from nexuslab.evaluate import evaluate, sample
+from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import begin, job_notebooks, parameters_of
 from nexuslab.run import Run, find_runs
+from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.tune import tune
 from nexuslab.views import report

@@ -2,7 +2,6 @@
 import atexit
 import contextlib
 import functools
-import importlib
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import nbformat
@@ -24,10 +22,11 @@ from nexuslab.config import overlay, resolve
 from nexuslab.core import digest
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.data import Store
-from nexuslab.evaluate import evaluate, evaluation_table, sample
+from nexuslab.evaluate import evaluate, evaluation_table, kept_figures
 from nexuslab.fit import fit
 from nexuslab.jobs import RunStore, main, planned
 from nexuslab.run import Run, comparison, find_runs, open_run, runs_table
+from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.tune import open_storage, open_study, tune
 from nexuslab.views import report
@@ -80,7 +79,7 @@ def project() -> Path:
             shutil.rmtree(other.path)
     shutil.copytree(run.path, run.path.with_name("other"))
     shutil.rmtree(root / "runs" / ".jobs", ignore_errors=True)
-    peer(root)
+    baseline(root)
     return root
 
 
@@ -198,19 +197,9 @@ def command(*words: str) -> Callable[[Path], object]:
     return read
 
 
-def peer(root: Path) -> object:
-    """The figures of the circuits' peer, which are kept in a file; what computes them is replaced, since it takes
-    minutes."""
-    task = importlib.import_module("nexuslab.systems.circuits.task")
-    home = root / "data" / "circuits"
-    home.mkdir(parents=True, exist_ok=True)
-    before = task.train_peer, task.figures
-    task.train_peer, task.figures = lambda *given: None, lambda *given: {"loss": 0.25, "valid": 0.875}
-    try:
-        splits = SimpleNamespace(train=SimpleNamespace(home=home, size=64), fingerprint="f" * 64, meta={"nodes": 8})
-        return task.peer_figures(splits, "test", task.TASK.presets["smoke"]())
-    finally:
-        task.train_peer, task.figures = before
+def baseline(root: Path) -> object:
+    """The figures of a costly baseline, which are kept in a file."""
+    return kept_figures(root / "data" / SYSTEM / "kept", {"peer": 1}, lambda: {"loss": 0.25, "valid": 0.875})
 
 
 def of_run(read: Callable[[Run], object], by_name: bool = False) -> Callable[[Path], object]:
@@ -226,7 +215,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "step": of_run(loaded("step_5")), "evaluation table": of_run(lambda run: evaluation_table(run).to_csv()),
     "follower": of_run(curves), "row": of_run(row), "differences": of_run(differing), "comparison": of_run(beside),
     "runs": table_of, "nexuslab runs": command("runs"), "nexuslab runs --latest": command("runs", "--latest"),
-    "data": batches, "study": study, "peer": peer,
+    "data": batches, "study": study, "baseline": baseline,
     "store": lambda root: arrays(next((root / "data" / SYSTEM).glob("*.h5"))),
     "samples": lambda root: arrays(next((root / "runs" / SYSTEM / "sound" / "samples").glob("*.h5"))),
     "plan": of_run(plan), "evaluate": of_run(evaluated_again), "report": of_run(document), "resume": of_run(gone_on),

@@ -9,9 +9,8 @@ import torch
 from nexuslab.config import resolve
 from nexuslab.core import DataError
 from nexuslab.data import Splits
-from nexuslab.evaluate import evaluate, evaluation_table
+from nexuslab.evaluate import evaluate, evaluation_table, untrained_model
 from nexuslab.fit import fit
-from nexuslab.setup import initial_model
 from nexuslab.run import Run
 from nexuslab.systems.circuits.analysis import analyse, from_netlist, idle_edges, merge, response, topology_hash
 from nexuslab.systems.circuits.data import circuit_at, generate
@@ -31,11 +30,10 @@ from nexuslab.systems.circuits.reconstruct import (
 )
 from nexuslab.systems.circuits.task import (
     Circuits,
+    at_the_true_graph,
     by_group,
     guesses,
     statistics_of,
-    untrained_figures,
-    untrained_model,
 )
 from nexuslab.task import get_task
 
@@ -153,15 +151,15 @@ def test_no_decoded_value_is_too_large_to_be_judged(ladders):
 
 def test_figures_of_means_and_samples_stand_in_the_evaluation(run):
     table = evaluation_table(run, "val")
-    assert list(table)[:2] == ["model", "mean circuit"] and list(table)[-1].startswith("slot VAE")
+    assert list(table)[:2] == ["model", "untrained"] and list(table)[-1].startswith("slot VAE")
     model = table["model"]
     exact = table.loc["graph_exact"]
-    assert exact["untrained model"] == 0 and 3 * exact["mean circuit"] < exact["model"] <= exact["identity code"] == 1
+    assert exact["untrained"] == 0 and 3 * exact["mean circuit"] < exact["model"] <= exact["identity code"] == 1
     assert model["pole_error_median_sampled"] > 10 * model["pole_error_median"]
     assert model["pole_within_5pct_sampled"] < model["pole_within_5pct"] and model["value_error_median_sampled"] > 0.01
     assert model["prior_clean"] <= model["prior_valid"] and abs(model["rate_nats"] - model["kl"]) < 1e-3 * model["kl"]
     sampled = [name for name in table.index if name.endswith("_sampled")]
-    for column in ("model", "untrained model", "untrained, true graph", list(table)[-1]):
+    for column in ("model", "untrained", "untrained, true graph", list(table)[-1]):
         assert table.loc[[*sampled, "rate_nats"], column].notna().all() and len(sampled) == 7
     assert table.loc[sampled, "identity code"].isna().all() and np.isnan(table.loc["rate_nats", "identity code"])
 
@@ -172,22 +170,18 @@ def test_what_was_not_trained_matches_the_mean(run):
     assert table.loc["graph_exact", "identity code"] == 1 and table.loc["pole_error_median", "identity code"] < 1e-6
     assert table.loc["graph_exact", "untrained, true graph"] == 1
     ratio = table.loc["pole_error_median", "untrained, true graph"] / table.loc["pole_error_median", "model"]
-    assert 0.01 < ratio < 100 and table.loc["graph_exact", "untrained model"] == 0
-    assert table.loc["prior_clean", "untrained model"] == 0 < table.loc["prior_clean", "model"]
+    assert 0.01 < ratio < 100 and table.loc["graph_exact", "untrained"] == 0
+    assert table.loc["prior_clean", "untrained"] == 0 < table.loc["prior_clean", "model"]
+    reached = run.evaluation["val"]["untrained"]["reached"]
+    assert {"silhouette_topology", "purity_topology"} <= set(reached)
+    assert not {"graph_exact", "prior_clean"} & set(reached)
 
 
-def test_the_untrained_model_is_that_of_step_0_and_is_measured_in_the_same_way(run):
+def test_the_untrained_model_is_measured_in_the_same_way(run):
     task, cfg = get_task("circuits"), run.config
     splits = task.data(cfg, run.root)
-    state = torch.get_rng_state()
-    model = untrained_model(cfg, splits.meta)
-    assert torch.equal(state, torch.get_rng_state())
-    first = initial_model(task, cfg, splits, run).state_dict()
-    weights = model.state_dict()
-    assert first.keys() == weights.keys() and all(torch.equal(w, first[k]) for k, w in weights.items())
-    again = untrained_figures(splits, "val", cfg)["untrained model"]
-    stored = run.evaluation["val"]["baselines"]["untrained model"]
-    assert task.examine(model, splits, "val", cfg, None) == again == stored
+    examined = task.examine(untrained_model(task, cfg, splits), splits, "val", cfg, None)
+    assert examined.items() <= run.evaluation["val"]["baselines"]["untrained"].items()
 
 
 def test_samples_depend_on_the_seed_and_follow_the_posterior(run):
@@ -204,7 +198,8 @@ def test_samples_depend_on_the_seed_and_follow_the_posterior(run):
 
 def test_circuits_kept_aside_have_every_figure_too(ladders):
     cfg = resolve(get_task("circuits"), "ladders", {"model.beam": 1, "model.hidden": 16, "model.read": 24})
-    beside = guesses(ladders, "test") | {"untrained": untrained_figures(ladders, "test", cfg)["untrained, true graph"]}
+    given = at_the_true_graph(untrained_model(get_task("circuits"), cfg, ladders), ladders, "test", cfg.seed)
+    beside = guesses(ladders, "test") | {"untrained": given}
     for name in ("pole_error_median", "pole_error_median_unseen", "pole_error_median_beyond"):
         assert beside["identity code"][name] < 1e-5 < beside["untrained"][name]
         assert beside["untrained"][name] < beside["nearest training circuit"][name] <= 1

@@ -188,9 +188,9 @@ class GraphTask(Task, CanSample, HasLatent):
     def labels(self, source, ids):
         return {"kind": source.labels[source.members[ids]]}
 
-    def sample(self, model, n, cfg, meta, seed, *, scale: Annotated[float, Field(gt=0)] = 1.0):
-        z = scale * torch.randn(n, cfg.model.latent, generator=torch.Generator().manual_seed(seed))
-        return {"centre": model.decoder(z).numpy(), "ring": model.head(z)[:, 0].sigmoid().numpy()}
+    def sample(self, model, n, cfg, meta, at, *, scale: Annotated[float, Field(gt=0)] = 1.0):
+        z = scale * at.normal((n, cfg.model.latent), "latent").to(model.head.weight.device)
+        return {"centre": model.decoder(z), "ring": model.head(z)[:, 0].sigmoid()}
 
     def contact_sheet(self, samples, cfg, meta):
         fig, ax = plt.subplots()

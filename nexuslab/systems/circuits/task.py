@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRIOR_DRAWS', 'PEER_STEPS', 'FIGURES', 'TASK', 'CircuitData', 'CircuitModel', 'CircuitLoss', 'CircuitConfig', 'base',
            'smoke', 'paper', 'slots', 'ladders', 'ladder_slots', 'statistics_of', 'Circuits', 'by_group', 'came_back',
-           'latent_figures', 'figures', 'guesses', 'make_model', 'untrained_model', 'untrained_figures', 'peer_setting',
-           'objective', 'train_peer', 'peer_figures', 'as_arrays', 'as_circuits', 'picture', 'CircuitSet',
+           'latent_figures', 'figures', 'guesses', 'make_model', 'at_the_true_graph', 'peer_setting', 'objective',
+           'train_peer', 'peer_figures', 'peer_baseline', 'as_samples', 'as_circuits', 'picture', 'CircuitSet',
            'CircuitTraining', 'CircuitTask']
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
-from ...core import DataError, FormatError, digest, mix, read_sealed, write_sealed
+from ...core import DataError, mix
 from ...data import Source, Splits, Store, store_path
 from ...metrics import Part
 from ...optim import learning_rate, make_optimizer
@@ -48,7 +48,7 @@ from nexuslab.systems.circuits.reconstruct import (
     verdict,
 )
 from .schematic import draw_circuit
-from ...task import CanSample, HasLatent, Ramp, StepOut, Task
+from ...task import CanSample, Costly, HasLatent, Ramp, StepOut, Task
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fc383ed9
 class CircuitData(Section):
@@ -178,9 +178,8 @@ class Circuits(Source):
         self,
         arrays: dict[str, np.ndarray],  # of the file
         split: int,  # 0 train, 1 val, 2 test, 3 test of unseen topologies
-        home: Path | None = None,  # folder that may keep what is derived from the file
     ):
-        self.arrays, self.members, self.home = arrays, np.flatnonzero(arrays["split"] == split), home
+        self.arrays, self.members = arrays, np.flatnonzero(arrays["split"] == split)
         self.flat, self.size = flatten(arrays), len(self.members)
 
     def batch(self, ids, setting, generator):
@@ -251,17 +250,9 @@ def make_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
     poles, zeros = max(1, meta["poles"]), max(1, meta["zeros"])
     return GraphVAE(meta["nodes"], m.latent, m.hidden, m.rounds, m.read, poles, zeros, beam=m.beam, dropout=m.dropout)
 
-def untrained_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
-    "The model of a run at step 0."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix(cfg.seed, "init"))  # as `fit` begins
-        return make_model(cfg, meta)
-
-def untrained_figures(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, dict[str, float]]:
-    "Figures of the model at step 0: decoding by itself, and decoding values at the true graph."
-    model = untrained_model(cfg, splits.meta)
-    given = by_group(splits, split, lambda source, rows: came_back(model, source, rows, cfg.seed, given=True))
-    return {"untrained model": figures(model, splits, split, cfg.seed), "untrained, true graph": given}
+def at_the_true_graph(model: CircuitVAE, splits: Splits, split: str, seed: int) -> dict[str, float]:
+    "Figures of the values that a model decodes when it is told the graph."
+    return by_group(splits, split, lambda source, rows: came_back(model, source, rows, seed, given=True))
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #ea4919a5
 PEER_STEPS = 9000  # about a minute of one thread
@@ -315,47 +306,39 @@ def train_peer(
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a0440944
 FIGURES = 2  # raised when the figures that are kept are others
 
-def peer_figures(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, dict[str, float]]:
-    "Figures of the dense peer under its name; trained the first time that data and budget are met, then read."
-    home, own = splits.train.home, peer_setting(cfg, splits.train.size)
-    name = f"slot VAE ({own.budget.epochs} epochs)"
-    parts = own.tree()
+def peer_figures(
+    splits: Splits,
+    split: str,
+    cfg: CircuitConfig,  # of the peer
+) -> dict[str, float]:
+    "Figures of the dense peer, which is trained for them."
+    found = figures(train_peer(splits.train, cfg, splits.meta["nodes"]), splits, split, cfg.seed)
+    return {k: v for k, v in found.items() if not k.endswith("_topology")}  # it has no branch for topology
+
+def peer_baseline(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, Costly]:
+    "The dense peer under its name, trained once for this data, these settings and this budget."
+    own = peer_setting(cfg, splits.train.size)
     names = ("seed", "model", "loss", "loader", "optim", "schedule", "budget")
-    key = digest({"split": split, "figures": FIGURES} | {k: parts[k] for k in names})
-    kept = home / f"{splits.fingerprint[:16]}-peer-{key}.json" if home else None
-    if kept and kept.exists():
-        try:
-            return {name: read_sealed(kept, unsealed=True)}
-        except FormatError as error:
-            print(f"baseline: {error.brief}; it is computed again", flush=True)
-    print(f"baseline: training the {name}, once for this data and budget", flush=True)
-    model = train_peer(splits.train, own, splits.meta["nodes"])
-    found = figures(model, splits, split, own.seed)
-    found = {k: v for k, v in found.items() if not k.endswith("_topology")}  # it has no branch for topology
-    if kept:
-        write_sealed(kept, found)
-    return {name: found}
+    made_from = {name: own.tree()[name] for name in names}
+    compute = partial(peer_figures, splits, split, own)
+    return {f"slot VAE ({own.budget.epochs} epochs)": Costly(compute, made_from, FIGURES)}
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #3da0afea
-def as_arrays(circuits: list[Circuit | None]) -> dict[str, np.ndarray]:
-    "Circuits as ragged arrays (n_nodes, edge_offset, edge_index, edge_present, edge_value) with `valid`."
-    real = [c for c in circuits if c is not None]
+def as_samples(circuits: list[Circuit | None]) -> dict[str, np.ndarray | list[np.ndarray]]:
+    "Circuits as arrays `valid` and `n_nodes`, and lists of the edges' `edge_index`, `edge_present`, `edge_value`."
+    nothing = Circuit(0, np.zeros((0, 2), np.int64), np.zeros((0, 3), bool), np.zeros((0, 3)))
+    shown = [nothing if c is None else c for c in circuits]
     return {
-        "valid": np.array([verdict(c) == "valid" for c in circuits]),
-        "n_nodes": np.array([0 if c is None else c.n_nodes for c in circuits]),
-        "edge_offset": np.cumsum([0, *(0 if c is None else len(c.edges) for c in circuits)]),
-        "edge_index": np.concatenate([np.zeros((0, 2), np.int64), *(c.edges for c in real)]),
-        "edge_present": np.concatenate([np.zeros((0, 3), bool), *(c.present for c in real)]),
-        "edge_value": np.concatenate([np.zeros((0, 3)), *(c.value for c in real)]),
+        "valid": np.array([verdict(c) == "valid" for c in circuits]), "n_nodes": np.array([c.n_nodes for c in shown]),
+        "edge_index": [c.edges for c in shown], "edge_present": [c.present for c in shown],
+        "edge_value": [c.value for c in shown],
     }
 
-def as_circuits(arrays: dict[str, np.ndarray]) -> list[Circuit | None]:
-    "The inverse of `as_arrays`."
-    spans = zip(arrays["n_nodes"], arrays["edge_offset"], arrays["edge_offset"][1:], strict=False)
-    return [
-        Circuit(int(n), *(arrays[f"edge_{k}"][a:b] for k in ("index", "present", "value"))) if b > a else None
-        for n, a, b in spans
-    ]
+def as_circuits(samples: dict[str, np.ndarray | list[np.ndarray]]) -> list[Circuit | None]:
+    "The inverse of `as_samples`."
+    edges = (samples[f"edge_{k}"] for k in ("index", "present", "value"))
+    rows = zip(samples["n_nodes"], *edges, strict=True)
+    return [Circuit(int(n), *parts) if len(parts[0]) else None for n, *parts in rows]
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #806f4d0a
 def picture(circuits: list[Circuit]):
@@ -396,8 +379,7 @@ class CircuitSet:
     def data(self, cfg, root):
         store = Store(self.prepare(cfg, root))
         arrays = store.arrays()
-        home = store_path(root, self.name, {}).parent
-        train, val, test = (Circuits(arrays, split, home) for split in range(3))
+        train, val, test = (Circuits(arrays, split) for split in range(3))
         if not (train.size and val.size and test.size):
             raise DataError(
                 f"splits of {store.path.name}", found=f"{train.size}, {val.size} and {test.size} circuits",
@@ -412,7 +394,11 @@ class CircuitSet:
         return float(batch.size)
 
     def baselines(self, splits, split, cfg):
-        return guesses(splits, split) | untrained_figures(splits, split, cfg) | peer_figures(splits, split, cfg)
+        from nexuslab.evaluate import untrained_model  # late: training evaluates no baselines
+
+        given = at_the_true_graph(untrained_model(self, cfg, splits), splits, split, cfg.seed)
+        beside = {"untrained, true graph": given} | peer_baseline(splits, split, cfg)
+        return guesses(splits, split) | beside
 
     def show(self, batch, cfg, meta):
         return picture(to_circuits(batch, np.asarray(meta["statistics"])))
@@ -479,8 +465,9 @@ class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
             "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3)),
         }
 
-    def sample(self, model, n, cfg, meta, seed):
-        return as_arrays(draw_prior(model, n, np.asarray(meta["statistics"]), seed))
+    def sample(self, model, n, cfg, meta, at):
+        z = at.normal((n, sum(model.latent)), "latent").to(next(model.parameters()).device)
+        return as_samples(to_circuits(model.decode(z), np.asarray(meta["statistics"])))
 
     def contact_sheet(self, samples, cfg, meta):
         return picture([c for c in as_circuits(samples) if analysed(c) is not None][:12])
