@@ -183,7 +183,9 @@ class Stop(Section):
     enabled: bool = Field(False, description="stop early")
     monitor: str = Field("val/loss", description="scalar of an evaluation that decides which checkpoint is best")
     mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
-    patience: int = Field(20, ge=1, description="evaluations without improvement before stopping")
+    patience: int = Field(
+        20, ge=1, description="evaluations that have the monitored scalar, without improvement, before stopping"
+    )
     min_delta: float = Field(1e-4, ge=0, description="smallest change that counts as improvement, for early stopping")
     baseline: float | None = Field(None, description="to be beaten within the first `patience` evaluations")
     restore_best: bool = Field(True, description="return the best weights at the end instead of the last")
@@ -193,6 +195,11 @@ class Checkpoint(Section):
     "When to evaluate and save; in epochs under an epoch budget, else in steps, unless `budget.unit` says otherwise."
 
     eval_every: int = Field(1, ge=1, description="epochs or steps (budget.unit) between two evaluations")
+    examine_every: int | None = Field(
+        None, ge=1,
+        description="evaluations between two whose row has the figures that the system examines, as val/<figure>, so "
+        "that stop.monitor may name one; the last evaluation has them, too. None leaves them to `nexuslab evaluate`",
+    )
     save_every: int | None = Field(
         None, ge=1,
         description="epochs or steps between two periodic checkpoints; None saves at evaluations only when best, and "

@@ -31,7 +31,7 @@ from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
 from .setup import StepModule, initial_model, pick_device
 from .task import At, Costly, Task, get_task, register
-from .watch import evaluate_source
+from .watch import evaluate_source, examined_figures
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
 @naming_files("evaluating")
@@ -117,9 +117,7 @@ class Assessment:
             self.task, module, self.source, self.cfg, self.at, self.device, setting=self.setting
         )
         model.eval()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.cfg.seed, "examine"))
-            examined = self.task.examine(model, self.splits, self.split, self.cfg, self.at)
+        examined = examined_figures(self.task, model, self.splits, self.split, self.cfg, self.at)
         return averages.compute() | metrics | examined
 
     def aims(self) -> dict[str, float]:

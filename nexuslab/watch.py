@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import nn
 
 from .config import Config
-from .core import STOPPING, ConfigError, DataError, TrainingError
-from .data import Fetch, Key, Source, eval_keys, to_device
+from .core import STOPPING, ConfigError, DataError, TrainingError, mix
+from .data import Fetch, Key, Source, Splits, eval_keys, to_device
 from .listen import Snapshot
 from .metrics import Averages
 from .setup import Loop, StepModule, emit, evaluating, gathered, over_processes, where
@@ -173,7 +173,8 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
             loop.task, bare, loop.splits.val, loop.cfg, where(loop, training=False), loop.device, loop.autocast,
             setting, loop.rank, loop.world,
         )
-    figures = {f"val/{k}": v for k, v in (averages.compute() | metrics).items()}
+        found = examined(loop) if examine_due(loop) and loop.rank == 0 else {}
+    figures = {f"val/{k}": v for k, v in (averages.compute() | metrics | found).items()}
     return gathered(loop, figures)[0]
 
 def evaluation_setting(loop: Loop) -> dict[str, Any]:
@@ -189,6 +190,31 @@ def solvable(loop: Loop) -> Iterator[None]:
         what, remedy = f"the evaluation after step {loop.progress.step}", "lower lr, or clip harder"
         raise TrainingError(what, found=str(error), expected="equations with a solution", remedy=remedy) from error
 
+# %% ../nbs/engine/08e_watch.ipynb #e1237739
+def examine_due(loop: Loop) -> bool:
+    "Whether the evaluation at hand has the figures that the system examines."
+    every, step = loop.cfg.checkpoint, loop.progress.step
+    if every.examine_every is None:
+        return False
+    return step % (every.eval_every * loop.unit * every.examine_every) == 0 or step == loop.total_steps
+
+def examined(loop: Loop) -> dict[str, float]:
+    "What the system examines of the model on the validation split."
+    at = where(loop, training=False)
+    with evaluating(loop.model):
+        found = examined_figures(loop.task, loop.model, loop.splits, "val", loop.cfg, at)
+    for name in found.keys() & OWN_NAMES:
+        refuse_name(name, "figure of `examine`")
+    return found
+
+def examined_figures(
+    task: Task, model: nn.Module, splits: Splits, split: str, cfg: Config, at: At
+) -> dict[str, float]:
+    "What a system examines, with draws from the default generators that are the same in every evaluation."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(cfg.seed, "examine"))
+        return task.examine(model, splits, split, cfg, at)
+
 # %% ../nbs/engine/08e_watch.ipynb #b914f61b
 def refuse_unknown_monitor(loop: Loop) -> None:
     "A monitored scalar that no evaluation will give, or a validation split without examples, is refused."
@@ -201,9 +227,12 @@ def refuse_unknown_monitor(loop: Loop) -> None:
     if monitor not in known:
         known |= {f"val/{name}" for name in loop.task.metrics(loop.cfg)}
     if monitor not in known and monitor not in (known := known | parts_foreseen(loop, keys, monitor)):
-        told = "a scalar of the validation; what `examine` gives is known after training only"
-        remedy = f"choose one of {', '.join(sorted(known))}"
-        raise ConfigError("stop.monitor", found=monitor, expected=told, remedy=remedy)
+        often = loop.cfg.checkpoint.examine_every
+        known |= {f"val/{name}" for name in examined(loop)} if often else set()
+        if monitor not in known:
+            told = "a scalar of the validation; one that the system examines needs checkpoint.examine_every"
+            remedy = f"choose one of {', '.join(sorted(known))}" + (", or set checkpoint.examine_every" * (not often))
+            raise ConfigError("stop.monitor", found=monitor, expected=told, remedy=remedy)
 
 @torch.no_grad()
 def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
@@ -224,6 +253,8 @@ def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
 def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
     "Whether this evaluation is the best, and a note; sets the reason when it is time to stop early."
     stop, p = loop.cfg.stop, loop.progress
+    if stop.monitor not in metrics and loop.cfg.checkpoint.examine_every and not examine_due(loop):
+        return False, ""  # of an evaluation between two that have it
     if stop.monitor not in metrics:
         raise ConfigError(
             "stop.monitor", found=stop.monitor, expected="a scalar of the evaluation",

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import Halt, Scripted, events, points, rates, same_weights, train
+from tiny import Halt, Scripted, comparable, events, points, rates, same_weights, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric
@@ -49,7 +49,8 @@ PROVED = {  # option -> the test that shows it acting; "file::test" where it is 
     "stop.patience": "test_patience",
     "stop.min_delta": "test_min_delta", "stop.baseline": "test_baseline", "stop.restore_best": "test_restore_best",
     "stop.verbose": "test_verbose",
-    "checkpoint.eval_every": "test_budgets", "checkpoint.save_every": "test_periodic_checkpoints",
+    "checkpoint.eval_every": "test_budgets", "checkpoint.examine_every": "test_examine_every",
+    "checkpoint.save_every": "test_periodic_checkpoints",
     "checkpoint.best_only": "test_periodic_checkpoints",
     "checkpoint.save_total_limit": "test_periodic_checkpoints", "checkpoint.save_minutes": "test_save_minutes",
     "guard.nonfinite": "test_skip_nonfinite", "guard.max_skips": "test_skip_nonfinite", "guard.spike": "test_spike",
@@ -280,6 +281,33 @@ def test_monitor_and_mode(tmp_path):
     assert train(task, tmp_path, monitor="val/score", **{"stop.mode": "min"}).best_step == 1
     with pytest.raises(ConfigError, match="val/score"):
         train(task, tmp_path, monitor="val/nothing")
+
+
+class Examined(Scripted):
+    """A line whose quality is worst far from step 4, with a draw that must not move the training."""
+
+    def examine(self, model, splits, split, cfg, at):
+        return {"quality": -abs(at.step - 4.0), "draw": float(torch.rand(()))}
+
+
+def test_examine_every(tmp_path):
+    """Figures that the system examines join every fourth evaluation; best, patience and plateau follow them only."""
+    task = Examined(script=lambda step: -step, eval_every=1, steps=20, restore_best=False, early_stopping=True)
+    plain = train(task, tmp_path)
+    assert plain.step == plain.best_step == 20 and "val/quality" not in plain.run.history()
+    often = {"checkpoint.examine_every": 4}
+    assert same_weights(plain.model, train(task, tmp_path, **often).model)
+    often |= {"monitor": "val/quality", "stop.mode": "max", "patience": 2, "scheduler": "plateau"}
+    early = train(task, tmp_path, **often, **{"schedule.patience": 0})
+    shown = early.run.history().set_index("step")[["val/quality", "val/draw"]].dropna()
+    assert (early.step, early.best_step) == (12, 4) and shown.index.tolist() == [4, 8, 12]
+    assert shown["val/draw"].nunique() == 1 and rates(early.run) == [0.05] * 8 + [0.025] * 4
+    halted = train(task, tmp_path, [Halt(6)], **often, **{"schedule.patience": 0})
+    again = train(task, tmp_path, run=halted.run, resume="last", **often, **{"schedule.patience": 0})
+    assert comparable(again.run).equals(comparable(early.run)) and same_weights(again.model, early.model)
+    for monitor, more in (("val/quality", {}), ("val/qualty", {"checkpoint.examine_every": 4})):
+        with pytest.raises(ConfigError, match=f"stop.monitor\n.*{monitor}\n.*checkpoint.examine_every"):
+            train(task, tmp_path, monitor=monitor, **more)
 
 
 def test_baseline(tmp_path):
