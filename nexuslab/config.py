@@ -191,6 +191,7 @@ class Stop(Section):
     restore_best: bool = Field(True, description="return the best weights at the end instead of the last")
     verbose: bool = Field(True, description="print 'new best' and 'no improvement k/patience'")
 
+# %% ../nbs/engine/01_config.ipynb #1ea0dffa
 class Checkpoint(Section):
     "When to evaluate and save; in epochs under an epoch budget, else in steps, unless `budget.unit` says otherwise."
 
