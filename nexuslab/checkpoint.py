@@ -31,7 +31,7 @@ from nexuslab.core import (
     open_regular, parse_json, plain,
     read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
-from .data import require_space
+from .store import require_space
 from .run import MAX_RECORD, Run, row_of
 from .task import get_task
 

@@ -24,7 +24,8 @@ import torch.multiprocessing as mp
 
 from .config import Config, overlay, validated
 from .core import NexusError, digest, parse_yaml, project_root
-from .data import Fetch, Key, Source, Splits, content, load
+from .batch import content
+from .data import Fetch, Key, Source, Splits, load
 from .fit import fit, start_clock
 from .listen import Listener
 from .setup import Loop, StepModule, set_up, training_mode, where

@@ -32,7 +32,7 @@ from nexuslab.core import (
     LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, parse_json,
     read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
-from .data import Store, without_building
+from .store import Store, without_building
 from .watch import state_name
 from .run import Run, evaluated, find_runs, given_up, latest, open_run, read_lines, recorded, row_of, stamp
 from .task import get_task

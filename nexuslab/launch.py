@@ -27,7 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from .checkpoint import load_weights, open_checkpoint, steps_kept
 from .config import Config
 from .core import STOPPING, NexusError, TrainingError, read_json, whole_number
-from .data import cores
+from .store import cores
 from .fit import Result, fit
 from .listen import Listener, Snapshot
 from .setup import pick_device

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from .config import Config
 from .core import ConfigError, digest
-from .data import Splits, as_source, fingerprint_of, leaves, said_by_loader
+from .batch import leaves
+from .data import Splits, as_source, fingerprint_of, said_by_loader
 from .optim import make_optimizer
 from .task import HasOptimizer, StepOut, Task, register
 

@@ -28,7 +28,7 @@ from .config import Config, accepts_boolean, overlay
 from nexuslab.core import (
     ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, visible, whole_number,
 )
-from .data import Store, write_store
+from .store import Store, write_store
 from .run import Run, write_picture
 from .setup import pick_device, pick_precision
 from .task import At, CanPredict, CanSample, Task, register

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from .core import TrainingError, mix
-from .data import Fetch, Key, to_device
+from .batch import to_device
+from .data import Fetch, Key
 from .metrics import Averages
 from .optim import learning_rate
 from .setup import Loop, buckets, emit, gathered, over_processes, saved_buffers, spread, where

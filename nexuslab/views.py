@@ -39,7 +39,8 @@ from .contract import probe, step_once
 from nexuslab.core import (
     SEAL, ConfigError, FormatError, atomic_path, did_you_mean, digest, naming_files, project_root, read_bytes,
 )
-from .data import Fetch, Splits, eval_keys, leaves, load
+from .batch import leaves
+from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
 from .run import Run, given_up, left_out
 from .setup import Loop, plan_steps, where

@@ -27,7 +27,8 @@ from torch import nn
 
 from .config import Config
 from .core import STOPPING, ConfigError, DataError, TrainingError, mix
-from .data import Fetch, Key, Source, Splits, eval_keys, to_device
+from .batch import to_device
+from .data import Fetch, Key, Source, Splits, eval_keys
 from .listen import Snapshot
 from .metrics import Averages
 from .setup import Loop, StepModule, emit, evaluating, gathered, over_processes, where

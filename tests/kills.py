@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import optuna
 import torch
 
-from nexuslab import data, jobs, run
+from nexuslab import jobs, run, store
 from nexuslab.config import resolve
 from nexuslab.core import digest, parse_json
 from nexuslab.doctor import survey, verdict, whole_png
@@ -177,7 +177,7 @@ class Operations:
     def watch(self) -> None:
         """Of what the interpreter does not tell: the content of files, and what is forced to the disk."""
         sys.addaudithook(self.hook)
-        for module, name in ((os, "fsync"), (run.Record, "write"), (data.Reserved, "write")):
+        for module, name in ((os, "fsync"), (run.Record, "write"), (store.Reserved, "write")):
             setattr(module, name, self.counted(getattr(module, name)))
 
     def counted(self, real: Callable) -> Callable:
@@ -224,7 +224,7 @@ def halves(root: Path) -> list[str]:
         elif path.suffix in (".ipynb", ".json"):
             parse_json(data_of(), path)
         elif path.suffix == ".h5":
-            data.Store(path).verify()
+            store.Store(path).verify()
     return found
 
 
@@ -248,7 +248,7 @@ def results(root: Path) -> dict[str, Any]:
             "figures": {split: entry["figures"] for split, entry in evaluated.items()},
             "files": {p.name: digest(p.read_bytes()) for folder in ("figures", "samples")
                       for p in sorted((made.path / folder).iterdir()) if name and p.suffix in (".png", ".csv")},
-            "samples": {p.name: data.Store(p).verify().manifest["digest"] for p in made.path.glob("samples/*.h5")},
+            "samples": {p.name: store.Store(p).verify().manifest["digest"] for p in made.path.glob("samples/*.h5")},
         }
     for study in studies:
         with contextlib.redirect_stderr(io.StringIO()):

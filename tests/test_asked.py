@@ -17,7 +17,7 @@ from tiny import train as trained
 
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
 from nexuslab.core import ConfigError, DataError, NexusError
-from nexuslab.data import Store
+from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import (

@@ -11,7 +11,8 @@ from torch_geometric.data import Batch, Data, HeteroData
 from nexuslab import data
 from nexuslab.config import Loader
 from nexuslab.core import DataError
-from nexuslab.data import Plan, Source, Tensors, content, leaves, load, split_by_hash, to_device
+from nexuslab.batch import content, leaves, to_device
+from nexuslab.data import Plan, Source, Tensors, load, split_by_hash
 from nexuslab.views import describe
 
 SHARES = (0.8, 0.1, 0.1)

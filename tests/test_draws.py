@@ -10,7 +10,7 @@ from tiny import Scripted, train
 from torch.utils.checkpoint import checkpoint
 
 from nexuslab.core import ModelError
-from nexuslab.data import halves
+from nexuslab.draws import halves
 from nexuslab.task import At
 
 ITEMS = np.arange(20_000)

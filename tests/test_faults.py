@@ -22,7 +22,7 @@ import nexuslab.setup
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
 from nexuslab.config import overlay, resolve
 from nexuslab.core import CheckpointError, DataError, NexusError, RunError, TrainingError, digest
-from nexuslab.data import Store, ensure_store, write_store
+from nexuslab.store import Store, ensure_store, write_store
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit
 from nexuslab.metrics import Part

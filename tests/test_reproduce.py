@@ -7,7 +7,7 @@ from tiny import Halt
 
 from nexuslab.config import overlay
 from nexuslab.core import Interrupted, RunError
-from nexuslab.data import Store
+from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.reproduce import reproduce

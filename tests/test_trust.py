@@ -19,7 +19,7 @@ from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
 from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, held, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
-from nexuslab.data import ensure_store
+from nexuslab.store import ensure_store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
 from nexuslab.jobs import main, planned
 from nexuslab.run import Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table

@@ -18,7 +18,7 @@ from attack.driver import Altered, Case, dice, judged
 from attack.place import SYSTEM, copied, gone_on, project, record, tensors_digest
 from nexuslab.checkpoint import examine_folder
 from nexuslab.config import resolve
-from nexuslab.data import Store
+from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import begin, job_notebooks, parameters_of

@@ -21,7 +21,7 @@ from attack.driver import shown_by
 from nexuslab.config import overlay, resolve
 from nexuslab.core import digest
 from nexuslab.dashboard import Follower, difference_table, row_of
-from nexuslab.data import Store
+from nexuslab.store import Store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures
 from nexuslab.fit import fit
 from nexuslab.jobs import RunStore, main, planned

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexuslab.core import ConfigError, DataError
-from nexuslab.data import Store
+from nexuslab.store import Store
 from nexuslab.systems.circuits import analysis, data, population
 
 needs_ngspice = pytest.mark.skipif(ngspice.MISSING is not None, reason=str(ngspice.MISSING))

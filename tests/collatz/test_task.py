@@ -8,7 +8,8 @@ import torch
 
 from nexuslab.config import resolve
 from nexuslab.core import ConfigError, DataError
-from nexuslab.data import Plan, Store
+from nexuslab.data import Plan
+from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.reproduce import reproduce

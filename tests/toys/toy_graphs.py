@@ -12,7 +12,8 @@ from torchmetrics.classification import BinaryAUROC
 
 from nexuslab.config import Budget, Config, Loader, Optim, Section, Track
 from nexuslab.core import mix
-from nexuslab.data import Ragged, Source, Splits, Standardiser, Store, ensure_store, split_by_hash, store_path
+from nexuslab.data import Source, Splits, Standardiser, split_by_hash
+from nexuslab.store import Ragged, Store, ensure_store, store_path
 from nexuslab.metrics import Part
 from nexuslab.task import CanSample, HasLatent, Ramp, StepOut, Task
 from nexuslab.views import latent_map

@@ -10,7 +10,8 @@ from torchmetrics import MeanMetric
 
 from nexuslab.config import Budget, Checkpoint, Config, Loader, Optim, Section, Track
 from nexuslab.core import digest, mix
-from nexuslab.data import Source, Splits, ensure_store, store_path
+from nexuslab.data import Source, Splits
+from nexuslab.store import ensure_store, store_path
 from nexuslab.metrics import Part
 from nexuslab.task import EMA, CanPredict, Curriculum, StepOut, Task
 

@@ -13,7 +13,8 @@ import networkx as nx
 import numpy as np
 
 from ...core import DataError, mix
-from ...data import Standardiser, ensure_store, map_parallel, split_by_hash
+from ...data import Standardiser, split_by_hash
+from ...store import ensure_store, map_parallel
 from .analysis import KINDS, OUTPUT, Circuit
 from nexuslab.systems.circuits.population import (
     FAMILIES,

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import MessagePassing
 
 from ...core import ConfigError, DataError
-from ...data import Ragged
+from ...store import Ragged
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #7583cb1d
 KINDS_OF_PART = 3  # R, C, L

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
 from ...core import DataError, mix
-from ...data import Source, Splits, Store, store_path
+from ...data import Source, Splits
+from ...store import Store, store_path
 from ...metrics import Part
 from ...optim import learning_rate, make_optimizer
 from .analysis import KINDS, Circuit, response, response_kind

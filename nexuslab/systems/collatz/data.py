@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ...core import ConfigError, DataError, mix
-from ...data import GOLDEN, Source, scramble, shift_right, signed, split_by_hash
+from ...data import Source, split_by_hash
+from ...draws import GOLDEN, scramble, shift_right, signed
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #a3d4fe71
 HALVES, QUARTERS, NIBBLES, BYTES = 0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101

@@ -24,7 +24,8 @@ from torchmetrics import MeanMetric
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest, mix
-from ...data import Splits, Store, ensure_store, store_path
+from ...data import Splits
+from ...store import Store, ensure_store, store_path
 from ...metrics import Part
 from nexuslab.systems.collatz.data import (
     TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell,
