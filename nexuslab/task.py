@@ -9,6 +9,7 @@ __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', '
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import os
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .batch import examples_of, leaves
 from .config import Config
 from .core import ConfigError, ModelError, NexusError, local_systems, mix, module_of, system_modules
 from .data import Source, Splits
@@ -78,32 +80,33 @@ class At:
         return torch.Generator().manual_seed(mix(self.draw_seed(name), *batch))
 
 # %% ../nbs/engine/04_task.ipynb #d57ca6e9
-class Updater(ABC):
-    "State beside the model that follows training."
+class Updater:
+    "State beside the model that follows training; a subclass says what it changes, the rest does nothing."
 
-    @abstractmethod
     def values(self, at: At) -> dict[str, Any]:
         "What the step is told; a pure function of `at` and the state. In evaluation: the final values."
+        return {}
 
-    @abstractmethod
     def setting(self, step: int, total_steps: int) -> dict[str, Any]:
         "What the data source is told; a pure function of the step, so that loader workers can run ahead."
+        return {}
 
-    @abstractmethod
     def after_step(self, at: At, model: nn.Module, out: StepOut) -> None:
         "Follow a step of the optimiser."
 
-    @abstractmethod
     def eval_weights(self, model: nn.Module) -> contextlib.AbstractContextManager:
         "A context in which the model has the weights to evaluate."
+        return contextlib.nullcontext()
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         "Tensors and plain values, for a checkpoint."
+        return {}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go on from a checkpoint."
+        if state:
+            found, remedy = f"a state of {', '.join(state)}", "define load_state_dict as well"
+            raise ModelError(type(self).__name__, found=found, expected="an updater that can load it", remedy=remedy)
 
 # %% ../nbs/engine/04_task.ipynb #1ff51eac
 class Ramp(Updater):
@@ -122,23 +125,8 @@ class Ramp(Updater):
         done = min(1.0, at.step / max(1.0, self.share * at.total_steps)) if at.training else 1.0
         return {self.name: self.start + (self.end - self.start) * done}
 
-    def setting(self, step, total_steps):
-        return {}
-
-    def after_step(self, at, model, out):
-        return
-
-    def eval_weights(self, model):
-        return contextlib.nullcontext()
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        return
-
 # %% ../nbs/engine/04_task.ipynb #e9f86cc9
-class Curriculum(Ramp):
+class Curriculum(Updater):
     "A whole-number setting of the data source that grows from `start` to `end`, in multiples of `multiple`."
 
     def __init__(
@@ -149,17 +137,12 @@ class Curriculum(Ramp):
         steps: int,  # optimiser steps of the growth
         multiple: int = 1,  # values are multiples of this, the last one excepted
     ):
-        super().__init__(name, end=end, start=start)
-        self.steps, self.multiple = steps, multiple
-
-    def values(self, at):
-        return {}
+        self.name, self.start, self.end, self.steps, self.multiple = name, start, end, steps, multiple
 
     def setting(self, step, total_steps):
         grown = self.start + (self.end - self.start) * min(1.0, step / max(1, self.steps))
-        return {
-            self.name: self.end if step >= self.steps else max(self.start, int(grown) // self.multiple * self.multiple)
-        }
+        rounded = max(self.start, int(grown) // self.multiple * self.multiple)
+        return {self.name: self.end if step >= self.steps else rounded}
 
 # %% ../nbs/engine/04_task.ipynb #6a1afee2
 class EMA(Updater):
@@ -168,12 +151,6 @@ class EMA(Updater):
     def __init__(self, model: nn.Module, decay: float = 0.999):
         self.decay, self.count = decay, 0
         self.average = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if v.is_floating_point()}
-
-    def values(self, at):
-        return {}
-
-    def setting(self, step, total_steps):
-        return {}
 
     @torch.no_grad()
     def after_step(self, at, model, out):
@@ -206,29 +183,17 @@ class EMA(Updater):
         for k, v in state["average"].items():
             self.average[k].copy_(v)
 
-# %% ../nbs/engine/04_task.ipynb #9c81394f
+# %% ../nbs/engine/04_task.ipynb #12a1922d
 class Trainable(ABC):
     "What training asks of a research system: data, a model, a step."
 
     name: str  # the folder's name
-    title: str  # a line for people
+    title: str = ""  # a line for people
     presets: dict[str, Callable[[], Config]]  # name -> a whole one; "smoke" takes seconds, "base" minutes on 2 cores
-
-    @abstractmethod
-    def prepare(self, cfg: Config, root: Path) -> Path:
-        "Build the dataset file if it is not there: idempotent, atomic, named by the hash of what made it."
 
     @abstractmethod
     def data(self, cfg: Config, root: Path) -> Splits:
         "The three splits of the prepared dataset."
-
-    @abstractmethod
-    def meta(self, train: Source, cfg: Config) -> dict[str, Any]:
-        "What the model may know about the data, such as a normaliser's statistics: from the training split alone."
-
-    @abstractmethod
-    def weigh(self, batch: Any) -> float:
-        "n of a batch, before its forward pass."
 
     @abstractmethod
     def model(self, cfg: Config, meta: dict) -> nn.Module:
@@ -238,41 +203,82 @@ class Trainable(ABC):
     def step(self, model: nn.Module, batch: Any, cfg: Config, at: At) -> StepOut:
         "One forward pass and its loss: the same code for training and evaluation."
 
-    @abstractmethod
+    def prepare(self, cfg: Config, root: Path) -> Path:
+        "Build the dataset file if it is not there: idempotent, atomic, named by the hash of what made it."
+        return Path(root)  # there is none: `data` makes or reads what it gives
+
+    def meta(self, train: Source, cfg: Config) -> dict[str, Any]:
+        "What the model may know about the data, such as a normaliser's statistics: from the training split alone."
+        return {}
+
+    def weigh(self, batch: Any) -> float:
+        "n of a batch, before its forward pass: its examples, where the loss is a mean over examples."
+        return examples_of(batch)
+
     def updaters(self, cfg: Config, model: nn.Module) -> list[Updater]:
         "EMA, curriculum, loss weights, warm-ups."
+        return []
 
-# %% ../nbs/engine/04_task.ipynb #58999fc8
+# %% ../nbs/engine/04_task.ipynb #9c81394f
 class Task(Trainable):
     "A research system, as the engine sees it: what is trained, and what is asked of it then."
 
-    @abstractmethod
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        refuse_misspelt(cls)
+
     def metrics(self, cfg: Config) -> "dict[str, Metric]":
         "Metrics that are fed with `StepOut.out`, batch by batch."
+        return {}
 
-    @abstractmethod
     def ideal(self, batch: Any, cfg: Config) -> tuple[dict[str, tuple], dict[str, float]]:
         "What a perfect prediction of a batch would feed the metrics, and the values they must then have."
+        return {}, {}
 
-    @abstractmethod
     def examine(self, model: nn.Module, splits: Splits, split: str, cfg: Config, at: At) -> dict[str, float]:
         "Figures of a whole split that need more than batches: decoding, sampling, matching."
+        return {}
 
-    @abstractmethod
     def baselines(self, splits: Splits, split: str, cfg: Config) -> "dict[str, dict[str, float] | Costly]":
         "The same figures for the mean, the lookup table, the peer: baseline -> figure -> value, or a `Costly`."
+        return {}
 
-    @abstractmethod
     def show(self, batch: Any, cfg: Config, meta: dict):
         "A matplotlib figure of a batch's first examples, as a person would draw them."
+        return show_numbers(batch, self.title or self.name)
 
-    @abstractmethod
     def space(self, trial) -> dict[str, Any]:
         "The search space: an Optuna trial -> overrides of the configuration."
+        return {"optim.lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True)}
 
-    @abstractmethod
     def views(self) -> dict[str, Callable]:
         "The figures of this science: name -> function of a run, returning a figure or a table."
+        return {}
+
+# %% ../nbs/engine/04_task.ipynb #58eb219d
+def show_numbers(batch: Any, title: str):
+    "A picture of the first tensor of a batch: a row an example, a column a number."
+    import matplotlib.pyplot as plt  # late: training needs no plots
+
+    fig, ax = plt.subplots(figsize=(5, 3))
+    first = torch.as_tensor(leaves(batch)[0][1])
+    ax.imshow(first.reshape(len(first), -1).float().cpu(), aspect="auto")
+    ax.set(xlabel="column", ylabel="example", title=title)
+    return fig
+
+# %% ../nbs/engine/04_task.ipynb #58999fc8
+def refuse_misspelt(system: type) -> None:
+    "A public method whose name is close to that of a method which the system leaves to its default is refused."
+    known = {name for name in dir(Task) if not name.startswith("_")}
+    default = [name for name in known if getattr(system, name, None) is getattr(Task, name, None)]
+    for name in dir(system):
+        if name.startswith("_") or name in known or not callable(getattr(system, name)):
+            continue
+        if near := difflib.get_close_matches(name, default, n=1, cutoff=0.85):
+            raise ModelError(
+                f"the method {name} of {system.__name__}", found="a name that the engine never calls",
+                expected=near[0], remedy=f"call it {near[0]}, or give it a name that is not so close",
+            )
 
 # %% ../nbs/engine/04_task.ipynb #4b61c911
 @dataclass(frozen=True)
