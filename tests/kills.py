@@ -177,7 +177,7 @@ class Operations:
     def watch(self) -> None:
         """Of what the interpreter does not tell: the content of files, and what is forced to the disk."""
         sys.addaudithook(self.hook)
-        for module, name in ((os, "fsync"), (run.Record, "write"), (store.Reserved, "write")):
+        for module, name in ((os, "fsync"), (run.Record, "write"), (store.Column, "write")):
             setattr(module, name, self.counted(getattr(module, name)))
 
     def counted(self, real: Callable) -> Callable:

@@ -259,6 +259,8 @@ def test_full_disk_while_building_data(small_disk):
         patch.setattr(shutil, "disk_usage", lambda p: real("/tmp"))
         with pytest.raises(DataError, match="could not write"):
             ensure_store(path, {"generator": "test"}, lambda: arrays | {"y": arrays["x"] + 1})
+        with pytest.raises(DataError, match="could not write"):  # in the middle of blocks
+            ensure_store(path, {"generator": "test"}, lambda: ({"x": arrays["x"][:20_000]} for _ in range(10)))
     assert not path.exists() and not hidden(root)
     (root / "filler").unlink()
     assert Store(ensure_store(path, {"generator": "test"}, make)).verify()["x"].shape == (10_000,)

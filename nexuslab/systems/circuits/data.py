@@ -81,7 +81,8 @@ def generate(
     parameters = complete(parameters)
     n = parameters["circuits"]
     spans = [(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
-    arrays = join(map_parallel(partial(generate_block, seed=seed, parameters=parameters), spans, workers, "circuits"))
+    make = partial(generate_block, seed=seed, parameters=parameters)
+    arrays = join(list(map_parallel(make, spans, workers, "circuits")))
     if len(np.unique(arrays["content"])) < n:
         raise DataError(
             "generated circuits", found=f"{n - len(np.unique(arrays['content']))} repeated", expected="all different",
