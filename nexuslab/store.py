@@ -155,8 +155,8 @@ class Writer:
         return [(name, rows.values), (f"{name}_offset", offsets[1:] if begun else offsets)]
 
     def reserve(self, more: int) -> None:
-        "Reserve room for more bytes; the index of chunks is less than 2 %, the last chunk of an array may be half empty."
-        self.bytes += more
+        "Reserve room for more bytes."
+        self.bytes += more  # the index of chunks is less than 2 %; the last chunk of an array may be almost empty
         size = int(1.02 * self.bytes) + CHUNK_BYTES * (len(self.columns) + 4)
         path = Path(self.file.filename)
         require_space(path.parent, size - self.reserved)
@@ -288,14 +288,6 @@ class Store(LazyFile):
         "The arrays that are there, and those that the manifest counts."
         return sorted({*self.file, *self.manifest["counts"]})
 
-    def refuse_other(self, found: str) -> None:
-        "A digest that is not the manifest's is refused."
-        expected = self.manifest["digest"]
-        if found != expected:
-            raise DataError(f"dataset {self.path}", found=f"digest {found[:12]}",
-                            expected=f"{expected[:12]}, as its manifest says",
-                            remedy="delete the file and run 01_prepare again")
-
     def __getitem__(self, name: str) -> np.ndarray:
         "A whole array."
         with damaged(self.path):
@@ -310,13 +302,14 @@ class Store(LazyFile):
         "Every array, in memory, with the content that the manifest's digest names."
         with damaged(self.path):
             arrays = {name: self.dataset(name)[()] for name in self.names()}
-        self.refuse_other(arrays_digest(arrays))
+        refuse_other_content(self, arrays_digest(arrays))
         return arrays
 
     def verify(self) -> "Store":
         "Compare the content with the manifest's digest, block by block; returns self."
         with damaged(self.path):
-            self.refuse_other(arrays_digest({name: self.dataset(name) for name in self.names()}))
+            found = arrays_digest({name: self.dataset(name) for name in self.names()})
+        refuse_other_content(self, found)
         return self
 
 # %% ../nbs/engine/02b_store.ipynb #91f4c2c5
@@ -329,6 +322,14 @@ def manifest_of(file: h5py.File) -> dict[str, Any]:
     if not isinstance(manifest.get("counts"), dict):
         raise ValueError("a manifest without counts")
     return manifest
+
+def refuse_other_content(store: Store, found: str) -> None:
+    "A digest that is not the manifest's is refused."
+    expected = store.manifest["digest"]
+    if found != expected:
+        raise DataError(f"dataset {store.path}", found=f"digest {found[:12]}",
+                        expected=f"{expected[:12]}, as its manifest says",
+                        remedy="delete the file and run 01_prepare again")
 
 class damaged:
     "A context that reports HDF5's low-level errors as a damaged dataset."

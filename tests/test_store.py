@@ -1,4 +1,4 @@
-"""A store that is written in blocks of rows: the file that the arrays as a whole give, in a memory that does not grow."""
+"""A store that is written in blocks of rows: the file that the whole arrays give, in a memory that does not grow."""
 import subprocess
 import sys
 
