@@ -33,7 +33,7 @@ from nexuslab.systems.collatz.data import (
 )
 from .metrics import digit_places, figures, implied_lengths, right_rows
 from .model import LONGEST_LOOP, CollatzTransformer
-from ...task import CanPredict, Ramp, StepOut, Task
+from ...task import CanPredict, StepOut, Task, Updater
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #4e44f734
 class CollatzData(Section):
@@ -286,19 +286,15 @@ def curves(
         found[f"exact_match_depth_{depth}"] = Part(here.mean(), len(here), weight=0.0)
     return found
 
-class Tilt(Ramp):
+class Tilt(Updater):
     "What the stream is told: the tilt of balanced sampling, held at first, then linear."
 
     def __init__(self, first: float, last: float, hold: float):
-        super().__init__("tilt", end=last, start=first)
-        self.hold = hold
-
-    def values(self, at):
-        return {}
+        self.first, self.last, self.hold = first, last, hold
 
     def setting(self, step, total_steps):
         done = max(0.0, min(1.0, step / total_steps) - self.hold) / (1 - self.hold)
-        return {"tilt": self.start + (self.end - self.start) * done}
+        return {"tilt": self.first + (self.last - self.first) * done}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #93353c33
 def fed(
