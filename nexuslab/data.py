@@ -201,15 +201,6 @@ def load_evaluation(source: Source, keys: Sequence[Key], loader: Loader, seed: i
     for [pair] in deliver(Fetch(source, seed), ([key] for key in keys), fewer, mix(seed, "workers", "evaluation")):
         yield pair
 
-# %% ../nbs/engine/02_data.ipynb #2edff828
-def deliver(fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int) -> Iterator[list[tuple[Key, Any]]]:
-    "The batches of keys, step by step: built in this process, or by workers."
-    if loader.num_workers:
-        yield from through_workers(fetch, steps, loader, seed)
-        return
-    for keys in steps:
-        yield [(key, fetch[key]) for key in keys]
-
 # %% ../nbs/engine/02_data.ipynb #2dd666f1
 @contextlib.contextmanager
 def held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
@@ -235,6 +226,14 @@ def leave_to_parent(closed: Any, worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 # %% ../nbs/engine/02_data.ipynb #063e067d
+def deliver(fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int) -> Iterator[list[tuple[Key, Any]]]:
+    "The batches of keys, step by step: built in this process, or by workers."
+    if loader.num_workers:
+        yield from through_workers(fetch, steps, loader, seed)
+        return
+    for keys in steps:
+        yield [(key, fetch[key]) for key in keys]
+
 def through_workers(
     fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int
 ) -> Iterator[list[tuple[Key, Any]]]:
@@ -345,13 +344,6 @@ class Items(Source):
         seed_generators(int(torch.randint(2**63 - 1, (), generator=generator)))
         return self.collate([self.dataset[int(i)] for i in ids])
 
-# %% ../nbs/engine/02_data.ipynb #da7a0002
-def seed_generators(seed: int) -> None:
-    "Seed the default generators of PyTorch (on the CPU), NumPy and Python."
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
 # %% ../nbs/engine/02_data.ipynb #a9ba94d5
 def as_source(data: Any) -> Source:
     "A source from what a user has: a `Source`, a map-style `Dataset`, a `DataLoader`."
@@ -378,6 +370,12 @@ def as_source(data: Any) -> Source:
     return source
 
 # %% ../nbs/engine/02_data.ipynb #952bbfd9
+def seed_generators(seed: int) -> None:
+    "Seed the default generators of PyTorch (on the CPU), NumPy and Python."
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
 def refuse_own_order(loader: DataLoader) -> None:
     "What a loader says and a source cannot follow is refused: an order or a seed of its own, and the like."
     plain = type(loader.batch_sampler) is BatchSampler
