@@ -534,9 +534,10 @@ def validated(cls: type[Config], tree: dict) -> Config:
                           "`nexuslab train --dry-run` shows the resolved configuration") from None
 
 def moved_on(tree: dict, cls: type[Config]) -> dict:
-    "A tree with the keys of older runs where `cls.moved` says they are now."
-    tree = deepcopy(tree) if cls.moved else tree
-    for old, new in cls.moved.items():
+    "A tree with the keys of older runs where `moved` of the class, and of those it is made from, says they are now."
+    moves = {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("moved", {}).items()}
+    tree = deepcopy(tree) if moves else tree
+    for old, new in moves.items():
         *way, last = old.split(".")
         node = tree
         for part in way:

@@ -81,7 +81,8 @@ def same_data(run: Run, saved: Saved, splits: Splits) -> None:
     if saved.manifest["fingerprint"] != splits.fingerprint:
         raise RunError(f"data of {run.path.name}", found=f"fingerprint {splits.fingerprint[:12]}",
                        expected=f"{saved.manifest['fingerprint'][:12]}, as it was trained on",
-                       remedy="restore the dataset: 01_prepare with the run's config.yaml")
+                       remedy="restore the dataset: 01_prepare with the run's config.yaml, and with the version of "
+                              "nexuslab that its environment.json names, if the data are made otherwise now")
 
 def warn_untested(run: Run, splits: Splits, split: str) -> None:
     "Say that a test is none: the validation set, which chose the checkpoint, stands for it."

@@ -1,0 +1,48 @@
+"""Run directories that version 0.1 wrote are listed, read, evaluated and resumed.
+
+`runs_of_0.1.tar.gz` holds two runs of the smoke presets, with small models, stopped half-way by
+its last commit before checkpoints were sealed, and their data; the machine's name and the command are left out.
+"""
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from nexuslab.evaluate import evaluate, evaluation_table
+from nexuslab.fit import fit
+from nexuslab.run import Run, runs_table
+from nexuslab.task import get_task
+
+ENDS = {"toy_tokens": (20, 2.3956256048696343), "collatz": (40, 6.607344150543213)}  # of that commit's undisturbed runs
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("old")
+    with tarfile.open(Path(__file__).parent / "runs_of_0.1.tar.gz") as kept:
+        kept.extractall(root, filter="data")
+    return root
+
+
+def test_old_runs_are_listed(old):
+    table = runs_table(old)
+    assert table.system.tolist() == ["toy_tokens", "collatz"] or table.system.tolist() == ["collatz", "toy_tokens"]
+    assert set(table.state) == {"stopped"} and set(table.preset) == {"smoke"} and not table.damaged_rows.any()
+
+
+@pytest.mark.parametrize("system", ENDS)
+def test_an_old_run_goes_on_as_it_would_have(system, old):
+    """Its figures come out again; resumed, it ends where the undisturbed run of its own version ended."""
+    task, run, (steps, loss) = get_task(system), Run.open(f"{system}/0.1", old), ENDS[system]
+    before = run.evaluation["val"]
+    assert run.config.preset == "smoke" and "untrained" not in evaluation_table(run, "val")
+    figures = evaluate(task, run, "val", "last")
+    same = before["figures"].keys() & {"loss", "nll", "digits", "apex", "token_accuracy", "accuracy", "exact_match"}
+    assert len(same) >= 3 and {k: figures[k] for k in same} == pytest.approx({k: before["figures"][k] for k in same})
+    assert "untrained" in evaluation_table(run, "val")
+    done = fit(task, run.config, run, resume="last")
+    history = run.history()
+    assert done.step == steps and history["val/loss"].dropna().iloc[-1] == pytest.approx(loss, rel=1e-5)
+    assert history["step"].is_monotonic_increasing and history["step"].iloc[0] <= 5
+    model, cfg, _ = run.load("best")
+    assert cfg == run.config and evaluate(task, run)["loss"] > 0
