@@ -13,7 +13,7 @@ cfg = ini["DEFAULT"]
 
 
 class BuildWithJobs(build_py):
-    """Copy `nbs/0[1-9]_*.ipynb` into the package, so that a wheel can run them."""
+    """Copy `nbs/NN_*.ipynb` into the package, so that a wheel can run them."""
 
     def run(self):
         super().run()
@@ -21,7 +21,7 @@ class BuildWithJobs(build_py):
             return
         jobs = Path(self.build_lib) / cfg["lib_name"] / "job_notebooks"
         jobs.mkdir(parents=True, exist_ok=True)
-        for notebook in sorted((here / cfg["nbs_path"]).glob("0[0-9]_*.ipynb")):
+        for notebook in sorted((here / cfg["nbs_path"]).glob("[0-9][0-9]_*.ipynb")):
             shutil.copy2(notebook, jobs / notebook.name)
 
 

@@ -98,7 +98,8 @@ def quoted(text: str, code: str) -> bool:
 
 def problem(place: str) -> str | None:
     """Why a place does not exist; None when it does."""
-    from nexuslab.jobs import COMMANDS, job_notebooks, parameters_of  # late: the page needs no import
+    from nexuslab.jobs import COMMANDS  # late: the page needs no import
+    from nexuslab.parameters import job_notebooks, parameters_of
 
     kind, _, what = place.partition(":")
     system, word = system_of(place), what.split("/", 1)[-1]
@@ -227,7 +228,7 @@ def remedies() -> list[dict]:
 
 def unknown_remedies() -> list[str]:
     """Remedies that name an option, a key or a place that is not here."""
-    from nexuslab.jobs import job_notebooks, parameters_of  # late: the page needs no import
+    from nexuslab.parameters import job_notebooks, parameters_of  # late: the page needs no import
     from nexuslab.task import list_tasks
 
     options = {

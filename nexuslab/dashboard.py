@@ -45,7 +45,8 @@ from tsdownsample import MinMaxLTTBDownsampler
 from .config import flatten
 from .core import ConfigError, NexusError, parse_yaml, plain, project_root
 from .listen import Listener, Snapshot
-from .jobs import Parameter, command_line, job_notebooks, parameters_of, parse_changes, planned, split_changes
+from .parameters import Parameter, command_line, job_notebooks, parameters_of, parse_changes, split_changes
+from .plans import planned
 from nexuslab.run import (
     Run,
     damage,

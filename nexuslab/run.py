@@ -12,7 +12,8 @@ __all__ = ['PACKAGES', 'CHECK', 'CHECK_BYTES', 'MAX_RECORD', 'CHUNK', 'LONGEST',
            'history_of', 'uncollected', 'parts_of', 'record_bytes', 'history', 'events', 'evaluation', 'evaluated',
            'given_up', 'its_environment', 'write_picture', 'write_table', 'keep', 'exclusive', 'request_stop',
            'stop_requested', 'Tracker', 'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'silence', 'kept_id',
-           'WandbTracker', 'ExperimentTracker', 'runs_table', 'left_out', 'table_row', 'damage', 'comparison']
+           'WandbTracker', 'ExperimentTracker', 'runs_table', 'left_out', 'table_row', 'damage', 'comparison',
+           'best_first', 'grouped_figures']
 
 # %% ../nbs/engine/06_run.ipynb #d4e6d6cf
 import contextlib
@@ -22,6 +23,7 @@ import gc
 import http.client
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -51,12 +53,11 @@ from pydantic_core import from_json
 
 # %% ../nbs/engine/06_run.ipynb #5e6f7a81
 import nexuslab
-from .config import Config, Track, flatten, validated
+from .config import SHORT, Config, Track, flatten, validated
 from nexuslab.core import (
-    MAX_YAML, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest, file_digest, held,
-    is_there,
-    make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes, read_sealed, sync_folder,
-    visible, write_sealed,
+    MAX_YAML, ConfigError, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest,
+    file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes,
+    read_sealed, sync_folder, visible, write_sealed,
 )
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
@@ -960,8 +961,8 @@ def damage(run: Run, error: Exception) -> str:
 
 # %% ../nbs/engine/06_run.ipynb #fb1f05fc
 def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
-    """One column a run: the configuration's keys that differ, then state, best and the split's figures, with a remark
-    where they are of a history that was given up."""
+    """One column a run, the best first: state, best and the split's figures, with a remark where they are of a history
+    that was given up, then the configuration's keys that differ."""
     came, trees = {}, {}
     for run in runs:
         name = run.path.name
@@ -976,4 +977,35 @@ def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
     keys = dict.fromkeys(k for t in trees.values() for k in t)
     keys = [k for k in keys if len({repr(t.get(k)) for t in trees.values()}) > 1]
     asked = {name: {k: tree.get(k) for k in keys} for name, tree in trees.items()}
-    return pd.DataFrame({name: asked.get(name, {}) | came[name] for name in came}, dtype=object)
+    table = pd.DataFrame({name: came[name] | asked.get(name, {}) for name in came}, dtype=object)
+    return table[best_first(table, {tree["stop.mode"] for tree in trees.values()})]
+
+def best_first(table: pd.DataFrame, modes: set[str]) -> list[str]:
+    "The runs of a comparison in the order of their best values, if these are to be compared: one mode for all."
+    if len(modes) != 1 or "best" not in table.index:
+        return list(table.columns)
+    sign = 1 if modes == {"min"} else -1
+    rank = {name: sign * value if isinstance(value, float) else math.inf for name, value in table.loc["best"].items()}
+    return sorted(table.columns, key=rank.get)
+
+# %% ../nbs/engine/06_run.ipynb #99e33adb
+def grouped_figures(
+    runs: list[Run],
+    by: list[str],  # keys of the configuration, by their dotted or short names
+    split: str = "test",
+) -> pd.DataFrame:
+    "Figures as rows; mean, spread (standard deviation, n - 1) and count of each group of runs as columns."
+    trees = {run.path.name: flatten(run.tree) for run in runs}
+    keys = [SHORT.get(key, key) for key in by]
+    for key in keys:
+        if not any(key in tree for tree in trees.values()):
+            known = dict.fromkeys(k for tree in trees.values() for k in tree)
+            raise ConfigError(f"unknown key {key!r} to group by", found=key, expected="a key of the configuration",
+                              remedy=did_you_mean(key, [*known, *SHORT]))
+    label = {name: ", ".join(f"{key}={tree.get(key)}" for key in keys) for name, tree in trees.items()}
+    values = {run.path.name: {"best": run.status.get("best")} | evaluated(run).get(split, {}).get("figures", {})
+              for run in runs}
+    groups = pd.DataFrame(values).apply(pd.to_numeric, errors="coerce").T.groupby(label)
+    parts = {"mean": groups.mean().T, "spread": groups.std().T, "count": groups.count().T}
+    table = pd.concat(parts, axis=1).swaplevel(axis=1)
+    return table[[(group, part) for group in sorted(set(label.values())) for part in parts]]

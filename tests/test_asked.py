@@ -20,19 +20,9 @@ from nexuslab.core import ConfigError, DataError, NexusError
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
-from nexuslab.jobs import (
-    COMMANDS,
-    configured,
-    dry_run,
-    given_parameters,
-    job_notebooks,
-    main,
-    parameters_of,
-    plan_of_comparison,
-    plan_of_run,
-    planned,
-    said_by,
-)
+from nexuslab.jobs import COMMANDS, main, said_by
+from nexuslab.parameters import given_parameters, job_notebooks, parameters_of
+from nexuslab.plans import configured, dry_run, plan_of_comparison, plan_of_run, planned
 from nexuslab.launch import train
 from nexuslab.run import Run
 from nexuslab.sample import keep_answers, predict, sample

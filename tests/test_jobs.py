@@ -16,17 +16,17 @@ import yaml
 
 from nexuslab.config import SHORT, Config
 from nexuslab.core import NexusError, project_root
-from nexuslab.jobs import (
+from nexuslab.jobs import main
+from nexuslab.kernels import run_job
+from nexuslab.parameters import (
     INJECTED,
-    begin,
     job_notebooks,
-    main,
     parameters_cell,
     parameters_of,
     read_parameters,
     released_notebook,
-    run_job,
 )
+from nexuslab.plans import begin
 from nexuslab.run import Run, find_runs
 from nexuslab.task import list_tasks
 
@@ -161,7 +161,7 @@ def test_a_job_refuses_bad_input_before_any_work(home, given, words):
 
 def test_every_job_declares_its_parameters():
     jobs = job_notebooks()
-    assert list(jobs) == ["prepare", "inspect", "train", "evaluate", "tune", "sample", "analyse", "compare"]
+    assert list(jobs) == ["prepare", "inspect", "train", "evaluate", "tune", "sample", "analyse", "compare", "seeds"]
     for verb, path in jobs.items():
         assert len(parameters_of(path)) >= 2, verb
     train = set(parameters_of(jobs["train"]))
@@ -275,7 +275,8 @@ def test_an_edited_cell_changes_no_command(home, monkeypatch, capfd, tmp_path):
     path.write_text(text)
     cell = parameters_cell(json.loads(path.read_text()))
     assert read_parameters("".join(cell["source"]))["system"].default == "nosuch"
-    monkeypatch.setattr("nexuslab.jobs.job_notebooks", lambda: {"train": path})
+    for chapter in ("parameters", "plans", "jobs"):
+        monkeypatch.setattr(f"nexuslab.{chapter}.job_notebooks", lambda: {"train": path})
     assert main(["train", "--system", "toy_graphs", "--epochs", "1", "--dry-run"]) == 0
     printed = capfd.readouterr()
     assert "preset: base" in printed.out and "parameters: " in printed.out
@@ -342,3 +343,65 @@ def test_dry_runs_of_finished_runs(trained, monkeypatch, capfd):
     assert asked["budget"]["epochs"] == 9 and asked["stop"]["restore_best"] is False and asked["preset"] == "smoke"
     assert f"resume: {run.path}" in told["train"] and "checkpoint: last" in told["train"]
     assert sorted(home.rglob("*")) == kept
+
+
+def command(home: Path, *words: str) -> tuple[int, dict, str]:
+    """The exit status of a command with --json, the one document on its standard output, and its standard error."""
+    done = subprocess.run([BIN / "nexuslab", *words, "--json"], env=os.environ | {"NEXUSLAB_HOME": str(home)},
+                          capture_output=True, text=True, timeout=180, cwd=home)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_json_for_programs(home):
+    """One document on standard output, all else on standard error: a training, its run's verbs, and a refusal."""
+    options = ["--system", "toy_graphs", "--preset", "smoke", "--epochs", "1"]
+    code, told, printed = command(home, "train", *options)
+    [run] = find_runs(home)
+    assert code == told["exit_code"] == 0 and told["path"] == str(run.path) and "epoch 1" in printed
+    assert told["figures"] == run.evaluation["test"]["figures"] and told["reason"] == "budget reached"
+    assert all(Path(file).exists() for file in told["files"])
+    code, told, printed = command(home, "train", *options, "--preset", "smoke", "-o", "model.hiden=3")
+    assert code == told["exit_code"] == 2 and told["error"] == "ConfigError"
+    assert told["do"] == "did you mean model.hidden?" and told["do"] in printed
+    assert not list((home / "runs" / ".jobs").rglob("*.ipynb")) and len(find_runs(home)) == 1
+
+
+@pytest.mark.xdist_group("jobs")
+def test_json_of_other_verbs(trained, monkeypatch, capsys):
+    home = trained("toy_graphs")
+    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+    run = find_runs(home)[0]
+    told = {}
+    for words in (["runs"], ["runs", "--latest"], ["doctor", "--dry-run"], ["evaluate", "--dry-run"],
+                  ["sample", "--n", "2", "--dry-run"], ["compare", "last", "--by", "seed"]):
+        assert main([*words, "--json"]) == 0, words
+        told[" ".join(words)] = json.loads(capsys.readouterr().out)
+    assert [row["run"] for row in told["runs"]["runs"]][0] == run.path.name
+    assert told["runs --latest"]["evaluation"]["test"]["figures"]["loss"] > 0
+    assert told["sample --n 2 --dry-run"]["n"] == "2"
+    assert told["doctor --dry-run"]["exit_code"] == 0 and told["evaluate --dry-run"]["split"] == "test"
+    compared = told["compare last --by seed"]
+    assert all(Path(file).exists() for file in compared["files"]) and len(compared["comparison"]) == 1
+    table = pd.read_csv(home / "runs" / ".compare" / "groups.csv", header=[0, 1], index_col=0)
+    assert set(table.columns.levels[1]) == {"mean", "spread", "count"}
+
+
+def test_a_refusal_starts_no_kernel(home, monkeypatch):
+    """Parameters that a job would refuse never come to papermill; a kernel that waited is gone."""
+    monkeypatch.setattr("papermill.execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
+    for verb, wrong, words in (("train", {"preset": "bsae"}, "did you mean base?"),
+                               ("seeds", {"n": 1}, "n"), ("evaluate", {"run": "nothing"}, "run 'nothing'")):
+        with pytest.raises(NexusError, match=re.escape(words)):
+            run_job(verb, wrong, quiet=True)
+    assert not find_runs(home) and not list((home / "runs").rglob("*.ipynb"))
+
+
+def test_seeds_have_a_mean_and_a_spread(home):
+    """Each seed is trained by a worker of its own, and the table has the figures of their runs."""
+    options = ["--system", "toy_graphs", "--preset", "smoke", "--epochs", "1"]
+    code, told, printed = command(home, "seeds", "--n", "2", "--workers", "2", *options)
+    assert code == 0 and "seed 1 | epoch 1" in printed, printed[-2000:]
+    table = pd.read_csv(told["path"], index_col="figure")
+    losses = {f"seed {r.tree['seed']}": r.evaluation["test"]["figures"]["loss"] for r in find_runs(home)}
+    assert losses.keys() == {"seed 0", "seed 1"} and table.loc["loss", list(losses)].to_dict() == pytest.approx(losses)
+    assert told["figures"]["loss"]["spread"] == pytest.approx(pd.Series(losses).std())

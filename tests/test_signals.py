@@ -14,7 +14,8 @@ from tiny import Scripted, comparable, same_weights, train
 from nexuslab.config import resolve
 from nexuslab.core import Interrupted
 from nexuslab.fit import fit
-from nexuslab.jobs import exit_code, stop_if_interrupted
+from nexuslab.kernels import exit_code
+from nexuslab.plans import stop_if_interrupted
 from nexuslab.run import Run, find_runs, read_rows
 from nexuslab.task import get_task
 

@@ -21,7 +21,8 @@ from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, he
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.store import ensure_store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
-from nexuslab.jobs import main, planned
+from nexuslab.jobs import main
+from nexuslab.plans import planned
 from nexuslab.run import Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table
 from nexuslab.task import get_task
 from nexuslab.tune import StudyError, tune

@@ -17,7 +17,9 @@ from nexuslab.config import overlay, resolve
 from nexuslab.core import ConfigError, Interrupted
 from nexuslab.fit import fit
 from nexuslab.watch import CHECK_SECONDS
-from nexuslab.jobs import configured, job_notebooks, parameters_of, said_by
+from nexuslab.jobs import said_by
+from nexuslab.parameters import job_notebooks, parameters_of
+from nexuslab.plans import configured
 from nexuslab.run import Run, find_runs
 from nexuslab.task import get_task, list_tasks
 from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, searched, tune

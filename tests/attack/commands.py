@@ -14,7 +14,8 @@ from attack.driver import Altered, Case, dice
 from attack.place import SYSTEM, copied, project
 from nexuslab import views
 from nexuslab.config import GONE, RENAMED, SHORT, fields_of
-from nexuslab.jobs import job_notebooks, main, parameters_of
+from nexuslab.jobs import main
+from nexuslab.parameters import job_notebooks, parameters_of
 from nexuslab.task import get_task
 
 FULL = 10_000

@@ -21,7 +21,8 @@ from nexuslab.config import resolve
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
-from nexuslab.jobs import begin, job_notebooks, parameters_of
+from nexuslab.parameters import job_notebooks, parameters_of
+from nexuslab.plans import begin
 from nexuslab.run import Run, find_runs
 from nexuslab.sample import sample
 from nexuslab.task import get_task

@@ -24,7 +24,9 @@ from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures
 from nexuslab.fit import fit
-from nexuslab.jobs import RunStore, main, planned
+from nexuslab.jobs import main
+from nexuslab.kernels import RunStore
+from nexuslab.plans import planned
 from nexuslab.run import Run, comparison, find_runs, open_run, runs_table
 from nexuslab.sample import sample
 from nexuslab.task import get_task

@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 import networkx as nx
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from ...core import DataError
 from nexuslab.systems.circuits.analysis import (
@@ -67,6 +64,8 @@ def pole_error(
     "Largest relative distance of matched poles, at most 1; 1 where their numbers differ."
     if len(true) != len(found) or not len(true):
         return 1.0
+    from scipy.optimize import linear_sum_assignment  # late: it takes half a second, and training needs none
+
     far = np.abs(true[:, None] - found) / np.abs(true[:, None])
     return min(1.0, float(far[linear_sum_assignment(far)].max()))
 
@@ -343,6 +342,9 @@ def separation(
             "labelled latent points", found=f"{len(kinds)} labels, {distinct} different points",
             expected="at least two of each", remedy="take a split with several families",
         )
+    from sklearn.cluster import KMeans  # late: they take a second
+    from sklearn.metrics import silhouette_score
+
     clusters = KMeans(min(len(kinds), distinct), n_init=10, random_state=seed).fit_predict(latent)
     led = sum(np.unique(labels[clusters == c], return_counts=True)[1].max() for c in np.unique(clusters))
     return {"silhouette": float(silhouette_score(latent, labels)), "purity": float(led / len(labels))}

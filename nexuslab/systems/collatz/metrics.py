@@ -14,7 +14,6 @@ import re
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from ...core import ConfigError, DataError
@@ -267,4 +266,6 @@ def depth_order(
     counted = times.fillna({"step": np.inf}) if never == "last" else times.dropna(subset="step")
     if len(counted) < 3 or counted.step.nunique() == 1:
         return float("nan")
+    from scipy.stats import rankdata, spearmanr  # late: it takes a second, and training needs none
+
     return float(spearmanr(climb * counted.k + counted.k_prime, rankdata(counted.step)).statistic)
