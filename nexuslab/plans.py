@@ -184,7 +184,7 @@ def known_split(name: str) -> str:
 
 def wants_answers(task, given: dict[str, Any], chosen: set[str]) -> bool:
     "Whether the job 06_sample answers inputs, or draws new examples; a parameter that this leaves unused is refused."
-    from nexuslab.evaluate import refuse_output  # late: these import torch
+    from nexuslab.sample import refuse_output  # late: these import torch
     from nexuslab.task import CanPredict, CanSample
 
     if given["inputs"] is not None and not isinstance(task, CanPredict):
@@ -261,7 +261,7 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 # %% ../nbs/engine/18_plans.ipynb #62da3ac6
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
-    from nexuslab.evaluate import seed_of, understood  # late: these import torch
+    from nexuslab.sample import placed, seed_of, size_of, understood  # late: these import torch
     from nexuslab.setup import pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
@@ -273,12 +273,15 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
     if verb == "evaluate":
         rows |= {"split": known_split(given["split"]), "device": pick_device(given["device"])}
+        rows["beside it"] = "untrained models and baselines" if given["untrained"] else "baselines"
         rows["writes"] = run.path / "evaluation.json"
     elif verb == "sample":
         predicting = wants_answers(task, given, chosen)
         made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
         rows |= {"answers to": given["inputs"]} if predicting else made
         rows["how"] = understood(task.predict if predicting else task.sample, given["how"])
+        rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
+        rows["at once"] = size_of(run.config, given["chunk"])
         if predicting:
             task.refuse(run.config, rows["how"])
         rows["writes"] = given["output"] or run.path / "samples"

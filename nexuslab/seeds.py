@@ -21,7 +21,7 @@ from nexuslab.core import (
     ConfigError, Interrupted, NexusError, RunError, TrainingError, digest, make_folder, naming_files, project_root,
     system_modules, whole_number,
 )
-from .data import cores
+from .store import cores
 from .evaluate import evaluate
 from .listen import Console
 from .launch import train

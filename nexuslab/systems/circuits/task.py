@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from pydantic import Field
@@ -48,7 +47,6 @@ from nexuslab.systems.circuits.reconstruct import (
     to_circuits,
     verdict,
 )
-from .schematic import draw_circuit
 from ...task import CanSample, Costly, HasLatent, Ramp, StepOut, Task
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fc383ed9
@@ -344,6 +342,10 @@ def as_circuits(samples: dict[str, np.ndarray | list[np.ndarray]]) -> list[Circu
 # %% ../../../nbs/systems/circuits/04_task.ipynb #806f4d0a
 def picture(circuits: list[Circuit]):
     "Circuits and the magnitude of their responses, four a row."
+    import matplotlib.pyplot as plt  # late: training draws nothing
+
+    from nexuslab.systems.circuits.schematic import draw_circuit
+
     shown = circuits[:12]
     rows = -(-len(shown) // 4) or 1
     fig, axes = plt.subplots(2 * rows, 4, figsize=(13, 4.4 * rows), squeeze=False, layout="constrained")

@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from pydantic import Field, model_validator
@@ -413,6 +412,8 @@ def baseline_figures(
 # %% ../../../nbs/systems/collatz/04_task.ipynb #4e859684
 def picture(batch: Batch, code: Code, rows: int = 12):
     "Digits of inputs and outputs of a batch's first examples, with the numbers and their loop lengths."
+    import matplotlib.pyplot as plt  # late: training draws nothing
+
     rows = min(rows, batch.size)
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.4 * rows + 1.2), layout="constrained")
     labels = [f"{n:,}" for n in batch.n[:rows].tolist()], [
