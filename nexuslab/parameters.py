@@ -140,7 +140,7 @@ def counted(given: dict[str, Any], verb: str) -> dict[str, Any]:
     "A job's parameters, if each that is declared as `int` counts something, and each declared as `str` is a text."
     declared = parameters_of(job_notebooks()[verb])
     for name, value in given.items():
-        if declared[name].kind == "int":
+        if declared[name].kind == "int" and (value, declared[name].default) != (None, None):
             whole_number(name, value)
         several = declared[name].kind == "list[str]" and isinstance(value, (list, tuple))
         texts = value if several else [value] if declared[name].kind in READERS else []
