@@ -12,6 +12,7 @@ __all__ = ['PROMISES', 'ContractError', 'Case', 'require', 'some_ids', 'data_is_
 # %% ../nbs/engine/10_contract.ipynb #f1f93d9c
 import dataclasses
 import math
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -326,7 +327,9 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "gradients.pt"
         alone = gradients(single)
-        mp.spawn(parallel_worker, (2, case, str(Path(folder) / "meet"), results), nprocs=2)
+        start = "fork" if sys.platform == "linux" else "spawn"  # a fork has torch already
+        arguments = (2, case, str(Path(folder) / "meet"), results)
+        mp.start_processes(parallel_worker, arguments, nprocs=2, start_method=start)
         together = torch.load(results, weights_only=True)
     worst = max(((alone[k] - together[k]).norm() / alone[k].norm().clamp_min(1e-8)).item() for k in alone)
     require(

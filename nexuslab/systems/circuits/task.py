@@ -325,12 +325,12 @@ def peer_baseline(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, C
 # %% ../../../nbs/systems/circuits/04_task.ipynb #3da0afea
 def as_samples(circuits: list[Circuit | None]) -> dict[str, np.ndarray | list[np.ndarray]]:
     "Circuits as arrays `valid` and `n_nodes`, and lists of the edges' `edge_index`, `edge_present`, `edge_value`."
-    nothing = Circuit(0, np.zeros((0, 2), np.int64), np.zeros((0, 3), bool), np.zeros((0, 3)))
-    shown = [nothing if c is None else c for c in circuits]
+    absent = {"edges": np.zeros((0, 2), np.int64), "present": np.zeros((0, 3), bool), "value": np.zeros((0, 3))}
+    rows = lambda name: [absent[name] if c is None else getattr(c, name) for c in circuits]
     return {
-        "valid": np.array([verdict(c) == "valid" for c in circuits]), "n_nodes": np.array([c.n_nodes for c in shown]),
-        "edge_index": [c.edges for c in shown], "edge_present": [c.present for c in shown],
-        "edge_value": [c.value for c in shown],
+        "valid": np.array([verdict(c) == "valid" for c in circuits]),
+        "n_nodes": np.array([0 if c is None else c.n_nodes for c in circuits]),
+        "edge_index": rows("edges"), "edge_present": rows("present"), "edge_value": rows("value"),
     }
 
 def as_circuits(samples: dict[str, np.ndarray | list[np.ndarray]]) -> list[Circuit | None]:
