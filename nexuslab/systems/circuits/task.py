@@ -396,13 +396,6 @@ class CircuitSet:
     def weigh(self, batch):
         return float(batch.size)
 
-    def baselines(self, splits, split, cfg):
-        from nexuslab.evaluate import untrained_model  # late: training evaluates no baselines
-
-        given = at_the_true_graph(untrained_model(self, cfg, splits), splits, split, cfg.seed)
-        beside = {"untrained, true graph": given} | peer_baseline(splits, split, cfg)
-        return guesses(splits, split) | beside
-
     def show(self, batch, cfg, meta):
         return picture(to_circuits(batch, np.asarray(meta["statistics"])))
 
@@ -447,6 +440,13 @@ class CircuitTraining:
             "model.rounds": trial.suggest_int("model.rounds", 1, 3),
             "loss.kl": trial.suggest_float("loss.kl", 5e-3, 0.2, log=True),
         }
+
+    def baselines(self, splits, split, cfg):
+        from nexuslab.evaluate import untrained_model  # late: training evaluates no baselines
+
+        given = at_the_true_graph(untrained_model(self, cfg, splits), splits, split, cfg.seed)
+        beside = {"untrained, true graph": given} | peer_baseline(splits, split, cfg)
+        return guesses(splits, split) | beside
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
 class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
