@@ -257,7 +257,7 @@ def test_what_a_terminal_would_obey_is_shown_escaped(tmp_path, monkeypatch, caps
     assert "\x1b" not in printed and printed.count(r"a\x1b[2Jb") >= 4 and r"no\x1b[2J" in shown.err
 
 KEYS = fields_of(type(resolve(get_task(SYSTEM), "smoke")))
-TRAINING = ("prepare", "inspect", "train", "tune")  # jobs that take a configuration
+TRAINING = ("prepare", "inspect", "train", "tune", "seeds")  # jobs that take a configuration
 VALUES = [None, True, False, 1, 3, -5, 0.25, 2.5, "cpu", "val/loss", "nonsense", "", [0.5, 0.7], ["a"], {"a": 1}, {}]
 VALUES += sorted({v for f in KEYS.values() for v in typing.get_args(f.annotation) if isinstance(v, str)})
 
