@@ -27,7 +27,7 @@ from .listen import Console, Listener, Mirror, go_blind
 from .resume import restore, save, take_up
 from .run import ExperimentTracker, Record, Run, record_bytes
 from .setup import Loop, emit, gathered, plan_steps, ranks, say, set_up, training_mode
-from .step import Unusable, clip, gradient, last_out, leave_out, optimise, seed_step, set_rate
+from .step import Unusable, carry_on, clip, gradient, last_out, leave_out, optimise, seed_step, set_rate
 from .task import StepOut, Task
 from nexuslab.watch import (
     aside, evaluate_loop, finished, judge, log_row, measure, measured, refuse_unknown_monitor, signals, state_name,
@@ -78,6 +78,7 @@ def fit(
                         leave_out(loop, micro, why)
                         out, norm, rate = None, why.norm, 0.0
                     loop.progress.step += 1
+                    carry_on(loop, out)
                     log_evaluate_save(loop, {"train/learning_rate": rate, "train/grad_norm": norm}, out)
             if loop.saved_at != loop.progress.step:
                 save(loop)

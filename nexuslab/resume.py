@@ -23,6 +23,7 @@ from .config import Config, difference, validated
 from .core import CheckpointError
 from .optim import load_moments
 from .setup import Loop, Progress, emit, gathered, say
+from .state import go_on, to_save, together
 from .watch import early_stop, fresh_metric
 
 # %% ../nbs/engine/08f_resume.ipynb #574207b5
@@ -36,6 +37,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "others": gathered(loop, loop.window.state_dict())[1:],  # the windows of the other processes
         "interval": loop.interval.state_dict(), "metrics": loop.metrics,
         "measures": {name: dict(metric.state_dict()) for name, metric in loop.measures.items()},
+        **({"carried": together(gathered(loop, to_save(loop.carried)))} if loop.carried else {}),
     }
 
 def save(loop: Loop, best: bool = False, periodic: bool = False) -> None:
@@ -195,6 +197,8 @@ def restore_progress(loop: Loop, state: dict[str, Any]) -> None:
         loop.measures[name] = fresh_metric(loop, name)
         loop.measures[name].load_state_dict(saved)
         loop.measures[name].to(loop.device)
+    if loop.carried:
+        go_on(loop.carried, state["carried"])
     loop.clock["row_step"] = loop.progress.step
     loop.clock["carried"] = sum(sums["loss"][1] for sums in windows if "loss" in sums)
 

@@ -21,16 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .batch import examples_of
 from .checkpoint import load_weights, open_checkpoint, steps_kept
 from .config import DEVICES, Compute, Config, Section
-from .core import ConfigError, mix, system_modules
-from .data import Plan, Source, Splits
+from .core import ConfigError, DataError, mix, system_modules
+from .data import Consecutive, Plan, Source, Splits
 from .listen import Listener
 from .metrics import Averages
 from .optim import Plateau, make_optimizer
 from .own import OwnTask
 from .run import Record, Run
-from .task import At, HasOptimizer, StepOut, Task, Updater, get_task, register
+from .state import Carried
+from .task import At, HasOptimizer, HasState, StepOut, Task, Updater, get_task, register
 
 # %% ../nbs/engine/08c_setup.ipynb #91e15933
 def pick_device(name: str) -> torch.device:
@@ -67,9 +69,12 @@ class StepModule(nn.Module):
     def __init__(self, task: Task, model: nn.Module, cfg: Config):
         super().__init__()
         self.model, self._task, self._cfg = model, task, cfg
-        self.training = model.training
+        self.training, self._carries = model.training, isinstance(task, HasState)
 
     def forward(self, batch: Any, at: At) -> StepOut:
+        if self._carries and at.state is None:  # a batch by itself continues nothing
+            rows = int(examples_of(batch)) if at.ids is None else len(at.ids)
+            at = dataclasses.replace(at, state=self._task.initial_state(self.model, rows))
         return self._task.step(self.model, batch, self._cfg, at)
 
 # %% ../nbs/engine/08c_setup.ipynb #5ea32096
@@ -147,6 +152,7 @@ class Loop(Setup):
     record: Record | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     measures: dict[str, Any] = field(default_factory=dict)  # metrics of training, by name
+    carried: Carried | None = None  # of a system that carries a state from step to step
     saved_at: int = -1  # step of the last checkpoint
     reason: str | None = None  # why the loop ends
     signalled: str | None = None  # a signal that arrived
@@ -283,6 +289,7 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
     if why:
         print(why)
     splits = splits or task.data(cfg, run.root)
+    refuse_other_order(task, cfg, splits)
     model = initial_model(task, cfg, splits, run).to(device)
     if world > 1:
         spread(list(model.state_dict().values()))
@@ -299,7 +306,7 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
         autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        rank=rank, world=world,
+        rank=rank, world=world, carried=carried_for(task, model, splits.train),
     )
 
 # %% ../nbs/engine/08c_setup.ipynb #c86f9f1b
@@ -333,6 +340,26 @@ def wrap(module: nn.Module, compute: Compute) -> nn.Module:
     "The step, behind torch.compile if so configured."
     return torch.compile(module) if compute.compile else module
 
+# %% ../nbs/engine/08c_setup.ipynb #92036f61
+def refuse_other_order(task: Task, cfg: Config, splits: Splits) -> None:
+    "A system that carries a state is refused where examples do not follow one another."
+    if not isinstance(task, HasState):
+        return
+    for name in ("train", "val", "test"):
+        if not isinstance(splits.named(name), Consecutive):
+            found, remedy = type(splits.named(name)).__name__, "make the source a Consecutive, and say where it begins anew"
+            raise DataError(f"the {name} split", found=found, expected="examples that continue one another, since a state "
+                            "is carried from one to the next", remedy=remedy)
+    if cfg.loader.shuffle != "none":
+        raise ConfigError("loader.shuffle", found=cfg.loader.shuffle, expected="none, since a state is carried from each "
+                          "example to the one that continues it", remedy="set loader.shuffle to none")
+
+def carried_for(task: Task, model: nn.Module, source: Source) -> Carried | None:
+    "What carries the states of a source's examples; None for a system that has none."
+    if not isinstance(task, HasState):
+        return None
+    return Carried(source.begins, functools.partial(task.initial_state, model))
+
 # %% ../nbs/engine/08c_setup.ipynb #246342e5
 def own_gpu(count: int) -> torch.device:
     "The GPU of this process, one of `count` on this machine: as many processes need as many GPUs."
@@ -351,7 +378,8 @@ def plan_steps(
     def setting(step: int) -> dict:
         return {k: v for u in updaters for k, v in u.setting(step, total).items()}
 
-    plan = Plan(source.size, cfg.loader, cfg.seed, cfg.optim.accumulate, rank, world, setting, source.epoch_size)
+    lanes = isinstance(source, Consecutive) and cfg.loader.shuffle == "none"
+    plan = Plan(source.size, cfg.loader, cfg.seed, cfg.optim.accumulate, rank, world, setting, source.epoch_size, lanes)
     if cfg.budget.epochs and plan.steps_per_epoch is None:
         expected = "steps, since the training source is endless and says not what an epoch is"
         remedy = "give steps instead of epochs, or give the source an epoch_size"

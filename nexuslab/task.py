@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task', 'Costly', 'CanPredict',
-           'CanSample', 'HasLatent', 'HasOptimizer', 'list_tasks', 'register', 'get_task', 'refuse_hidden']
+           'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'list_tasks', 'register', 'get_task', 'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
@@ -43,6 +43,7 @@ class StepOut:
     n: float  # items: tokens, graphs, events
     parts: dict[str, Part] = field(default_factory=dict)  # the terms: the loss is the sum of weight times value
     out: dict[str, tuple] = field(default_factory=dict)  # metric name -> arguments of its update
+    state: Any = None  # of a system that carries one (`HasState`): what it hands on, tensors of a row an example
 
 # %% ../nbs/engine/04_task.ipynb #fd95fe50
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class At:
     seed: int = 0  # of the run
     ids: np.ndarray | None = None  # (B,) examples of the batch; rows are numbered where there are none
     values: dict[str, Any] = field(default_factory=dict)  # of the updaters, such as a KL weight
+    state: Any = None  # of a system that carries one (`HasState`): what the examples before these handed on
     drawn: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # names of draws made
 
     def draw_seed(self, name: str) -> int:
@@ -322,6 +324,14 @@ class HasLatent(ABC):
     @abstractmethod
     def labels(self, source: Source, ids: np.ndarray) -> dict[str, np.ndarray]:
         "What to colour the latent space by: name -> (B,) for the examples `ids` of a source."
+
+class HasState(ABC):
+    """A system whose step goes on where the one before it ended: `at.state` is what the examples before these handed on
+    as `StepOut.state`, without its gradient. Its sources are `Consecutive`, in their order (shuffle "none")."""
+
+    @abstractmethod
+    def initial_state(self, model: nn.Module, rows: int) -> Any:
+        "The state before examples that continue nothing: tensors in any structure, `rows` rows first."
 
 class HasOptimizer(ABC):
     "A system with an optimiser of its own in place of the configured one."

@@ -25,14 +25,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .batch import to_device
 from .config import Config
 from .core import STOPPING, ConfigError, DataError, TrainingError, mix
-from .batch import to_device
-from .data import Fetch, Key, Source, Splits, eval_keys
+from .data import Fetch, Key, Source, Splits, eval_keys, load_evaluation
 from .listen import Snapshot
 from .metrics import Averages
-from .setup import Loop, StepModule, emit, evaluating, gathered, over_processes, where
-from .step import OWN_NAMES, count, portable, refuse_name
+from .setup import Loop, StepModule, carried_for, emit, evaluating, gathered, over_processes, where
+from .step import OWN_NAMES, at_batch, count, portable, refuse_name
 from .task import At, StepOut, Task
 
 # %% ../nbs/engine/08e_watch.ipynb #3888ade8
@@ -133,15 +133,16 @@ def evaluate_source(
     world: int = 1,
 ) -> tuple[Averages, dict[str, float]]:
     "Loss and parts as averages, and the metrics, of one pass over a split; in a group on the first process."
-    averages, fetch, setting = Averages(), Fetch(source, cfg.seed), setting or {}
+    averages, carried = Averages(), carried_for(task, module.model, source)
     metrics = {name: apart(metric.to(device)) for name, metric in task.metrics(cfg).items()}
-    keys = eval_keys(source, cfg.loader, setting, rank, world)
-    with evaluating(module):
-        for turn in range(len(eval_keys(source, cfg.loader, setting, 0, world))):
-            out = None
-            for key in keys[turn : turn + 1]:
-                with autocast():
-                    out = module(to_device(fetch[key], device), dataclasses.replace(at, ids=key.ids))
+    keys = eval_keys(source, cfg.loader, setting or {}, rank, world, lanes=carried is not None)
+    with evaluating(module), contextlib.closing(load_evaluation(source, keys, cfg.loader, cfg.seed)) as batches:
+        for key, batch in batches:
+            with autocast():
+                out = module(to_device(batch, device), at_batch(carried, at, key.ids)) if len(key.ids) else None
+            if carried:
+                carried.keep([(key.ids, out.state)] if out else [])
+                carried.turn()
             for one in [out] if world == 1 else collected(out, rank, world, device):
                 count(averages, one)
                 for name, arguments in one.out.items():
