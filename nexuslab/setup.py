@@ -345,14 +345,15 @@ def refuse_other_order(task: Task, cfg: Config, splits: Splits) -> None:
     "A system that carries a state is refused where examples do not follow one another."
     if not isinstance(task, HasState):
         return
+    why = "since a state is carried from one to the next"
     for name in ("train", "val", "test"):
         if not isinstance(splits.named(name), Consecutive):
-            found, remedy = type(splits.named(name)).__name__, "make the source a Consecutive, and say where it begins anew"
-            raise DataError(f"the {name} split", found=found, expected="examples that continue one another, since a state "
-                            "is carried from one to the next", remedy=remedy)
+            remedy = "make the source a Consecutive, and say where it begins anew"
+            raise DataError(f"the {name} split", found=type(splits.named(name)).__name__,
+                            expected=f"examples that continue one another, {why}", remedy=remedy)
     if cfg.loader.shuffle != "none":
-        raise ConfigError("loader.shuffle", found=cfg.loader.shuffle, expected="none, since a state is carried from each "
-                          "example to the one that continues it", remedy="set loader.shuffle to none")
+        raise ConfigError("loader.shuffle", found=cfg.loader.shuffle, expected=f"the examples in their order, {why}",
+                          remedy="set loader.shuffle to none")
 
 def carried_for(task: Task, model: nn.Module, source: Source) -> Carried | None:
     "What carries the states of a source's examples; None for a system that has none."

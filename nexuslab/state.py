@@ -80,8 +80,8 @@ def refuse_other_state(state: Any, rows: int) -> None:
     "A state whose tensors do not have a row an example is refused."
     found = None if state is None else [tuple(getattr(leaf, "shape", ())) for _, leaf in leaves(state, "state")]
     if found is None or any(shape[:1] != (rows,) for shape in found):
-        raise ModelError("the state that a step hands on", found=found, expected=f"tensors of {rows} rows, one an example",
-                         remedy="return StepOut(..., state=...), with the batch as the first axis of each tensor")
+        expected, remedy = f"tensors of {rows} rows", "return StepOut(..., state=...): the first axis is the example"
+        raise ModelError("the state that a step hands on", found=found, expected=expected, remedy=remedy)
 
 # %% ../nbs/engine/04a_state.ipynb #bf1951da
 def forget_nonfinite(carried: Carried) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from stateful import Summing
 from tiny import Halt, Scripted
 from torch import nn
 
@@ -67,6 +68,7 @@ MAKERS = {
         make=lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)), restore_best=False,
         **{"loader.drop_last": True}
     ),
+    "a state": lambda: line(Summing),
     "memory": lambda: line(Scarce, **{"guard.halve_on_oom": True}),
     "memory refused": lambda: line(Scarce),
     "poisoned": lambda: line(Poisoned),
