@@ -146,8 +146,7 @@ class Plan:
         self.size, self.loader, self.seed, self.setting, self.lanes = size, loader, seed, setting, lanes
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.per_step = loader.batch_size * accumulate * world
-        length = epoch_size if size is None else size
-        self.steps_per_epoch = epoch_steps(length, self.per_step, loader.drop_last)
+        self.steps_per_epoch = epoch_steps(epoch_size if size is None else size, self.per_step, loader.drop_last)
         self._epoch, self._order = None, None
         if size == 0:
             raise DataError("the training split", found="no examples", remedy="prepare a larger dataset")
