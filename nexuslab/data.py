@@ -144,10 +144,9 @@ class Plan:
         lanes: bool = False,  # a row of a batch continues the same row of the batch before: in order only
     ):
         self.size, self.loader, self.seed, self.setting, self.lanes = size, loader, seed, setting, lanes
-        self.accumulate, self.rank, self.world = accumulate, rank, world
         self.per_step = loader.batch_size * accumulate * world
         self.steps_per_epoch = epoch_steps(epoch_size if size is None else size, self.per_step, loader.drop_last)
-        self._epoch, self._order = None, None
+        self.accumulate, self.rank, self.world, self._epoch, self._order = accumulate, rank, world, None, None
         if size == 0:
             raise DataError("the training split", found="no examples", remedy="prepare a larger dataset")
 
@@ -169,14 +168,18 @@ class Plan:
 
     def micro(self, step: int) -> list[Key]:
         "The micro-batches of this process at a step; a short global batch is shared out evenly."
-        ids, parts = self.global_ids(step), self.world * self.accumulate
-        shares = [ids] if parts == 1 else np.array_split(ids, parts)
-        if self.lanes:  # a row stays with its process, also where the last batch is short
-            shares = np.split(ids, np.arange(1, parts) * self.loader.batch_size)
+        shares = shared_out(self.global_ids(step), self)
         mine = shares[self.rank * self.accumulate : (self.rank + 1) * self.accumulate]
         return [Key(step, ids, self.setting(step)) for ids in mine if len(ids)]
 
 # %% ../nbs/engine/02_data.ipynb #85f70e41
+def shared_out(ids: np.ndarray, plan: Plan) -> list[np.ndarray]:
+    "The examples of each micro-batch: about as many; a lane stays in its own, also where the last batch is short."
+    parts = plan.world * plan.accumulate
+    if parts == 1:
+        return [ids]
+    return np.split(ids, np.arange(1, parts) * plan.loader.batch_size) if plan.lanes else np.array_split(ids, parts)
+
 def lane_ids(size: int, lanes: int, place: int) -> np.ndarray:
     "The examples of a step when each row walks through a stretch of its own; the first rows' are the longer ones."
     each, longer = divmod(size, lanes)
