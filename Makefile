@@ -19,13 +19,13 @@ install: $(VENV)/.installed ## create .venv with what constraints.txt pins
 $(VENV)/.installed: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "nexuslab needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
+	@echo 'installing into $(VENV): some minutes'
 	$(BIN)/python -m pip install -q -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 train: install       ## train the circuits system for 200 epochs and print its test figures
 	$(BIN)/nexuslab train --epochs 200
-	@$(BIN)/nexuslab runs --latest
 
 tools:               ## programs the tests use: ngspice, chromium, postgresql
 	@if command -v apt-get >/dev/null; then \

@@ -961,23 +961,23 @@ def damage(run: Run, error: Exception) -> str:
 
 # %% ../nbs/engine/06_run.ipynb #fb1f05fc
 def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
-    """One column a run, the best first: state, best and the split's figures, with a remark where they are of a history
-    that was given up, then the configuration's keys that differ."""
-    came, trees = {}, {}
+    """One column a run, the best first: state and best, the configuration's keys that differ, the split's figures, with
+    a remark where they are of a history that was given up."""
+    came, trees, reached = {}, {}, {}
     for run in runs:
         name = run.path.name
         try:
             status, tree = run.status, flatten(run.tree)
             figures = evaluated(run).get(split, {}).get("figures", {})
             figures |= {"figures": remark} if (remark := given_up(run).get(split)) else {}
-            came[name] = {"state": status["state"], "steps": status.get("step"), "best": status.get("best")} | figures
-            trees[name] = tree
+            came[name] = {"state": status["state"], "steps": status.get("step"), "best": status.get("best")}
+            trees[name], reached[name] = tree, figures
         except Exception as error:  # a stranger's files raise anything
             came[name] = {"state": damage(run, error)}
     keys = dict.fromkeys(k for t in trees.values() for k in t)
     keys = [k for k in keys if len({repr(t.get(k)) for t in trees.values()}) > 1]
     asked = {name: {k: tree.get(k) for k in keys} for name, tree in trees.items()}
-    table = pd.DataFrame({name: came[name] | asked.get(name, {}) for name in came}, dtype=object)
+    table = pd.DataFrame({n: came[n] | asked.get(n, {}) | reached.get(n, {}) for n in came}, dtype=object)
     return table[best_first(table, {tree["stop.mode"] for tree in trees.values()})]
 
 def best_first(table: pd.DataFrame, modes: set[str]) -> list[str]:
