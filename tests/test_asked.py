@@ -1,11 +1,14 @@
 """What was asked is done, or refused by name: no option, key, preset, choice or file is ignored in silence."""
 
 import ast
+import io
 import json
 import shutil
+import sys
 import typing
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -25,7 +28,7 @@ from nexuslab.parameters import given_parameters, job_notebooks, parameters_of
 from nexuslab.plans import configured, dry_run, plan_of_comparison, plan_of_run, planned
 from nexuslab.launch import train
 from nexuslab.run import Run
-from nexuslab.sample import keep_answers, predict, sample
+from nexuslab.sample import keep_answers, predict, read_samples, sample
 from nexuslab.task import get_task
 from nexuslab.views import cost_of_run, report
 
@@ -137,6 +140,30 @@ def test_numbers_that_are_none_are_refused(runs):
     for wrong in ([], [[27]], [[27, 31], [33, 35]], ["a"], [27.5], "27"):
         with pytest.raises(DataError, match="numbers"):
             predict(get_task("collatz"), runs["collatz"], wrong)
+
+
+def test_chunks_and_precision_of_samples_and_answers(runs, monkeypatch):
+    """A chunk decides about memory only; another arithmetic is used; a bar is shown on a terminal, and nowhere else."""
+    task, run, sizes = get_task("toy_graphs"), runs["toy_graphs"], []
+    real = type(task).sample
+    monkeypatch.setattr(type(task), "sample", lambda self, model, n, *rest, **how: (
+        sizes.append(n), real(self, model, n, *rest, **how))[1])
+    whole, parts, coarse = (
+        read_samples(sample(task, run, 7, **how)) for how in ({"chunk": 7}, {"chunk": 3}, {"precision": "bf16"}))
+    assert sizes == [7, 3, 3, 1, 7]
+    for name, values in whole.items():
+        assert np.allclose(values, parts[name], atol=1e-6) and 1e-6 < np.abs(values - coarse[name]).max() < 0.1
+    task, run, numbers = get_task("collatz"), runs["collatz"], list(range(1, 21, 2))
+    answers = predict(task, run, numbers)
+    assert predict(task, run, numbers, chunk=3).equals(answers)
+    assert len(predict(task, run, np.array(numbers), precision="bf16")) == len(numbers)
+    shown = {}
+    for terminal in (True, False):
+        shown[terminal] = io.StringIO()
+        shown[terminal].isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stderr", shown[terminal])
+        predict(task, run, numbers, chunk=3)
+    assert "answering" in shown[True].getvalue() and shown[False].getvalue() == ""
 
 
 # ---- files that a user names

@@ -12,6 +12,7 @@ from nexuslab.data import Splits
 from nexuslab.evaluate import evaluate, evaluation_table, untrained_model
 from nexuslab.fit import fit
 from nexuslab.run import Run
+from nexuslab.sample import read_samples, sample
 from nexuslab.systems.circuits.analysis import analyse, from_netlist, idle_edges, merge, response, topology_hash
 from nexuslab.systems.circuits.data import circuit_at, generate
 from nexuslab.systems.circuits.model import Batch
@@ -30,6 +31,7 @@ from nexuslab.systems.circuits.reconstruct import (
 )
 from nexuslab.systems.circuits.task import (
     Circuits,
+    as_circuits,
     at_the_true_graph,
     by_group,
     guesses,
@@ -206,3 +208,17 @@ def test_circuits_kept_aside_have_every_figure_too(ladders):
         assert beside["untrained"][name] < beside["untrained"][name.replace("median", "median_sampled")] <= 1
     counts = by_group(ladders, "test", lambda source, rows: {"circuits": len(rows)})
     assert sum(counts.values()) == (ladders.test.arrays["split"] >= 2).sum() and counts["circuits_beyond"] > 0
+
+
+def test_samples_are_the_same_in_any_chunk_and_come_back_from_their_file(run, tmp_path):
+    task = get_task("circuits")
+    whole, parts, coarse = (
+        read_samples(sample(task, run, 40, seed=3, output=tmp_path / "s.h5", **how))
+        for how in ({}, {"chunk": 7}, {"precision": "bf16"})
+    )
+    assert whole["n_nodes"].tolist() == parts["n_nodes"].tolist() and whole["valid"].tolist() == parts["valid"].tolist()
+    for a, b in zip(whole["edge_value"], parts["edge_value"], strict=True):
+        assert np.allclose(a, b, rtol=1e-3, equal_nan=True)
+    again = as_circuits(whole)
+    assert [c is not None and verdict(c) == "valid" for c in again] == whole["valid"].tolist() and any(whole["valid"])
+    assert len({len(edges) for edges in whole["edge_index"]}) > 1 and len(coarse["n_nodes"]) == 40
