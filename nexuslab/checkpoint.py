@@ -331,17 +331,24 @@ def inventory(folder: Path) -> list[tuple[str, int]]:
     return sorted((entry.name, entry.inode()) for entry in os.scandir(folder)) if folder.is_dir() else []
 
 # %% ../nbs/engine/07_checkpoint.ipynb #541ed149
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    "Put weights into a model; another architecture is refused with the first differences."
+def load_weights(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    path: Path,
+    partial: bool = False,  # take those that fit, if there are any
+) -> list[str]:
+    "Put weights into a model; another architecture is refused with the first differences, which are also returned."
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     new = {k: tuple(v.shape) for k, v in weights.items()}
     odd = [f"{k} is absent" for k in own if k not in new] + [f"{k} is extra" for k in new if k not in own]
     odd += [f"{k} is {new[k]}, not {own[k]}" for k in own if k in new and new[k] != own[k]]
-    if odd:
+    fit = {k: v for k, v in weights.items() if own.get(k) == new[k]}
+    if odd and not (partial and fit):
         raise CheckpointError(f"weights of {path}", found=f"{len(odd)} differences: {'; '.join(odd[:3])}",
                               expected="the weights of this model",
                               remedy="use the configuration of the run that wrote them")
-    model.load_state_dict(weights)
+    model.load_state_dict(fit, strict=not odd)
+    return odd
 
 # %% ../nbs/engine/07_checkpoint.ipynb #11567592
 def prune_checkpoints(

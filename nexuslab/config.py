@@ -270,6 +270,9 @@ class Config(Section):
     debug: bool = Field(False, description="detect anomalies in the backward pass, log every step, and take a small "
                                            "model (see `resolve`)")
     init_from: str | None = Field(None, min_length=1, description="a run whose best weights this one starts from")
+    init_partial: bool = Field(
+        False, description="take of init_from what fits this model and say what does not; else a difference is refused"
+    )
     data: Section = Field(default_factory=Section, description="the system's dataset")
     model: Section = Field(default_factory=Section, description="the system's model")
     loss: Section = Field(default_factory=Section, description="the system's objective")

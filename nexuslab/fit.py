@@ -222,7 +222,9 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     (run.path / "stop").unlink(missing_ok=True)
     run.set_status(config=run.write_config(loop.cfg))
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint,
-         optimizer=type(loop.optimizer).__name__, rate=loop.peak)
+         optimizer=type(loop.optimizer).__name__, rate=loop.peak, differences=loop.differences)
+    if loop.differences:
+        say(loop, f"of the weights of {loop.cfg.init_from} not used: {'; '.join(loop.differences)}")
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
 

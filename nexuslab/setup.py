@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'pick_precision', 'StepModule', 'evaluating', 'training_mode', 'Progress', 'Setup', 'Loop', 'ranks',
-           'set_up', 'initial_model', 'Recomputes', 'wrap', 'where']
+           'set_up', 'initial_model', 'new_model', 'inherit', 'Recomputes', 'wrap', 'where']
 
 # %% ../nbs/engine/08c_setup.ipynb #5160cb8b
 import contextlib
@@ -24,7 +24,7 @@ from torch import nn
 from .batch import examples_of
 from .checkpoint import load_weights, open_checkpoint, steps_kept
 from .config import DEVICES, Compute, Config, Section
-from .core import ConfigError, DataError, mix, system_modules
+from .core import ConfigError, DataError, ModelError, mix, system_modules
 from .data import Consecutive, Plan, Source, Splits
 from .listen import Listener
 from .metrics import Averages
@@ -32,7 +32,9 @@ from .optim import Plateau, make_optimizer
 from .own import OwnTask
 from .run import Record, Run
 from .state import Carried
-from .task import At, HasOptimizer, HasState, StepOut, Task, Updater, get_task, register
+from nexuslab.task import (
+    At, HasGroups, HasOptimizer, HasState, StepOut, Task, Updater, get_task, register,
+)
 
 # %% ../nbs/engine/08c_setup.ipynb #91e15933
 def pick_device(name: str) -> torch.device:
@@ -133,6 +135,7 @@ class Setup:
     scaler: torch.amp.GradScaler
     rank: int
     world: int
+    differences: list[str]  # from the weights that init_from gave
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -261,8 +264,11 @@ def refuse_unread(task: Task, cfg: Config, unread: set[str]) -> None:
 # %% ../nbs/engine/08c_setup.ipynb #ba8e0cbd
 def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> tuple[torch.optim.Optimizer, float]:
     "The configured optimiser, or the task's own, and the largest rate of its groups, of which each has its `scale`."
-    own = has_own_optimizer(task)
-    optimizer, unread = own_optimizer(task, cfg, model) if own else (make_optimizer(cfg.optim, model), set())
+    own, apart = has_own_optimizer(task), task.groups(model, cfg) if isinstance(task, HasGroups) else []
+    if own and apart:
+        found, remedy = "groups that its own optimiser would not hear of", "give them to that optimiser"
+        raise ModelError(f"the system {task.name!r}", found=found, expected="one of the two", remedy=remedy)
+    optimizer, unread = own_optimizer(task, cfg, model) if own else (make_optimizer(cfg.optim, model, apart), set())
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         found, expected = type(optimizer).__name__, "a torch.optim.Optimizer whose step needs no closure"
         raise ConfigError("the optimiser", found=found, expected=expected, remedy="return another one")
@@ -290,7 +296,9 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         print(why)
     splits = splits or task.data(cfg, run.root)
     refuse_other_order(task, cfg, splits)
-    model = initial_model(task, cfg, splits, run).to(device)
+    model = new_model(task, cfg, splits)
+    differences = inherit(model, cfg, run)
+    model.to(device)
     if world > 1:
         spread(list(model.state_dict().values()))
     module = wrap(StepModule(task, model, cfg), cfg.compute)
@@ -307,11 +315,18 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world, carried=carried_for(task, model, splits.train),
+        differences=differences,
     )
 
 # %% ../nbs/engine/08c_setup.ipynb #c86f9f1b
 def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Module:
     "The model at step 0: from the seed, or with the best weights of another run."
+    model = new_model(task, cfg, splits)
+    inherit(model, cfg, run)
+    return model
+
+def new_model(task: Task, cfg: Config, splits: Splits) -> nn.Module:
+    "The model with the weights that the seed gives."
     torch.manual_seed(mix(cfg.seed, "init"))
     model = task.model(cfg, splits.meta)
     if cfg.compute.gradient_checkpointing:
@@ -320,14 +335,23 @@ def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Modul
                               found=f"{type(model).__name__}, which does not offer it",
                               expected="a model that is a Recomputes", remedy="set it to false for this model")
         model.recompute_activations()
-    if cfg.init_from and not steps_kept(run.path / "checkpoints"):  # its own weights follow where it has any
-        parent = Run.open(cfg.init_from, run.root)
-        if parent.path == run.path:
-            raise ConfigError("init_from", found=f"{cfg.init_from!r}, which is this run itself",
-                              expected="a run that was trained before", remedy="give that run's name")
-        saved = open_checkpoint(parent.path / "checkpoints", "best")
-        load_weights(model, saved.weights(), saved.path)
     return model
+
+def inherit(model: nn.Module, cfg: Config, run: Run) -> list[str]:
+    "Give the model the best weights of another run, if so configured; returns what differs, if that is allowed."
+    if not cfg.init_from:
+        if cfg.init_partial:
+            raise ConfigError("init_partial", found="true, and no init_from", expected="a run to take weights from",
+                              remedy="give init_from, or leave init_partial out")
+        return []
+    if steps_kept(run.path / "checkpoints"):  # its own weights follow
+        return []
+    parent = Run.open(cfg.init_from, run.root)
+    if parent.path == run.path:
+        raise ConfigError("init_from", found=f"{cfg.init_from!r}, which is this run itself",
+                          expected="a run that was trained before", remedy="give that run's name")
+    saved = open_checkpoint(parent.path / "checkpoints", "best")
+    return load_weights(model, saved.weights(), saved.path, cfg.init_partial)
 
 class Recomputes(ABC):
     "A model that can trade computing for memory in its backward pass."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task', 'Costly', 'CanPredict',
-           'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'list_tasks', 'register', 'get_task', 'refuse_hidden']
+           'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'Group', 'HasGroups', 'list_tasks', 'register',
+           'get_task', 'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
@@ -13,7 +14,7 @@ import difflib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -339,6 +340,26 @@ class HasOptimizer(ABC):
     @abstractmethod
     def optimizer(self, model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
         "The optimiser; the schedule multiplies the rate of each of its groups by the same factor."
+
+# %% ../nbs/engine/04_task.ipynb #f96fd864
+@dataclass(frozen=True)
+class Group:
+    "Parameters that the configured optimiser treats apart from the others."
+
+    parameters: Iterable[nn.Parameter]
+    rate: float = 1.0  # learning rate in units of `optim.lr`
+    weight_decay: float | None = None  # of those that decay; None is `optim.weight_decay`
+    muon: bool | None = None  # whether `optim.name=muon` takes the matrices; None: those that decay
+
+    def __post_init__(self):
+        object.__setattr__(self, "parameters", tuple(self.parameters))  # `model.head.parameters()` is read only once
+
+class HasGroups(ABC):
+    "A system whose parameters do not all learn alike."
+
+    @abstractmethod
+    def groups(self, model: nn.Module, cfg: Config) -> list[Group]:
+        "The groups that differ; the parameters in none of them are treated as usual."
 
 # %% ../nbs/engine/04_task.ipynb #9daef246
 def list_tasks() -> list[str]:

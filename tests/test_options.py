@@ -15,7 +15,7 @@ import nexuslab.data
 import nexuslab.fit
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
-from nexuslab.core import ConfigError, TrainingError
+from nexuslab.core import CheckpointError, ConfigError, TrainingError
 from nexuslab.setup import Recomputes, pick_device, pick_precision, set_up
 from nexuslab.optim import Muon, learning_rate
 from nexuslab.run import Run
@@ -24,7 +24,7 @@ from nexuslab.task import StepOut
 PROVED = {  # option -> the test that shows it acting; "file::test" where it is another file's
     "system": "test_names_and_seed", "preset": "test_names_and_seed", "name": "test_names_and_seed",
     "seed": "test_names_and_seed",
-    "debug": "test_debug", "init_from": "test_init_from",
+    "debug": "test_debug", "init_from": "test_init_from", "init_partial": "test_init_partial",
     "compute.device": "test_devices", "compute.precision": "test_bf16_on_cpu", "compute.compile": "test_compile",
     "compute.threads": "test_threads",
     "compute.processes": "test_contract.py::test_contract",
@@ -414,6 +414,29 @@ def test_init_from(tmp_path):
     child = train(Scripted(steps=1, lr=1e-30), tmp_path, **{"init_from": parent.run.path.name})
     fresh = train(Scripted(steps=1, lr=1e-30), tmp_path)
     assert same_weights(child.model, parent.model) and not same_weights(fresh.model, parent.model)
+
+
+def test_init_partial(tmp_path):
+    """What fits is taken and the rest told; nothing that fits, and no run to take from, are refused."""
+    done = train(Scripted(steps=3), tmp_path)
+    parent = done.run
+
+    def grown(width: int):
+        model = nn.Linear(3, width)
+        model.more = nn.Linear(width, 1)
+        model.forward = lambda x: model.more(nn.functional.linear(x, model.weight, model.bias))
+        return Scripted(make=lambda: model, steps=1, lr=1e-30)
+
+    asked = {"init_from": parent.path.name, "init_partial": True}
+    child = train(grown(1), tmp_path, **asked)
+    assert torch.equal(child.model.weight, done.model.weight)
+    assert events(child.run, "start")[0]["differences"] == ["more.weight is absent", "more.bias is absent"]
+    with pytest.raises(CheckpointError, match="4 differences"):
+        train(grown(2), tmp_path, **asked)
+    with pytest.raises(CheckpointError, match="2 differences"):
+        train(grown(1), tmp_path, init_from=parent.path.name)
+    with pytest.raises(ConfigError, match="init_partial"):
+        train(grown(1), tmp_path, init_partial=True)
 
 
 def test_max_minutes(tmp_path):
