@@ -486,12 +486,12 @@ def test_figures_of_what_was_given_up(tmp_path):
     task = Scripted(steps=6, save_every=2, save_total_limit=9)
     run = train(task, tmp_path).run
     evaluate(task, run, "val", "last")
-    assert not given_up(run) and list(evaluation_table(run, "val").columns) == ["model"]
+    assert not given_up(run) and list(evaluation_table(run, "val").columns)[0] == "model"
     train(task, tmp_path, [Halt(4)], run=run, resume="step_2", lr=0.01)
     told = "of a checkpoint of step 6, which a later attempt gave up"
     assert given_up(run) == {"val": told}
     with pytest.warns(UserWarning, match=told):
-        assert list(evaluation_table(run, "val").columns) == [f"model, {told}"]
+        assert list(evaluation_table(run, "val").columns)[0] == f"model, {told}"
     assert comparison([run], "val").loc["figures"].tolist() == [told]
     examine_results(found := Examination(run, mend=False))
     assert [(f.place, f.outcome) for f in found.findings] == [("evaluation.json", "noted")]
