@@ -170,7 +170,7 @@ def figures_in(path: Path) -> dict[str, float] | None:
     "The figures of a file; None, with a word about it, if it is damaged."
     try:
         found = read_sealed(path).get("figures")
-        if isinstance(found, dict):
+        if isinstance(found, dict) and all(isinstance(v, (int, float, type(None))) for v in found.values()):
             return found
         raise FormatError(f"{path} is damaged", found="no figures", expected="figures by name", remedy="delete it")
     except FormatError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.core import (
-    ConfigError, NexusError, did_you_mean, module_of, parse_yaml, plain, project_root, visible,
+    ConfigError, NexusError, did_you_mean, is_there, module_of, parse_yaml, plain, project_root, visible,
 )
 from nexuslab.parameters import (
     READERS, counted, edited, job_notebooks, joined, parameters_of, parse_changes,
@@ -159,10 +159,9 @@ def runs_command(arguments: list[str]) -> dict[str, Any]:
 
     if not said.latest:
         rows = runs_table(system=said.system)
-        table = rows.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        told = rows if any(rows.remark) else rows.drop(columns="remark")
+        table = told.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
         print(table.to_string(index=False) if len(table) else f"no runs in {project_root() / 'runs'}")
-        if count := int(table.damaged_rows.sum()):
-            print(f"{count} damaged rows of their records are left out: nexuslab doctor RUN says more")
         return {"runs": json.loads(rows.to_json(orient="records"))}
     from nexuslab.evaluate import evaluation_table  # late: imports torch
 
@@ -170,7 +169,7 @@ def runs_command(arguments: list[str]) -> dict[str, Any]:
     print(f"run: {visible(str(run.path))}\nstate: {run.status['state']} ({run.status.get('reason')})")
     if missing := left_out(run):
         print(f"record: {missing}")
-    known = (run.path / "evaluation.json").exists()
+    known = is_there(run.path / "evaluation.json")
     print(evaluation_table(run).to_string(float_format=lambda v: f"{v:.4g}", na_rep="") if known else
           "not evaluated yet")
     return {"path": run.path, "status": run.status, "evaluation": run.evaluation if known else {}}

@@ -169,6 +169,8 @@ def train_group(run: Run, cfg: Config, resume: str | None, restarts: int) -> Non
             run.set_status(state="failed", reason=f"{type(known).__name__}: {known}")
         if known:
             raise known
+    if run.status.get("attempt") != attempt:  # the others were interrupted, or lost their connection, because of it
+        run.set_status(state="failed", reason=died)
     raise TrainingError(
         f"workers of {run.path.name}", found=died, expected="a group that ends well",
         remedy=f"see {run.path / 'status.json'}; resume={run.path.name} goes on from the last checkpoint",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RELEASED', 'SHELL_NAMES', 'INJECTED', 'READERS', 'job_notebooks', 'defaults_of', 'Parameter', 'read_parameters',
            'parameters_of', 'parameters_cell', 'edited', 'released_notebook', 'given_parameters', 'text_of', 'texts_of',
-           'counted', 'unwind_on_signals', 'chosen_parameters', 'parse_changes', 'joined', 'split_changes',
+           'counted', 'unwind_on_signals', 'chosen_parameters', 'parse_changes', 'is_text', 'joined', 'split_changes',
            'as_overrides', 'command_line']
 
 # %% ../nbs/engine/17_parameters.ipynb #4fc289d5
@@ -18,8 +18,8 @@ import shlex
 import signal
 import tokenize
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import ModuleType, NoneType
+from typing import Any, NamedTuple, get_args
 
 import nexuslab
 from .core import STOPPING, ConfigError, NexusError, did_you_mean, parse_yaml, plain, whole_number
@@ -176,13 +176,20 @@ def chosen_parameters(
 
 # %% ../nbs/engine/17_parameters.ipynb #1cc8ffad
 def parse_changes(changes: list[str]) -> dict[str, Any]:
-    "`key=value` pairs, with values read as YAML."
+    "`key=value` pairs, with values read as YAML; what belongs to a key that is a text stays as it is written."
     for change in changes:
         if "=" not in change:
             raise ConfigError(f"override {change!r}", found="no =", expected="key=value",
                               remedy="write -o model.hidden=64")
-    pairs = [(k.strip(), parse_yaml(v, f"override {k}")) for k, v in (c.split("=", 1) for c in changes)]
-    return joined(*({k: v} for k, v in pairs))
+    pairs = [(k.strip(), v, parse_yaml(v, f"override {k}")) for k, v in (c.split("=", 1) for c in changes)]
+    return joined(*({k: v.strip() if isinstance(read, (int, float)) and is_text(k) else read} for k, v, read in pairs))
+
+def is_text(name: str) -> bool:
+    "Whether a key of every configuration, by its dotted or short name, is a text."
+    from nexuslab.config import SHORT, Config, fields_of  # late: pydantic is not needed to start papermill
+
+    field = fields_of(Config).get(SHORT.get(name, name))
+    return field is not None and ({*get_args(field.annotation)} - {NoneType} or {field.annotation}) == {str}
 
 def joined(*layers: dict[str, Any]) -> dict[str, Any]:
     "One dictionary of several; a key with two values is refused."

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.core import (
-    ConfigError, Interrupted, NexusError, atomic_path, did_you_mean, plain, project_root, whole_number, write_json,
+    ConfigError, Interrupted, NexusError, atomic_path, did_you_mean, naming_files, plain, project_root, whole_number,
+    write_json,
 )
 from .parameters import as_overrides, job_notebooks, parameters_of
 
@@ -143,6 +144,7 @@ def refuse_study(task, cfg, given: dict[str, Any], changes: dict[str, Any]) -> N
     study_name_of(cfg, given["study_name"], given["trials"], given["output"])
 
 # %% ../nbs/engine/18_plans.ipynb #fbf02771
+@naming_files("looking for what to train")
 def planned(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, the run to resume and its checkpoint (None and None for a new run); nothing is made."
     from nexuslab.checkpoint import open_checkpoint  # late: these import torch

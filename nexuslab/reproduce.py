@@ -17,7 +17,7 @@ import torch
 
 from .checkpoint import open_checkpoint
 from .config import Config, overlay
-from .core import DataError, Interrupted, RunError, naming_files
+from .core import DataError, Interrupted, RunError, is_there, naming_files
 from .data import Splits
 from .evaluate import assessed, changed_since
 from .fit import Result, fit
@@ -117,7 +117,7 @@ def differences_of_data(run: Run, task: Task, rebuilt: Splits) -> list[str]:
 # %% ../nbs/engine/10a_reproduce.ipynb #12fe01a0
 def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> list[str]:
     "Figures of evaluation.json that differ."
-    if not (run.path / "evaluation.json").exists():
+    if not is_there(run.path / "evaluation.json"):
         return []
     found, stale = [], given_up(run)
     for split, entry in run.evaluation.items():

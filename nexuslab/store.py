@@ -60,6 +60,9 @@ class Ragged:
         values: np.ndarray,  # (total, ...)
         offsets: np.ndarray,  # (items + 1,)
     ):
+        if np.ndim(offsets) != 1 or np.ndim(values) < 1:
+            raise DataError("ragged arrays", found=f"shapes {np.shape(values)} and {np.shape(offsets)}",
+                            expected="rows, and a list of offsets", remedy="rebuild the dataset")
         if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
             raise DataError(
                 "ragged offsets", found=f"{offsets[:3]} ... {offsets[-1]} over {len(values)} rows",
@@ -211,7 +214,8 @@ def seal(path: Path, manifest: dict, columns: dict[str, Column]) -> None:
                 raise OSError("the file does not read back as it was written")
         counts = {name: list(file[name].shape) for name in columns}
         record = manifest | {"format": FORMAT, "counts": counts, "digest": arrays_digest(dict(file))}
-        text = json.dumps(plain(record), sort_keys=True)
+        # of fixed length: a text of any length lies outside of HDF5's checksums, and its damage can make HDF5 hang
+        text = np.bytes_(json.dumps(plain(record), sort_keys=True))
         reserve(path, path.stat().st_size + len(text))
         file.attrs["manifest"] = text
         file.flush()
@@ -280,8 +284,10 @@ class Store(LazyFile):
         "An array of the file with the shape that the manifest says; links, which may lead elsewhere, are not followed."
         shape, found = self.manifest["counts"].get(name), self.file.get(name, getlink=True)
         found = self.file[name] if isinstance(found, h5py.HardLink) else found
-        if not isinstance(found, h5py.Dataset) or shape is None or list(found.shape or ()) != shape:
+        if not isinstance(found, h5py.Dataset) or not shape or list(found.shape or ()) != shape:
             raise ValueError(f"{name} is {found}, and not an array of shape {shape}")
+        if found.dtype.kind not in "biufcS":
+            raise ValueError(f"{name} is of type {found.dtype}, and not numbers or bytes")
         return found
 
     def names(self) -> list[str]:
@@ -316,7 +322,8 @@ class Store(LazyFile):
 def manifest_of(file: h5py.File) -> dict[str, Any]:
     "The manifest of a store, with its `digest` and its `counts`: name -> shape."
     text = file.attrs["manifest"]
-    manifest = parse_json(text.encode("utf-8", "surrogateescape"), "the manifest") if isinstance(text, str) else None
+    text = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text  # a text: of an older version
+    manifest = parse_json(text, "the manifest") if isinstance(text, bytes) else None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("digest"), str):
         raise ValueError("a manifest without a digest")
     if not isinstance(manifest.get("counts"), dict):

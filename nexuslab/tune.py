@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'DRAWS', 'StudyError', 'TrialFailed', 'JournalLock', 'Journal', 'open_storage', 'open_study', 'Pruner',
-           'Tuned', 'run_trial', 'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'tune', 'summary',
-           'importances']
+           'Tuned', 'run_trial', 'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'in_the_way', 'tune',
+           'summary', 'importances']
 
 # %% ../nbs/engine/11_tune.ipynb #e24d0892
 import contextlib
@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import time
+import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,10 +37,11 @@ from .checkpoint import clear_unnamed
 from .config import Config, one_budget, overlay, spelt_out
 from nexuslab.core import (
     CheckpointError, ConfigError, FormatError, Interrupted, NexusError, TrainingError, atomic_path, clear_left, digest,
-    make_folder, mix, naming_files, open_regular, parse, project_root, whole_number,
+    is_there, make_folder, mix, naming_files, open_regular, parse, project_root, read_bytes,
+    read_yaml, whole_number,
 )
 from .data import Splits
-from .fit import fit
+from .fit import fit, rehearse
 from .listen import Listener
 from .setup import has_own_optimizer, own_optimizer
 from .watch import state_name
@@ -63,12 +65,15 @@ class JournalLock:
 
     def acquire(self) -> bool:
         self.lock.acquire()
-        with open(self.path, "rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            if end and file.read() != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.lock.release)
+            with open(self.path, "rb+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                if end and file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            stack.pop_all()  # held from here on
         return True
 
     def release(self) -> None:
@@ -79,7 +84,7 @@ class Journal(JournalFileBackend):
     "Optuna's journal file with a checksum (CRC-32, chained) in each line; journals from before have none."
 
     def __init__(self, path: Path):
-        self.path, self.lock = path, JournalLock(path)
+        self.path, self.lock, self.end = path, JournalLock(path), path.with_name(f".{path.name}.end")
         self.places = {0: (0, "")}  # of each line: its byte offset, and the checksum of the line before
         super().__init__(str(path), self.lock)
 
@@ -94,7 +99,9 @@ class Journal(JournalFileBackend):
                 line = json.dumps(log, separators=(",", ":"))
                 check = link(line, check)
                 lines.append(f'{line[:-1]},"check":"{check}"}}\n'.encode())
-            self.write_at(offset, b"".join(lines))
+            self.write_at(offset, data := b"".join(lines))
+            with contextlib.suppress(OSError):  # the lines are written; an older length is as true
+                self.end.write_text(str(offset + len(data)), encoding="utf-8")
         finally:
             self.lock.release()
 
@@ -120,6 +127,7 @@ def lines_of(journal: Journal, log_number_from: int) -> Iterator[dict]:
     "The lines from a number on; a damaged one is a `StudyError`."
     number = max(n for n in journal.places if n <= log_number_from)
     offset, check = journal.places[number]
+    least = noted_end(journal)  # first: a live journal grows meanwhile
     with open_regular(journal.path, MAX_RECORD) as file:
         file.seek(offset)
         for line in file:
@@ -132,6 +140,16 @@ def lines_of(journal: Journal, log_number_from: int) -> Iterator[dict]:
             journal.places[number] = offset, check
             if number > log_number_from:
                 yield log
+    if offset < least:
+        told = f"{least - offset:,} bytes at its end are missing: trials that stood there are unknown"
+        warnings.warn(f"{journal.path}: {told}", stacklevel=2)
+
+def noted_end(journal: Journal) -> int:
+    "How long the file is at least [bytes], as the last process that added lines has noted; 0 if nobody has."
+    with contextlib.suppress(FormatError):
+        noted = read_bytes(journal.end, 20) if is_there(journal.end) else b""
+        return int(noted) if noted.isdigit() else 0
+    return 0
 
 # %% ../nbs/engine/11_tune.ipynb #dee6be9b
 def link(line: str, before: str) -> str:
@@ -285,9 +303,17 @@ def lock_of(storage: str | None, folder: Path, name: str) -> FileLock:
     make_folder(file.parent)
     return FileLock(file.with_name(f".{file.name}.{name}.lock"))
 
-def own_process() -> dict:
-    "What tells this process from all others."
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+CALLS: set[str] = set()  # of `tune` in this process that have not ended
+
+@contextlib.contextmanager
+def own_process() -> Iterator[dict]:
+    "What tells this call from all others, of this process or another, until it ends."
+    CALLS.add(call := uuid.uuid4().hex[:16])
+    try:
+        yield {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(),
+               "call": call}
+    finally:
+        CALLS.discard(call)
 
 def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
     "Whether a running trial's process lives, as far as can be seen; one that is not known gets `patience` seconds."
@@ -295,7 +321,8 @@ def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
     if process is None:
         return trial.datetime_start.timestamp() > time.time() - patience
     if process["host"] == socket.gethostname():
-        return alive(process["pid"], process["started"])
+        ours = process["pid"] == os.getpid()
+        return alive(process["pid"], process["started"]) and (not ours or process.get("call") in CALLS)
     return not status.exists() or status.stat().st_mtime > time.time() - LOST_SECONDS
 
 def fail_dead(study: optuna.Study, runs: Path, patience: float = 0.0) -> None:
@@ -333,6 +360,16 @@ def proposer(study: optuna.Study, seed: int) -> optuna.samplers.BaseSampler:
     place = sum(t.state in counted or "failed" in t.user_attrs for t in study.get_trials(deepcopy=False))
     return optuna.samplers.TPESampler(seed=mix(seed, "tune", place) % 2**32, multivariate=False)
 
+@contextlib.contextmanager
+def failed_writes() -> Iterator[None]:
+    "Let a storage that failed at the end of a trial be its own error: Optuna hides it behind an assertion."
+    try:
+        yield
+    except AssertionError as error:
+        if isinstance(error.__context__, (OSError, NexusError)):
+            raise error.__context__ from None
+        raise
+
 def run_study(
     study: optuna.Study,
     trials: int,  # finished ones, in the end
@@ -352,7 +389,8 @@ def run_study(
             running = number_of(study, TrialState.RUNNING)
             if most > 0 and number_of(study, *FINISHED) + running < trials:
                 study.sampler, most = proposer(study, seed), most - 1
-                study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+                with failed_writes():
+                    study.optimize(objective, n_trials=1, catch=(TrialFailed,))
                 continue
         if not running:
             return
@@ -409,11 +447,22 @@ def study_name_of(
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,89}", name):
         raise StudyError("study name", found=name[:200], remedy="choose a name that can be part of a folder's name",
                          expected="at most 90 letters, digits, dots, dashes, underscores; no dot or dash first")
-    if output is not None and Path(output).is_dir():
-        raise ConfigError("output of a study", found=f"{output}, a folder",
-                          expected="a file for the best configuration",
-                          remedy=f"name the file: {Path(output) / 'best_config.yaml'}")
+    if output is not None and (found := in_the_way(Path(output), cfg)):
+        raise ConfigError("output of a study", found=f"{output}, {found}",
+                          expected="a new file, or the best configuration of an earlier study",
+                          remedy="name another file, such as best_config.yaml")
     return name
+
+def in_the_way(file: Path, cfg: Config) -> str | None:
+    "What stands where a study is to write its best configuration, if that is no earlier one."
+    if file.is_dir():
+        return "a folder"
+    if is_there(file.parent / "status.json"):
+        return "in the directory of a run"
+    with contextlib.suppress(FormatError):
+        if not is_there(file) or isinstance(tree := read_yaml(file), dict) and tree.get("system") == cfg.system:
+            return None
+    return "which holds something else"
 
 # %% ../nbs/engine/11_tune.ipynb #e7e659c3
 def refuse_idle(task: Task, cfg: Config, splits: Splits) -> None:
@@ -475,13 +524,15 @@ def tune(
     root, ended = Path(root or project_root()), []
     name = study_name_of(cfg, study_name, trials, output)
     folder, patience = root / "runs" / ".studies" / name, LOST_SECONDS if is_server(storage) else 0.0
-    with lock_of(storage, folder, name) as lock:
-        study = open_study(name, open_storage(storage, folder), cfg)
     splits = splits or task.data(cfg, root)
     refuse_idle(task, cfg, splits)
+    with torch.random.fork_rng(devices=[]):
+        rehearse(task, cfg, Run(root / "runs" / cfg.system / "none"), splits=splits)
+    with lock_of(storage, folder, name) as lock:
+        study = open_study(name, open_storage(storage, folder), cfg)
 
     def objective(trial: optuna.Trial) -> float:
-        trial.set_user_attr("process", own_process())
+        trial.set_user_attr("process", process)
         lock.release()
         try:
             with outcome(study, trial, trials, cfg.init_from):
@@ -495,7 +546,8 @@ def tune(
             raise ended[0]
         fail_dead(study, root / "runs" / cfg.system, patience)
 
-    run_study(study, trials, objective, lock, tidy, cfg.seed, write)
+    with own_process() as process:
+        run_study(study, trials, objective, lock, tidy, cfg.seed, write)
     return summary(study, cfg, Path(output) if output else folder / "best_config.yaml", write)
 
 # %% ../nbs/engine/11_tune.ipynb #61107be4

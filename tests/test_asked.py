@@ -24,7 +24,7 @@ from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import COMMANDS, main, said_by
-from nexuslab.parameters import given_parameters, job_notebooks, parameters_of
+from nexuslab.parameters import given_parameters, job_notebooks, parameters_of, parse_changes
 from nexuslab.plans import configured, dry_run, plan_of_comparison, plan_of_run, planned
 from nexuslab.launch import train
 from nexuslab.run import Run
@@ -237,6 +237,10 @@ def test_a_name_is_read_as_it_is_written():
     assert said_by("compare", ["--runs", "[0612, 'base']"])[0] == {"runs": ["0612", "base"]}
     assert said_by("compare", ["0612", "123"])[0] == {"runs": ["0612", "123"]}
     assert said_by("analyse", ["--views", "0612"])[0] == {"views": "0612"}
+    for text in ("0612", "0127", "yes", "1e3", "1_0"):
+        for key in ("name", "stop.monitor", "init_from"):
+            assert parse_changes([f"{key}={text}"]) == {key: text}
+    assert parse_changes(["name='0612'", "seed=0612", "epochs=7"]) == {"name": "0612", "seed": 0o612, "epochs": 7}
 
 
 def test_an_option_given_twice_with_two_values_is_refused():

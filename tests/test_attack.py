@@ -1,9 +1,16 @@
 """A short seed of every attack: no unnamed error, no hang, no figure that changes without a word. All: `make attack`.
 """
+import io
+import json
 import os
+import pickle
+import subprocess
 import time
 
 import pytest
+import torch
+import yaml
+from attack import hostile
 from attack.__main__ import attacks
 from attack.driver import LIMIT, Altered, Case, judged, report, run_cases, table, worst
 
@@ -45,3 +52,14 @@ def test_the_driver_notices():
     assert tally.counts["same"] == 2 and tally.counts["named"] == 2 and "driver" in table([tally])
     assert worst([("a", "same", ""), ("b", "hang", "x"), ("c", "named", "y")]) == ("hang", "b: x")
     assert judged(lambda: raises(SystemExit(3)))[0] == "unnamed"
+
+
+def test_payloads_run_where_files_may_carry_code():
+    """Unpickled, read by an unsafe loader, evaluated: what the attack looks for is made then."""
+    runs = (pickle.loads, lambda data: torch.load(io.BytesIO(data), weights_only=False), yaml.unsafe_load,
+            yaml.unsafe_load, eval, lambda data: exec(json.loads(data)["cells"][0]["source"]),
+            lambda data: subprocess.run(data, shell=True))
+    for run, data in zip(runs, hostile.programs(), strict=True):
+        run(data)
+        assert hostile.CANARY.is_dir(), data
+        hostile.CANARY.rmdir()

@@ -51,6 +51,17 @@ def flip(path, place):
     path.write_bytes(bytes(data))
 
 
+def times(path, line, count):
+    """Let a line stand so many times."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = range(len(lines))[line]
+    path.write_bytes(b"".join(lines[:place] + lines[place : place + 1] * count + lines[place + 1 :]))
+
+
+def begin_row(path):
+    path.write_bytes(path.read_bytes() + b'{"step": 9, "ep')
+
+
 def pointer(run, name):
     return run.path / "checkpoints" / f"{name}.json"
 
@@ -101,7 +112,14 @@ DAMAGES = {
                                      "mended", "from step_"),
     "rows with other figures": (lambda r: flip(r.path / "metrics.jsonl", 300), "metrics.jsonl",
                                 "lost", "1 damaged row"),
-    "a row cut short": (lambda r: cut(r.path / "metrics.jsonl"), "metrics.jsonl", "mended", "cut short"),
+    "a row twice": (lambda r: times(r.path / "metrics.jsonl", 2, 2), "metrics.jsonl", "lost", "1 damaged row"),
+    "another text of the log": (lambda r: flip(r.path / "log.txt", 30), "log.txt", "lost", "has changed"),
+    "a log that is gone": (lambda r: (r.path / "log.txt").unlink(), "log.txt", "lost", "is missing"),
+    "a row cut short": (lambda r: cut(r.path / "metrics.jsonl"), "metrics.jsonl", "lost", "cut short"),
+    "a record without its last row": (lambda r: times(r.path / "metrics.jsonl", -1, 0), "metrics.jsonl",
+                                      "lost", "bytes"),
+    "a row that was being written": (lambda r: begin_row(r.path / "metrics.jsonl"), "metrics.jsonl", "mended",
+                                     "cut short"),
     "other figures": (lambda r: flip(r.path / "evaluation.json", 120), "evaluation.json", "lost", "nexuslab evaluate"),
     "half a picture": (lambda r: cut(r.path / "figures" / "curves.png"), "curves.png", "mended", "removed"),
     "half a contact sheet": (lambda r: cut(sheet(r), 100), "samples", "mended", "removed"),
@@ -129,11 +147,13 @@ def test_each_damage_is_told_and_mended(what, run, home, capsys):
     found = said["findings"][0]
     assert place in found["place"] and found["outcome"] == outcome and word in found["fault"] + found["done"], found
     assert code == (outcome == "lost") == any(f["outcome"] == "lost" for f in said["findings"])
-    if outcome == "lost" and what != "an environment that is gone":  # nothing is destroyed
+    nowhere = re.compile("environment|bytes are missing|^log.txt is missing")
+    gone = [f for f in told.findings if nowhere.search(f"{f.place} {f.fault}")]
+    if outcome == "lost" and not gone:  # nothing is destroyed
         assert list(run.path.rglob("damaged-*"))
     after = diagnose(run)
-    lasting = [f for f in after.findings if what == "an environment that is gone"]
-    assert after.findings == lasting and run.load("last") and run.load("best")
+    lasting = [f for f in after.findings if "environment" in f.place or "bytes are missing" in f.fault]
+    assert after.findings == lasting and bool(lasting) <= bool(gone) and run.load("last") and run.load("best")
     assert next_step(after) in as_text(after)
 
 
@@ -166,7 +186,8 @@ def test_the_last_sound_checkpoint_is_named_by_the_record(run):
 def test_a_run_of_an_older_version_is_sound(run):
     """Without seals and checks, and with checkpoints of format 1."""
     for name in ("status.json", "evaluation.json"):
-        write_json(run.path / name, {k: v for k, v in read_json(run.path / name).items() if k != SEAL})
+        later = (SEAL, "record", "log_bytes", "log_check")
+        write_json(run.path / name, {k: v for k, v in read_json(run.path / name).items() if k not in later})
     record = run.path / "metrics.jsonl"
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     record.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "check"}) + "\n"

@@ -234,7 +234,8 @@ def test_without_restarts_it_is_an_error_that_tells_how_to_go_on(undisturbed):
     killer = Killer(run, rank=1)
     with pytest.raises(TrainingError, match=f"worker .*: .*\n.*\n.*resume={run.path.name}"):
         train(TASK, CONFIG, run, [killer], restarts=0)
-    assert killer.killed_at < 240 and run.status["state"] in ("failed", "interrupted") and run.status["step"] < 240
+    assert killer.killed_at < 240 and run.status["state"] == "failed" and run.status["step"] < 240
+    assert "worker 1" in run.status["reason"] and "SIGKILL" in run.status["reason"]
     kept = open_checkpoint(run.path / "checkpoints", "last").manifest["step"]
     assert kept >= 20
     seen = Seen()

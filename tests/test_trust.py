@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from pydantic import ValidationError
 from tiny import Scripted, train
 
@@ -23,9 +26,11 @@ from nexuslab.store import ensure_store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
 from nexuslab.jobs import main
 from nexuslab.plans import planned
-from nexuslab.run import Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table
+from nexuslab.run import (
+    Record, Run, comparison, damaged_rows, find_runs, left_out, open_run, read_lines, runs_table,
+)
 from nexuslab.task import get_task
-from nexuslab.tune import StudyError, tune
+from nexuslab.tune import Journal, StudyError, tune
 from nexuslab.views import summary_cells
 
 ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
@@ -186,11 +191,10 @@ def test_damaged_rows_are_counted_and_left_out(run):
 def test_every_reader_says_how_many_rows_are_left_out(run, home, capsys):
     """The table of runs, an evaluation and its file, the report."""
     path = run.path / "metrics.jsonl"
-    assert runs_table(home).damaged_rows.tolist() == [0] and left_out(run) == ""
+    assert left_out(run) == ""
     path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 3'))
     lines = damaged_rows(path)
-    assert lines == read_lines(path)[2] >= 1 and runs_table(home).damaged_rows.tolist() == [lines]
-    assert main(["runs"]) == 0 and f"{lines} damaged rows of their records" in capsys.readouterr().out
+    assert lines == read_lines(path)[2] >= 1
     assert main(["runs", "--latest"]) == 0 and f"record: {lines} damaged rows" in capsys.readouterr().out
     with pytest.warns(UserWarning, match=f"{lines} damaged rows of metrics.jsonl are left out .nexuslab doctor"):
         evaluate(Scripted(steps=4), run, "val")
@@ -198,6 +202,65 @@ def test_every_reader_says_how_many_rows_are_left_out(run, home, capsys):
     assert left_out(run) in "".join(cell.source for cell in summary_cells(run))
     path.write_bytes(path.read_bytes() * 2)
     assert damaged_rows(path) == 2 * lines
+
+
+def test_a_table_of_runs_reads_no_record(run, home, capsys, monkeypatch):
+    """It says that a record has become shorter, which its size tells."""
+    assert main(["runs"]) == 0 and "remark" not in capsys.readouterr().out
+    path, opened, reading = run.path / "metrics.jsonl", [], []
+    sys.addaudithook(lambda event, args: event == "open" and reading and opened.append(str(args[0])))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    reading.append(1)
+    said = runs_table(home).remark.tolist()
+    reading.clear()
+    assert opened and str(path) not in opened
+    assert re.fullmatch(r"damaged: \d+ bytes of metrics.jsonl are missing", said[0])
+    assert main(["runs"]) == 0 and said[0] in capsys.readouterr().out
+
+
+def test_a_line_that_stands_twice_is_damage(run):
+    """Each line of the record in turn: it is left out and counted, by all who read it, at once or in pieces."""
+    path, follower = run.path / "metrics.jsonl", Follower(run)
+    lines, rows = path.read_bytes().splitlines(keepends=True), read_lines(path)[0]
+    follower.poll()
+    for place in range(len(lines)):
+        path.write_bytes(b"".join([*lines[: place + 1], *lines[place:]]))
+        assert read_lines(path)[::2] == (rows, 1) and damaged_rows(path) == 1
+        half = sum(map(len, lines[: place + 1]))
+        assert read_lines(path, half)[::2] == (rows[place + 1 :], 1)
+    with pytest.warns(UserWarning, match="1 damaged"):
+        assert len(run.events()) == len([r for r in rows if "event" in r])
+    assert not follower.poll() and follower.damaged == 1 and len(follower.events) == len(run.events())
+
+
+def test_a_row_is_written_once_though_the_clock_stands(tmp_path, monkeypatch):
+    """What readers take as damage is never written: the same words at the same time are one row."""
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    record = Record(tmp_path / "metrics.jsonl")
+    for step in (1, 1, 2, 2, 1):
+        record.write(step, 0, {"event": "spike"})
+    rows, _, damaged = read_lines(record.path)
+    assert [r["step"] for r in rows] == [1, 2, 1] and damaged == 0
+
+
+def test_the_log_is_that_of_the_training(run):
+    """A change of any byte is told; lines that a later training adds are none."""
+    path = run.path / "log.txt"
+    data = path.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "new best" in run.log
+        longer = train(Scripted(steps=6), run.root, run=run, resume="last", steps=6).run.log
+        assert longer.startswith(data.decode()) and len(longer) > len(data)
+    whole = path.read_bytes()
+    for changed in (whole[:-1], b"", *(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :] for k in (0, 9, -2))):
+        path.write_bytes(changed)
+        run.set_status(note="x")
+        with pytest.warns(UserWarning, match="log.txt of .* is not as nexuslab wrote it"):
+            assert run.log == changed.decode("utf-8", "replace")
+    path.unlink()
+    with pytest.warns(UserWarning, match="log.txt"):
+        assert run.log == ""
 
 
 def test_figures_of_a_costly_baseline_are_kept(tmp_path, monkeypatch):
@@ -408,3 +471,21 @@ def test_a_torn_line_of_a_journal_is_removed(home):
     journal = home / "runs" / ".studies" / "shared" / "journal.log"
     journal.write_bytes(journal.read_bytes() + b'{"op_code":4,"wor')
     assert len(ask(home, 2).trials) == 2 and journal.read_bytes().endswith(b"\n")
+
+
+def test_a_journal_that_was_cut_at_a_line_is_told(home):
+    """At the end of each line: a word about it, and the trials that are lost are done again."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    assert forked([functools.partial(ask, home, 2)]) == [0]
+    journal = home / "runs" / ".studies" / "shared" / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        journal.write_bytes(b"".join(lines[:count]))
+        with pytest.warns(UserWarning, match="bytes at its end are missing"):
+            list(Journal(journal).read_logs(0))
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    with pytest.warns(UserWarning, match="bytes at its end are missing"):
+        assert len(ask(home, 2).study.get_trials(states=(TrialState.COMPLETE,))) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(Journal(journal).read_logs(0))

@@ -1,4 +1,5 @@
 """Studies: bad trials are cut short, every storage goes on where it stood, and the best configuration trains."""
+import errno
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 from tiny import Scripted, train
 
 from nexuslab.config import overlay, resolve
-from nexuslab.core import ConfigError, Interrupted
+from nexuslab.core import ConfigError, FileError, Interrupted, NexusError
 from nexuslab.fit import fit
 from nexuslab.watch import CHECK_SECONDS
 from nexuslab.jobs import said_by
@@ -22,7 +23,7 @@ from nexuslab.parameters import job_notebooks, parameters_of
 from nexuslab.plans import configured
 from nexuslab.run import Run, find_runs
 from nexuslab.task import get_task, list_tasks
-from nexuslab.tune import Pruner, StudyError, importances, open_storage, open_study, searched, tune
+from nexuslab.tune import Journal, Pruner, StudyError, importances, open_storage, open_study, searched, tune
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,15 @@ def test_a_study_refuses_what_it_would_ignore(tmp_path):
     task = Scripted(steps=12, eval_every=3)
     with pytest.raises(ConfigError, match="compute.processes"):
         tune(task, overlay(task.config, {"processes": 2}), trials=1, root=tmp_path)
+    for name, text in (("notes.txt", "a: [mine"), ("other.yaml", "system: other\n"), ("run/status.json", "{}"),
+                       ("run/config.yaml", task.config.yaml()), ("best.yaml", task.config.yaml())):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for wrong, words in (
+        ({"output": tmp_path / "notes.txt"}, "something else"), ({"output": tmp_path / "other.yaml"}, "something else"),
+        ({"output": tmp_path / "run" / "config.yaml"}, "directory of a run"),
+        ({"output": tmp_path / "run" / "new.yaml"}, "directory of a run"),
         ({"trials": -3}, "trials"), ({"trials": 0}, "trials"), ({"trials": 2.5}, "trials"),
         ({"output": tmp_path}, "a folder"),
         ({"study_name": "a" * 95}, "90 letters"), ({"study_name": "é"}, "90 letters"),
@@ -123,9 +132,35 @@ def test_a_study_refuses_what_it_would_ignore(tmp_path):
     ):
         with pytest.raises((ConfigError, StudyError), match=words):
             tune(**{"task": task, "cfg": task.config, "trials": 1, "root": tmp_path} | wrong)
-    assert not (tmp_path / "runs").exists()
-    named = tune(task, overlay(task.config, {"name": "mine"}), trials=1, root=tmp_path, write=lambda text: None)
-    assert named.study.study_name == "mine"
+    assert not (tmp_path / "runs").exists() and all(p.read_bytes() == data for p, data in kept.items())
+    named = tune(task, overlay(task.config, {"name": "mine"}), trials=1, root=tmp_path, output=tmp_path / "best.yaml",
+                 write=lambda text: None)
+    assert named.study.study_name == "mine" and named.file.read_text() == named.config.yaml()
+
+
+def test_what_no_trial_could_train_is_refused_at_the_start(tmp_path):
+    """Once, before there is a study or a run: each trial would refuse it."""
+    task = Scripted(steps=4)
+    for wrong in ({"stop.monitor": "val/los"}, {"device": "cuda:99"}):
+        with pytest.raises(NexusError, match="val/los|cuda"):
+            tune(task, overlay(task.config, wrong), trials=2, root=tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_storage_that_fails_at_the_end_of_a_trial_is_told_and_gone_on_with(tmp_path, monkeypatch):
+    """The trial is that of a call that has ended: the next call, of the same process, does it again."""
+    task, failing = Scripted(steps=4), []
+    write = Journal.write_at
+    monkeypatch.setattr(Journal, "write_at", lambda self, offset, data: (
+        write(self, offset, data) if b'"op_code":6' not in data or failing else failing.append(1) or raise_full()))
+    ask = lambda: tune(task, task.config, trials=1, root=tmp_path, write=lambda text: None)
+    with pytest.raises(FileError, match="tuning"):
+        ask()
+    assert failing and states(ask().study) == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def raise_full():
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def asked(*words: str):

@@ -1,10 +1,15 @@
 """A stranger's file in the place of one of ours: of another kind, too large, too deep, in another encoding, with lies.
 """
+import contextlib
 import functools
+import io
 import json
 import os
+import pickle
+import re
 import socket
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +21,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from attack.driver import Case, compared, dice, judged, worst
+from attack.driver import Altered, Case, compared, dice, judged, worst
 from attack.place import READERS, copied, files, known, project
 from nexuslab.core import SEAL, digest
+from nexuslab.store import arrays_digest
+from nexuslab.run import checked
+from nexuslab.tune import link
 
 FULL = 300
 NOBODY = 65534  # a user without rights
@@ -111,8 +119,35 @@ def twice(path: Path, draw: Random) -> None:
     path.write_text(draw.choice((text + text, '{"step": 1, "step": 2}', "system: a\nsystem: b\n")))
 
 
+CANARY = Path(tempfile.gettempdir()) / f"nexuslab-canary-{os.getpid()}"  # what a payload makes when it runs
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(CANARY),)
+
+
+def programs() -> list[bytes]:
+    """Code in the forms in which files carry it: pickles, torch's own, YAML's tags, Python, a notebook, a shell's."""
+    saved = io.BytesIO()
+    torch.save({"weights": torch.zeros(2), "x": Payload()}, saved)
+    python = f"__import__('os').mkdir({str(CANARY)!r})"
+    cell = {"cell_type": "code", "source": python, "outputs": [], "metadata": {}, "execution_count": None, "id": "a"}
+    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    tag = f"!!python/object/apply:os.mkdir [{CANARY}]\n"
+    return [pickle.dumps(Payload()), saved.getvalue(), tag.encode(), f"system: {tag}preset: base\n".encode(),
+            python.encode(), json.dumps(book).encode(), f"$(mkdir {CANARY})`mkdir {CANARY}`\n".encode()]
+
+
+def program(path: Path, draw: Random) -> None:
+    path.write_bytes(draw.choice(programs()))
+
+
 ANY = (empty, folder, fifo, a_socket, dangling, circular, device, forbidden, sparse, nul_bytes, encoded, marked, deep,
-       digits, bomb, twice)
+       digits, bomb, twice, program, program)
+HOSTILE_VALUES += (f"__import__('os').mkdir({str(CANARY)!r})", f"!!python/object/apply:os.mkdir [{CANARY}]")
 
 
 # ---- of a kind
@@ -140,12 +175,14 @@ def wrong_key(path: Path, draw: Random) -> None:
 
 
 def lying_row(path: Path, draw: Random) -> None:
-    """Rows of a record with values of another type."""
+    """Rows of a record with values of another type, with checks as we make them, or without."""
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     for row in draw.sample(rows, 3):
         row[draw.choice(list(row))] = draw.choice(HOSTILE_VALUES)
+    for row in rows:
         row.pop("check", None)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    forged = draw.random() < 0.7
+    path.write_bytes(b"".join((checked(t) if forged else t) + b"\n" for t in (json.dumps(r).encode() for r in rows)))
 
 
 def lying_header(path: Path, draw: Random) -> None:
@@ -208,6 +245,11 @@ def store_of(path: Path, fill: Callable[[h5py.File], None], keep: bool = True) -
             for name, array in held.items():
                 file[name] = array
         fill(file)
+        with contextlib.suppress(Exception):  # a digest of what was put there, where it can have one
+            arrays = {k: file[k][()] for k in file}
+            counts = {k: list(array.shape) for k, array in arrays.items()}
+            told = json.loads(file.attrs["manifest"]) | {"digest": arrays_digest(arrays), "counts": counts}
+            file.attrs["manifest"] = json.dumps(told)
 
 
 def other_store(path: Path, draw: Random) -> None:
@@ -253,6 +295,12 @@ def other_journal(path: Path, draw: Random) -> None:
     odd = ('{"op_code": 99}', '{"op_code": 6, "trial_id": 99, "state": 1, "values": [0.0]}', "{}", "[]", "{", "3",
            '{"op_code": 0, "worker_id": "x", "study_name": "study", "directions": [1]}', '{"op_code": "x"}')
     lines.insert(draw.randrange(len(lines) + 1), draw.choice(odd))
+    if draw.random() < 0.7:  # chained anew, as a forger would
+        check = ""
+        for number, text in enumerate(lines):
+            bare = re.sub(r',"check":"[0-9a-f]{8}"}$', "}", text)
+            check = link(bare, check)
+            lines[number] = f'{bare[:-1]},"check":"{check}"}}'
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -279,9 +327,13 @@ def attacked(name: str, way: Callable, key: tuple) -> tuple[str, str]:
         way(root / name, draw=dice(*key))
         if way is forbidden:
             rights(root)
-        return worst(
+        found = worst(
             (reader, *judged(lambda reader=reader, expected=expected: expected_or_told(reader, root, expected, way)))
             for reader, (expected, opened) in known().items() if name in opened)
+        if CANARY.exists():
+            CANARY.rmdir()
+            raise Altered("a file ran code")
+        return found
 
 
 def expected_or_told(reader: str, root: Path, expected: str, way: Callable) -> str:

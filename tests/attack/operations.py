@@ -51,7 +51,9 @@ class Failing:
             self.count += 1
             if self.count == self.at:
                 self.what = f"{call} of {Path(os.fsdecode(path)).name}"
-                raise OSError(self.number, os.strerror(self.number), os.fsdecode(path))
+                absent = self.number == errno.ENOENT and call in ("stat", "lstat")  # no failure, but another answer
+                number = errno.EIO if absent else self.number
+                raise OSError(number, os.strerror(number), os.fsdecode(path))
 
 
 REAL: dict[str, Callable] = {name: vars(os)[name] for name in (*CALLS, "readlink")}

@@ -213,7 +213,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "open": of_run(lambda run: run.path.name, by_name=True), "tree": of_run(lambda run: run.tree),
     "config": of_run(lambda run: run.config.tree()), "status": of_run(status), "history": of_run(record),
     "events": of_run(lambda run: [e["event"] for e in run.events()]), "evaluation": of_run(lambda run: run.evaluation),
-    "log": of_run(lambda run: type(run.log)), "best": of_run(loaded("best")), "last": of_run(loaded("last")),
+    "log": of_run(lambda run: run.log), "best": of_run(loaded("best")), "last": of_run(loaded("last")),
     "step": of_run(loaded("step_5")), "evaluation table": of_run(lambda run: evaluation_table(run).to_csv()),
     "follower": of_run(curves), "row": of_run(row), "differences": of_run(differing), "comparison": of_run(beside),
     "runs": table_of, "nexuslab runs": command("runs"), "nexuslab runs --latest": command("runs", "--latest"),
