@@ -284,10 +284,8 @@ class Store(LazyFile):
         "An array of the file with the shape that the manifest says; links, which may lead elsewhere, are not followed."
         shape, found = self.manifest["counts"].get(name), self.file.get(name, getlink=True)
         found = self.file[name] if isinstance(found, h5py.HardLink) else found
-        if not isinstance(found, h5py.Dataset) or not shape or list(found.shape or ()) != shape:
-            raise ValueError(f"{name} is {found}, and not an array of shape {shape}")
-        if found.dtype.kind not in "biufcS":
-            raise ValueError(f"{name} is of type {found.dtype}, and not numbers or bytes")
+        if not is_array(found) or not shape or list(found.shape or ()) != shape:
+            raise ValueError(f"{name} is {found}, and not an array of numbers or bytes of shape {shape}")
         return found
 
     def names(self) -> list[str]:
@@ -319,6 +317,10 @@ class Store(LazyFile):
         return self
 
 # %% ../nbs/engine/02b_store.ipynb #91f4c2c5
+def is_array(found: Any) -> bool:
+    "Whether something in a file is an array of numbers or bytes."
+    return isinstance(found, h5py.Dataset) and found.dtype.kind in "biufcS"
+
 def manifest_of(file: h5py.File) -> dict[str, Any]:
     "The manifest of a store, with its `digest` and its `counts`: name -> shape."
     text = file.attrs["manifest"]
