@@ -359,7 +359,8 @@ def run_folders(root: Path | str | None = None, system: str | None = None) -> li
         raise RunError("system of runs", found=system[:100], expected="letters, digits, dot, dash, underscore",
                        remedy="leave it out to see the runs of all systems")
     places = [os.path.join(folder, part) for part in ([system] if system else names_in(folder))]
-    paths = [os.path.join(place, name) for place in places for name in names_in(place) if name[0] != "."]  # hidden: half
+    # hidden: not whole yet
+    paths = [os.path.join(place, name) for place in places for name in names_in(place) if name[0] != "."]
     found = [(path, stamp(file)) for path in paths if os.path.lexists(file := os.path.join(path, "config.yaml"))]
     return sorted(found, key=lambda entry: (os.path.basename(entry[0])[:15], entry[1]))
 
@@ -708,6 +709,7 @@ def is_entry(entry: Any) -> bool:
     scalars = all(isinstance(c, dict) and not any(isinstance(v, (dict, list)) for v in c.values()) for c in columns)
     return scalars and isinstance(entry.get("manifest"), (str, type(None)))
 
+# %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:
     "Split -> what is to be said of its figures, if their checkpoint belongs to a history that was given up."
     from nexuslab.checkpoint import saves  # late: a later chapter, and it imports torch

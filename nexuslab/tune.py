@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'DRAWS', 'StudyError', 'TrialFailed', 'JournalLock', 'Journal', 'open_storage', 'open_study', 'Pruner',
-           'Tuned', 'run_trial', 'quiet_optuna', 'searched', 'refuse_overruled', 'study_name_of', 'in_the_way', 'tune',
-           'summary', 'importances']
+           'Tuned', 'run_trial', 'fail_dead', 'close_run', 'run_study', 'quiet_optuna', 'searched', 'refuse_overruled',
+           'study_name_of', 'in_the_way', 'outcome', 'tune', 'summary', 'importances']
 
 # %% ../nbs/engine/11_tune.ipynb #e24d0892
 import contextlib
@@ -325,6 +325,7 @@ def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
         return alive(process["pid"], process["started"]) and (not ours or process.get("call") in CALLS)
     return not status.exists() or status.stat().st_mtime > time.time() - LOST_SECONDS
 
+# %% ../nbs/engine/11_tune.ipynb #5517a73f
 def fail_dead(study: optuna.Study, runs: Path, patience: float = 0.0) -> None:
     "Let the running trials of dead processes fail, and queue their parameters."
     with warnings.catch_warnings():
@@ -370,6 +371,7 @@ def failed_writes() -> Iterator[None]:
             raise error.__context__ from None
         raise
 
+# %% ../nbs/engine/11_tune.ipynb #ebafd9c7
 def run_study(
     study: optuna.Study,
     trials: int,  # finished ones, in the end
@@ -455,7 +457,7 @@ def study_name_of(
 
 def in_the_way(file: Path, cfg: Config) -> str | None:
     "What stands where a study is to write its best configuration, if that is no earlier one."
-    if file.is_dir():
+    if os.path.isdir(file):
         return "a folder"
     if is_there(file.parent / "status.json"):
         return "in the directory of a run"
@@ -476,6 +478,13 @@ def refuse_idle(task: Task, cfg: Config, splits: Splits) -> None:
                           found="keys that its own optimiser does not read", expected="keys that change a trial",
                           remedy="let the optimiser read them, as in SGD(model.parameters(), lr=cfg.optim.lr)")
 
+def refuse_untrainable(task: Task, cfg: Config, splits: Splits, root: Path) -> None:
+    "Refuse, once, what each trial would refuse before its first step."
+    refuse_idle(task, cfg, splits)
+    with torch.random.fork_rng(devices=[]):
+        rehearse(task, cfg, Run(root / "runs" / cfg.system / "none"), splits=splits)
+
+# %% ../nbs/engine/11_tune.ipynb #29615a69
 @contextlib.contextmanager
 def outcome(
     study: optuna.Study, trial: optuna.Trial, trials: int, init_from: str | None = None
@@ -522,12 +531,9 @@ def tune(
     for the next call, `Interrupted` is raised.
     """
     root, ended = Path(root or project_root()), []
-    name = study_name_of(cfg, study_name, trials, output)
-    folder, patience = root / "runs" / ".studies" / name, LOST_SECONDS if is_server(storage) else 0.0
+    folder = root / "runs" / ".studies" / (name := study_name_of(cfg, study_name, trials, output))
     splits = splits or task.data(cfg, root)
-    refuse_idle(task, cfg, splits)
-    with torch.random.fork_rng(devices=[]):
-        rehearse(task, cfg, Run(root / "runs" / cfg.system / "none"), splits=splits)
+    refuse_untrainable(task, cfg, splits, root)
     with lock_of(storage, folder, name) as lock:
         study = open_study(name, open_storage(storage, folder), cfg)
 
@@ -544,7 +550,7 @@ def tune(
     def tidy() -> None:
         if ended:
             raise ended[0]
-        fail_dead(study, root / "runs" / cfg.system, patience)
+        fail_dead(study, root / "runs" / cfg.system, LOST_SECONDS if is_server(storage) else 0.0)
 
     with own_process() as process:
         run_study(study, trials, objective, lock, tidy, cfg.seed, write)
