@@ -104,9 +104,9 @@ def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[
         raise
 
 # %% ../nbs/engine/08_fit.ipynb #74c8f350
-def rehearse(task: Task, cfg: Config, run: Run, resume: str | None = None) -> None:
+def rehearse(task: Task, cfg: Config, run: Run, resume: str | None = None, splits: Splits | None = None) -> None:
     "Refuse what `fit` would refuse before its first step; nothing is trained or written, and `run` need not exist."
-    loop = set_up(task, cfg, run)
+    loop = set_up(task, cfg, run, splits)
     processes = cfg.compute.processes
     loop.plan, loop.total_steps = plan_steps(cfg, loop.splits.train, loop.updaters, 0, processes)
     start_clock(loop)
@@ -257,10 +257,14 @@ def close(loop: Loop, state: str, reason: str) -> None:
                 best_step=loop.progress.best_step, **({"record": loop.record.reach} if loop.record else {}),
             )
 
+def without_waiting(path: str, flags: int) -> int:
+    "Open a file; what cannot be opened at once is an `OSError`."
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644)
+
 def append(path: Path, line: str) -> None:
-    "Add a line to a text file."
+    "Add a line to a text file; a pipe in its place, which nobody reads, is refused."
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=without_waiting) as file:
             file.write(line + "\n")
     except OSError as error:
         raise RunError(
