@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROMISES', 'ContractError', 'Case', 'require', 'some_ids', 'data_is_deterministic', 'splits_are_disjoint',
            'meta_is_from_train', 'yaml_round_trip', 'probe', 'step_once', 'overfit_one_batch', 'loss_is_sum_of_parts',
-           'every_parameter_learns', 'one_batch_overfits', 'metrics_ignore_batch_size', 'perfect_is_ideal', 'StopAt',
-           'resume_is_exact', 'resume_with_workers', 'gradients', 'parallel_worker', 'quiet', 'two_processes_agree',
+           'every_parameter_learns', 'one_batch_overfits', 'metrics_ignore_batch_size', 'figures_have_rivals',
+           'perfect_is_ideal', 'StopAt', 'resume_is_exact', 'resume_with_workers', 'two_processes_agree',
            'views_render', 'check_task']
 
 # %% ../nbs/engine/10_contract.ipynb #f1f93d9c
@@ -33,7 +33,7 @@ from .setup import Loop, StepModule, set_up, training_mode, where
 from .step import Unusable, clip, forget_gradient, forward_backward, gradient, seed_step
 from .watch import evaluate_source
 from .run import Run
-from .task import At, Task
+from .task import At, Costly, Task
 
 # %% ../nbs/engine/10_contract.ipynb #5da3b60b
 class ContractError(NexusError, AssertionError):
@@ -234,6 +234,18 @@ def metrics_ignore_batch_size(case: Case) -> str:
         )
     return ", ".join(sorted(found[0].keys() - batchwise))
 
+def figures_have_rivals(case: Case) -> str:
+    "A baseline gives a figure that the evaluation gives; a system that has no figure besides the loss is told."
+    found = case.task.baselines(case.splits, "val", case.cfg)
+    given = {figure for figures in found.values() if not isinstance(figures, Costly) for figure in figures}
+    known, examines = {"loss", *case.task.metrics(case.cfg)}, type(case.task).examine is not Task.examine
+    require(
+        bool(given & known) or examines and bool(found), "figures: a rival gives one that the evaluation gives",
+        sorted(given), f"a baseline, such as the mean or a lookup table, with one of {sorted(known)}",
+    )
+    alone = "" if examines or len(known) > 1 else "; no figure besides the loss: `metrics` and `examine` give them"
+    return f"{', '.join(found)}{alone}"
+
 def perfect_is_ideal(case: Case) -> str:
     "Metrics fed with a perfect prediction."
     source = case.splits.val
@@ -352,9 +364,8 @@ def views_render(case: Case) -> str:
 # %% ../nbs/engine/10_contract.ipynb #86448852
 PROMISES: tuple[Callable[[Case], str], ...] = (
     data_is_deterministic, splits_are_disjoint, meta_is_from_train, yaml_round_trip, loss_is_sum_of_parts,
-    every_parameter_learns,
-    metrics_ignore_batch_size, perfect_is_ideal, one_batch_overfits, resume_is_exact, resume_with_workers,
-    two_processes_agree, views_render,
+    every_parameter_learns, metrics_ignore_batch_size, perfect_is_ideal, figures_have_rivals, one_batch_overfits,
+    resume_is_exact, resume_with_workers, two_processes_agree, views_render,
 )
 
 def check_task(
