@@ -234,6 +234,7 @@ def metrics_ignore_batch_size(case: Case) -> str:
         )
     return ", ".join(sorted(found[0].keys() - batchwise))
 
+# %% ../nbs/engine/10_contract.ipynb #4457d345
 def figures_have_rivals(case: Case) -> str:
     "A baseline gives a figure that the evaluation gives; a system that has no figure besides the loss is told."
     found = case.task.baselines(case.splits, "val", case.cfg)
