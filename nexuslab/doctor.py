@@ -493,8 +493,8 @@ def survey(root: Path, system: str | None = None, mend: bool = True) -> Iterator
 
 def left_beside(root: Path, mend: bool = True) -> list[Path]:
     "The temporary files of killed processes in a project outside its runs, which are removed."
-    folders = [p for pattern in ("data/*", "runs/*", "runs/.jobs/*", "runs/.studies/*") for p in root.glob(pattern)]
-    folders = [p for p in folders if p.is_dir()]
+    places = ("data/*", "data/*/baselines", "runs/*", "runs/.jobs/*", "runs/.studies/*")
+    folders = [p for pattern in places for p in root.glob(pattern) if p.is_dir()]
     if mend:
         return [left for folder in folders for left in clear_left(folder)]
     return [left for folder in folders for left in folder.glob(f".*{LEFT}") if abandoned(left)]

@@ -27,12 +27,13 @@ import matplotlib.pyplot as plt
 import optuna
 import torch
 
-from nexuslab import jobs, run, store
+from nexuslab import jobs, kernels, run, store
 from nexuslab.config import resolve
 from nexuslab.core import digest, parse_json
 from nexuslab.doctor import survey, verdict, whole_png
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
+from nexuslab.parameters import released_notebook
 from nexuslab.run import Run, find_runs
 from nexuslab.sample import sample
 from nexuslab.task import get_task
@@ -139,16 +140,16 @@ def execute(verb: str, parameters: dict[str, Any]) -> None:
     if verb == "report":
         assert jobs.main(["report", parameters["run"]]) == 0
         return
-    address = jobs.new_report(verb)
-    os.environ["NEXUSLAB_REPORT"] = str(jobs.report_files(address)[1])
-    text = jobs.released_notebook(verb)
+    address = kernels.new_report(verb)
+    os.environ["NEXUSLAB_REPORT"] = str(kernels.report_files(address)[1])
+    text = released_notebook(verb)
     names: dict[str, Any] = {"__name__": "__main__"}
-    jobs.RunStore.write(text, address)
+    kernels.RunStore.write(text, address)
     for cell in json.loads(text)["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), verb, "exec"), names)
             names |= parameters if "parameters" in cell["metadata"].get("tags", []) else {}
-            jobs.RunStore.write(text, address)
+            kernels.RunStore.write(text, address)
     plt.close("all")
 
 
