@@ -21,7 +21,7 @@ from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedu
 from ...core import DataError, mix
 from ...data import Source, Splits
 from ...store import Store, store_path
-from ...metrics import Part
+from ...metrics import Mean, Part
 from ...optim import learning_rate, make_optimizer
 from .analysis import KINDS, Circuit, response, response_kind
 from .data import build, manifest, standardiser
@@ -415,9 +415,7 @@ class CircuitTraining:
         )
 
     def metrics(self, cfg):
-        from torchmetrics import MeanMetric  # late: a start need not wait for it
-
-        return {"topology_accuracy": MeanMetric()}
+        return {"topology_accuracy": Mean()}
 
     def ideal(self, batch, cfg):
         nodes = int(batch.n_nodes.max())

@@ -17,13 +17,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest, mix
 from ...data import Splits
 from ...store import Store, ensure_store, store_path
-from ...metrics import Part
+from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
     TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell,
     training_numbers,
@@ -546,7 +545,7 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
         return objective(model, batch, cfg, at.training)
 
     def metrics(self, cfg):
-        return {"accuracy": MeanMetric(), "exact_match": MeanMetric()}
+        return {"accuracy": Mean(), "exact_match": Mean()}
 
     def ideal(self, batch, cfg):
         return fed(batch.targets, batch, cfg.code().pad), {"accuracy": 1.0, "exact_match": 1.0}
