@@ -176,8 +176,8 @@ def system_modules() -> dict[str, str]:
     "System name -> the module or package that holds it."
     import nexuslab.systems as home  # late: `nexuslab.systems` may grow while a session runs
 
-    if str(local_systems()) not in home.__path__:  # the project was changed since
-        home.__path__.append(str(local_systems()))
+    if (own := str(local_systems())) not in home.__path__:  # the project was changed since
+        home.__path__[:] = [*filter(os.path.isdir, home.__path__), own]
     inside = (m.name for m in pkgutil.iter_modules(home.__path__) if not m.name.startswith("_"))
     found = {name: f"{home.__name__}.{name}" for name in inside}
     return announced(*((p, os.stat(p).st_mtime_ns) for p in sys.path if os.path.isdir(p))) | found
