@@ -482,8 +482,9 @@ def received_cells(path: Path) -> list:
     return cells
 
 # %% ../nbs/engine/12_views.ipynb #17dfd28b
-def write_html(notebook, path: Path, title: str) -> Path:
-    "A notebook as one HTML file that runs no script and asks no server for anything."
+@functools.lru_cache(maxsize=1)  # its templates take as long to compile as a report takes to write
+def html_exporter():
+    "What makes HTML of a notebook, and nothing that a stranger wrote into a program."
     from jinja2 import pass_context
     from nbconvert import HTMLExporter  # late: it takes a second
 
@@ -501,7 +502,11 @@ def write_html(notebook, path: Path, title: str) -> Path:
 
     exporter.register_filter("markdown2html", rendered)
     exporter.register_filter("clean_html", clean_html)
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return exporter
+
+def write_html(notebook, path: Path, title: str) -> Path:
+    "A notebook as one HTML file that runs no script and asks no server for anything."
+    body, _ = html_exporter().from_notebook_node(notebook, {"metadata": {"name": title}})
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.S | re.I)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     with atomic_path(path) as temporary:
