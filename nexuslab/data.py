@@ -256,8 +256,9 @@ def deliver(fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int)
     if loader.num_workers:
         yield from through_workers(fetch, steps, loader, seed)
         return
+    made = (lambda key: pinned(fetch[key])) if loader.pin_memory and torch.cuda.is_available() else fetch.__getitem__
     for keys in steps:
-        yield [(key, fetch[key]) for key in keys]
+        yield [(key, made(key)) for key in keys]
 
 def through_workers(
     fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int
