@@ -158,7 +158,7 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
         say(loop, f"changed: {told({key: values})} ({effect(key)})")
     loop.saved_at = loop.progress.step if saved.path.parent == folder else -1  # else a checkpoint of another run
     name_checkpoints(loop, folder)
-    if loop.reason:
+    if ended(loop):
         say(loop, f"{had_ended(loop)}: {more_to_do(loop)} goes on")
     return changed
 
@@ -181,7 +181,6 @@ def take_up(loop: Loop, which: str) -> tuple[Saved, dict[str, tuple]]:
     if {"stop.monitor", "stop.mode"} & changed.keys():
         forget_best(loop)
     count_anew(loop, changed)
-    loop.reason = ended(loop)
     refuse_unused(loop, changed)
     return saved, changed
 
@@ -249,7 +248,7 @@ def ended(loop: Loop) -> str | None:
 
 def had_ended(loop: Loop) -> str:
     "Where and why a run had ended, in words."
-    return f"{loop.run.path.name} had ended at step {loop.progress.step} ({loop.reason})"
+    return f"{loop.run.path.name} had ended at step {loop.progress.step} ({ended(loop)})"
 
 def more_to_do(loop: Loop) -> str:
     "What a run that had ended lacked."
@@ -258,7 +257,7 @@ def more_to_do(loop: Loop) -> str:
 def refuse_unused(loop: Loop, changed: dict[str, tuple]) -> None:
     "Changes of a run that had ended, and that no step would use, are refused: its configuration stays what it was."
     unused = {key: values for key, values in changed.items() if key not in WITHOUT_STEPS}
-    if loop.reason and unused:
+    if ended(loop) and unused:
         raise CheckpointError(
             had_ended(loop), found=f"changes that no step would use: {told(unused)}",
             expected="no change, or one that gives it more to do",

@@ -110,7 +110,7 @@ class Progress:
     skipped: int = 0  # steps left out in a row
     split: int = 1  # parts a micro-batch is cut into after running out of memory
     running_loss: float | None = None  # of the spike detector
-    periodic: list[int] = field(default_factory=list)  # steps saved for their date
+    periodic: list[int] = field(default_factory=list)  # steps saved on schedule
 
 # %% ../nbs/engine/08c_setup.ipynb #159f37a5
 @dataclass
@@ -157,6 +157,7 @@ class Loop(Setup):
     measures: dict[str, Any] = field(default_factory=dict)  # metrics of training, by name
     carried: Carried | None = None  # of a system that carries a state from step to step
     saved_at: int = -1  # step of the last checkpoint
+    asked: str | None = None  # why a listener asks to stop
     reason: str | None = None  # why the loop ends
     signalled: str | None = None  # a signal that arrived
     overdue: bool = False  # `last` is older than checkpoint.save_minutes: the step at hand is saved

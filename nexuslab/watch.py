@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECK_SECONDS', 'STATUS_SECONDS', 'STATES', 'log_row', 'this_process', 'evaluate_source', 'evaluate_loop',
-           'evaluation_setting', 'solvable', 'judge', 'early_stop', 'watch_overfit', 'signals', 'finished', 'agree',
+           'evaluation_setting', 'solvable', 'judge', 'early_stop', 'watch_overfit', 'signals', 'finished', 'agreed',
            'state_name', 'state_of_error']
 
 # %% ../nbs/engine/08e_watch.ipynb #2d994b09
@@ -113,10 +113,10 @@ def watch_spike(loop: Loop, loss: float) -> None:
     loop.progress.running_loss = loss if mean is None else 0.9 * mean + 0.1 * loss
 
 def tell(loop: Loop, scalars: dict[str, float], evaluated: bool, note: str) -> None:
-    "Show a row to the listeners; the first reason to stop is kept."
+    "Show a row to the listeners; the last reason to stop is kept."
     snapshot = Snapshot(loop.progress.step, loop.epoch, loop.total_steps, scalars, evaluated, note)
     for listener in loop.listeners:
-        loop.reason = listener.on_row(snapshot) or loop.reason
+        loop.asked = listener.on_row(snapshot) or loop.asked
 
 # %% ../nbs/engine/08e_watch.ipynb #1ea1d58c
 @torch.no_grad()
@@ -253,7 +253,7 @@ def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
 
 # %% ../nbs/engine/08e_watch.ipynb #5ff39aea
 def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
-    "Whether this evaluation is the best, and a note; sets the reason when it is time to stop early."
+    "Whether this evaluation is the best, and a note; counts the evaluations without improvement."
     stop, p = loop.cfg.stop, loop.progress
     if stop.monitor not in metrics and loop.cfg.checkpoint.examine_every and not examine_due(loop):
         return False, ""  # of an evaluation between two that have it
@@ -273,7 +273,6 @@ def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
         p.reference, p.waited = value, 0
     else:
         p.waited += 1
-    loop.reason = early_stop(loop) or loop.reason
     note = "new best" if best else f"no improvement {p.waited}/{stop.patience}" if stop.enabled else ""
     return best, note if stop.verbose else ""
 
@@ -325,8 +324,9 @@ STATUS_SECONDS = 2.0  # how often status.json is refreshed
 
 # %% ../nbs/engine/08e_watch.ipynb #bb01f3bf
 def finished(loop: Loop) -> str | None:
-    "Why the loop ends now, or None."
+    "Why the loop ends now, or None: the only place that decides it."
     now, every = time.perf_counter(), loop.cfg.checkpoint
+    loop.reason = loop.asked or early_stop(loop)
     if loop.progress.step >= loop.total_steps:
         loop.reason = loop.reason or "budget reached"
     elif loop.signalled:
@@ -343,16 +343,15 @@ def finished(loop: Loop) -> str | None:
             )
     loop.overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
     if loop.world > 1:
-        agree(loop)
+        loop.reason = agreed(loop)
     return loop.reason
 
-def agree(loop: Loop) -> None:
+def agreed(loop: Loop) -> str | None:
     "All processes end, for the first reason, or save when one of them would: only the last step asks why."
     due = torch.tensor([loop.reason is not None, loop.overdue], dtype=torch.float32)
     dist.all_reduce(due)
     loop.overdue = due[1].item() > 0
-    if due[0].item():
-        loop.reason = next(r for r in gathered(loop, loop.reason) if r)
+    return next(r for r in gathered(loop, loop.reason) if r) if due[0].item() else None
 
 STATES = {"budget": "finished", "early": "finished", "interrupted": "interrupted", "paused": "paused"}
 
