@@ -123,9 +123,11 @@ class OneGraph(Protocol):
 # %% ../nbs/engine/02c_batch.ipynb #60b7c158
 def to_device(batch: Any, device: torch.device) -> Any:
     "The batch on a device, whatever its structure; what cannot move is passed on as it is."
-    def move(part):
-        return part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part.to(device)
-
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if type(batch) is tuple or type(batch) is list:  # the usual batch, in the shortest way
+        return type(batch)([to_device(part, device) for part in batch])
+    move = lambda part: to_device(part, device) if isinstance(part, torch.Tensor) else part.to(device)
     return mapped(batch, move, Movable)
 
 def pinned(batch: Any) -> Any:
@@ -141,7 +143,7 @@ def mapped(
     "A batch like this one, with the function of each of its tensors."
     if isinstance(batch, torch.Tensor):
         return function(batch)
-    if type(batch) is tuple or type(batch) is list:  # before the check of a protocol, which is slow
+    if type(batch) is tuple or type(batch) is list:
         return type(batch)([mapped(part, function, whole) for part in batch])
     if isinstance(batch, whole) and not isinstance(batch, type):
         return function(copy.copy(batch) if isinstance(batch, Listed) else batch)  # PyG's graphs change in place
