@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIXED', 'OWN', 'announce', 'tell', 'in_parts', 'finish', 'live_chart', 'resumed', 'configured', 'with_parent',
            'refuse_study', 'planned', 'begin', 'stop_if_interrupted', 'known_split', 'wants_answers', 'runs_to_compare',
-           'dry_run', 'plan_of_training', 'plan_of_run', 'plan_of_comparison', 'examine']
+           'plan_of_comparison', 'dry_run', 'plan_of_training', 'plan_of_run', 'examine']
 
 # %% ../nbs/engine/18_plans.ipynb #4392c074
 import os
@@ -237,6 +237,21 @@ def runs_to_compare(runs: list[str] | str | None, system: str | None) -> list:
         raise NexusError("runs to compare", found="none", expected="at least one", remedy="train some: nexuslab train")
     return chosen
 
+def plan_of_comparison(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "The runs that would be compared, and where the comparison would be written."
+    from nexuslab.run import grouped_figures  # late: these import torch
+    from nexuslab.views import known_scalars
+
+    runs = runs_to_compare(given["runs"], given["system"])
+    curves = {"scalars": known_scalars(runs, given["scalars"], given["smoothing"]), "smoothing": given["smoothing"]}
+    by = [given["by"]] if isinstance(given["by"], str) else given["by"] or []
+    if by:
+        grouped_figures(runs, by, known_split(given["split"]))  # refuses an unknown key
+        curves |= {"groups by": ", ".join(by)}
+    folder = given["output"] or project_root() / "runs" / ".compare"
+    names = ", ".join(r.path.name for r in runs)
+    return {"runs": names, "split": known_split(given["split"]), **curves, "writes": folder}
+
 # %% ../nbs/engine/18_plans.ipynb #4c63f281
 def dry_run(verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
     "Print what a job would do, and return it."
@@ -304,16 +319,6 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
     else:
         rows |= {"views": ", ".join(known_views(task, given["views"])), "writes": run.path / "figures"}
     return rows
-
-def plan_of_comparison(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    "The runs that would be compared, and where the comparison would be written."
-    from nexuslab.views import known_scalars  # late: imports torch
-
-    runs = runs_to_compare(given["runs"], given["system"])
-    curves = {"scalars": known_scalars(runs, given["scalars"], given["smoothing"]), "smoothing": given["smoothing"]}
-    folder = given["output"] or project_root() / "runs" / ".compare"
-    names = ", ".join(r.path.name for r in runs)
-    return {"runs": names, "split": known_split(given["split"]), **curves, "writes": folder}
 
 # %% ../nbs/engine/18_plans.ipynb #29fab55d
 def examine(verb: str, given: dict[str, Any], chosen: set[str]) -> None:

@@ -24,7 +24,7 @@ from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import COMMANDS, main, said_by
-from nexuslab.parameters import given_parameters, job_notebooks, parameters_of, parse_changes
+from nexuslab.parameters import given_parameters, is_text, job_notebooks, parameters_of, parse_changes
 from nexuslab.plans import configured, dry_run, plan_of_comparison, plan_of_run, planned
 from nexuslab.launch import train
 from nexuslab.run import Run
@@ -362,7 +362,8 @@ def test_an_option_is_done_or_refused(request, resume, runs, tmp_path, monkeypat
         assert f"--{name.replace('_', '-')}" in told, told
         return
     # a name is read as it is written
-    if way == "flag" and parameters_of(job_notebooks()[verb])[name].kind == "str":
+    written = way in ("override", "short override") and isinstance(value, (int, float)) and is_text(key)
+    if written or way == "flag" and parameters_of(job_notebooks()[verb])[name].kind == "str":
         value = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
     assert value_at(cfg, key) == value or (value_at(cfg, key) == [] and value in ({}, [])), (
         f"{key} = {value!r} was ignored"
@@ -421,8 +422,9 @@ DONE = {
     "compare": {
         "runs": [["toy_tokens"], "toy_graphs"],
         "system": ["toy_graphs"],
+        "by": ["model.hidden", ["optim.lr"]],
         "split": ["val"],
-        "scalars": [["val/auroc"], "train/bce"],
+        "scalars": [["val/accuracy"], "train/digits"],
         "smoothing": [0.5],
         "output": ["elsewhere"],
     },
@@ -450,6 +452,7 @@ REFUSED = {
     "compare": {
         "runs": [["nosuch"]],
         "system": ["nosuch"],
+        "by": ["nosuch", ["optim.lr", "nosuch"]],
         "split": ["tset"],
         "scalars": [["train/los"], []],
         "smoothing": [1.0, -0.1, "much"],

@@ -224,7 +224,7 @@ def test_a_record_that_cannot_be_opened(tmp_path):
 
 
 def test_read_only_run_directory(small_disk):
-    root = small_disk()
+    root = small_disk("8m")
     task = Scripted(steps=4)
     done = train(task, root)
     graphs = get_task("toy_graphs")
