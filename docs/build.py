@@ -193,7 +193,7 @@ def write_source(outputs: dict, root: Path) -> None:
     put("coming_from.md", coming_from.page(chapters))
     put("troubleshooting.md", coming_from.troubleshooting())
     engine = [c for c in chapters if c.startswith("engine/")]
-    head = "# The engine\n\n> One chapter a topic, in the order of dependence: it imports those before it and its parts."
+    head = "# The engine\n\n> A chapter a topic, in the order of dependence: it imports those before it and its parts."
     rows = "\n".join(f"| [{titles[c][0]}](/{c}.ipynb) | {titles[c][1]} |" for c in engine)
     tree = toctree([c.removeprefix("engine/") for c in engine])
     put("engine/index.md", f"{head}\n\n| chapter | |\n| --- | --- |\n{rows}\n\n{tree}")
