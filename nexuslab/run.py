@@ -1017,12 +1017,12 @@ def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
     keys = [k for k in keys if len({repr(t.get(k)) for t in trees.values()}) > 1]
     asked = {name: {k: tree.get(k) for k in keys} for name, tree in trees.items()}
     table = pd.DataFrame({n: came[n] | asked.get(n, {}) | reached.get(n, {}) for n in came}, dtype=object)
-    return table[best_first(table, {tree["stop.mode"] for tree in trees.values()})]
+    return table[best_first(table, {str(tree.get("stop.mode")) for tree in trees.values()})]
 
 # %% ../nbs/engine/06_run.ipynb #201fc329
 def best_first(table: pd.DataFrame, modes: set[str]) -> list[str]:
     "The runs of a comparison in the order of their best values, if these are to be compared: one mode for all."
-    if len(modes) != 1 or "best" not in table.index:
+    if modes not in ({"min"}, {"max"}) or "best" not in table.index:
         return list(table.columns)
     sign = 1 if modes == {"min"} else -1
     rank = {name: sign * value if isinstance(value, float) else math.inf for name, value in table.loc["best"].items()}

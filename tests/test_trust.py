@@ -1,4 +1,5 @@
 """Run directories that are damaged, foreign or shared: a named error or a mark, and never another figure."""
+import contextlib
 import functools
 import json
 import os
@@ -99,6 +100,19 @@ def test_one_bad_directory_stops_nobody(run, home, capsys):
             copy.tree, copy.status
     assert "damaged: config.yaml" in difference_table([Follower(r) for r in (run, spoilt[0][0])])
     assert main(["runs"]) == 0 and capsys.readouterr().out.count("damaged: ") == 18
+
+
+def test_half_a_configuration_stops_no_comparison(run, home):
+    """One that is cut at the end of any line: told, wherever it is read, and the other run is shown."""
+    copy = Run(shutil.copytree(run.path, home / "runs" / "bad" / "half"))
+    lines = (run.path / "config.yaml").read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        (copy.path / "config.yaml").write_bytes(b"".join(lines[:count]))
+        with pytest.warns(UserWarning, match="config.yaml of half is not as nexuslab wrote it") if count > 1 else (
+                contextlib.nullcontext()):
+            beside, table = comparison([run, copy]), runs_table(home).set_index("run")
+        assert beside[run.path.name]["best"] == run.status["best"] and table.state[run.path.name] == "finished"
+        assert table.state["half"] == "finished" or table.state["half"].startswith("damaged: config.yaml")
 
 
 def test_wrong_names_of_runs_and_systems(home):

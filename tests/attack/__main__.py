@@ -41,7 +41,11 @@ def main() -> int:
 
 
 def progress(tally: driver.Tally) -> None:
-    """A word now and then."""
+    """A word about each fault, and now and then."""
+    told = vars(tally).setdefault("told", 0)
+    for found in tally.faults[told:]:
+        print(f"{found.kind}: {found.name}: {found.said[:700]}", file=sys.stderr, flush=True)
+    tally.told = len(tally.faults)
     if (count := sum(tally.counts.values())) % 500 == 0:
         print(f"{tally.attack}: {count} cases, {len(tally.faults)} faults", file=sys.stderr, flush=True)
 
