@@ -50,7 +50,7 @@ docs: install        ## the documentation site, in _docs/
 bench: install       ## figures of speed and memory
 	$(BIN)/python -m pytest tests/benchmarks -q -s -o python_files='bench_*.py'
 
-attack: install      ## damage, hostile files, failing operations and fuzz on run directories: 15 minutes
+attack: install      ## damage, hostile files, failing operations, fuzz and kills on run directories: an hour of one core
 	cd tests && OMP_NUM_THREADS=1 nice $(CURDIR)/$(BIN)/python -m attack
 
 lint: install        ## ruff over notebooks and tests
