@@ -27,7 +27,7 @@ def old(tmp_path_factory) -> Path:
 def test_old_runs_are_listed(old):
     table = runs_table(old)
     assert table.system.tolist() == ["toy_tokens", "collatz"] or table.system.tolist() == ["collatz", "toy_tokens"]
-    assert set(table.state) == {"stopped"} and set(table.preset) == {"smoke"} and not table.damaged_rows.any()
+    assert set(table.state) == {"stopped"} and set(table.preset) == {"smoke"} and not table.remark.any()
 
 
 @pytest.mark.parametrize("system", ENDS)
