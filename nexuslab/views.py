@@ -461,6 +461,8 @@ def received_cells(path: Path) -> list:
     try:
         text = read_bytes(path).decode("utf-8")
         told = json.loads(text)
+        if told["nbformat"] != 4:  # of another format outputs stand elsewhere, and the seal knows nothing of it
+            raise ValueError(f"format {told['nbformat']}")
         if told["metadata"].get(SEAL) not in (None, digest(told["cells"], 64)):
             changed = f"{path.name} is not as its job wrote it: it has been edited or damaged"
             warnings.warn(changed, stacklevel=2)

@@ -21,7 +21,7 @@ from tiny import Scripted, train
 
 from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
-from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, held, read_json, write_json
+from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, digest, held, read_json, write_json
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.store import ensure_store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
@@ -32,7 +32,7 @@ from nexuslab.run import (
 )
 from nexuslab.task import get_task
 from nexuslab.tune import Journal, StudyError, tune
-from nexuslab.views import summary_cells
+from nexuslab.views import received_cells, summary_cells
 
 ENTRY = {"checkpoint": "best", "step": 3, "figures": {"loss": 0.25}, "baselines": {}}
 
@@ -113,6 +113,19 @@ def test_half_a_configuration_stops_no_comparison(run, home):
             beside, table = comparison([run, copy]), runs_table(home).set_index("run")
         assert beside[run.path.name]["best"] == run.status["best"] and table.state[run.path.name] == "finished"
         assert table.state["half"] == "finished" or table.state["half"].startswith("damaged: config.yaml")
+
+
+def test_a_notebook_of_another_format_is_refused(run):
+    """Its cells fit their seal, but their outputs would be looked for elsewhere, and left out without a word."""
+    cells = [{"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "source": "x",
+              "outputs": [{"output_type": "stream", "name": "stdout", "text": "loss 1.5"}]}]
+    book, path = {"cells": cells, "metadata": {"seal": digest(cells, 64)}, "nbformat_minor": 5}, run.path / "a.ipynb"
+    write_json(path, book | {"nbformat": 4})
+    assert received_cells(path)[0].outputs[0].text == "loss 1.5"
+    for other in ({}, {"nbformat": 3}, {"metadata": {"seal": digest(cells, 64), "nbformat": 4}}):
+        write_json(path, book | other)
+        with pytest.raises(FormatError, match="a.ipynb is not a notebook"):
+            received_cells(path)
 
 
 def test_wrong_names_of_runs_and_systems(home):
