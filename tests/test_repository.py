@@ -220,6 +220,13 @@ def test_lines_fit_beside_each_other():
     assert not wide and len(texts) > 500
 
 
+def test_few_names_are_exported():
+    """A module offers at most 25 names; what only the package itself uses is not among them."""
+    offered = {path.stem: literal(path, "__all__") for path in MODULES if "__all__" in path.read_text(encoding="utf-8")}
+    many = {name: len(names) for name, names in offered.items() if len(names) > 25}
+    assert not many and len(offered) >= 30
+
+
 def test_chapters_of_a_system_stand_in_the_order_of_dependence():
     """A chapter imports only those before it, but a task names its views; a number is a topic in every system."""
     topics, examined = {"data": 1, "model": 2, "task": 4, "views": 5}, 0
