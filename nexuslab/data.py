@@ -442,7 +442,8 @@ def said_by_loader(loader: DataLoader) -> dict[str, Any]:
     order = "none" if type(batches.sampler) is SequentialSampler else "full"
     said = {"batch_size": batches.batch_size, "drop_last": bool(batches.drop_last), "shuffle": order,
             "num_workers": loader.num_workers, "pin_memory": bool(loader.pin_memory)}
-    return said | ({"prefetch": loader.prefetch_factor} if loader.num_workers else {})
+    of_workers = {"prefetch": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
+    return said | (of_workers if loader.num_workers else {})
 
 # %% ../nbs/engine/02_data.ipynb #da7a0003
 EXAMINED = 1000  # examples of a source that are read for its fingerprint
