@@ -118,7 +118,10 @@ SAYS = [  # a DataLoader, and what it says
     ),
     ({"batch_size": 8, "shuffle": False}, {"batch_size": 8, "drop_last": False, "shuffle": "none"}),
     ({"batch_size": 8, "shuffle": True, "drop_last": True}, {"drop_last": True, "shuffle": "full"}),
-    ({"num_workers": 2, "prefetch_factor": 3}, {"batch_size": 1, "num_workers": 2, "prefetch": 3, "persistent_workers": False}),
+    (
+        {"num_workers": 2, "prefetch_factor": 3},
+        {"batch_size": 1, "num_workers": 2, "prefetch": 3, "persistent_workers": False},
+    ),
 ]
 
 
