@@ -87,8 +87,8 @@ def resumed(run, given: dict[str, Any], chosen: set[str]):
 
     cfg = run.config
     layers = [read_layer(given["config"])] if given.get("config") else []
-    for layer in (*layers, as_overrides(given) | {k: given[k] for k in ("system", "preset") if k in chosen}):
-        layer = {k: v for k, v in layer.items() if v is not None or k not in ("system", "preset")}
+    named = {k: given[k] for k in ("system", "preset") if k in chosen and given[k] is not None}
+    for layer in (*layers, as_overrides(given) | named):
         wrong = [k for k in FIXED if layer.get(k, getattr(cfg, k)) != getattr(cfg, k)]
         if wrong:
             told = "; ".join(f"{k}: {getattr(cfg, k)!r} -> {layer[k]!r}" for k in wrong)
@@ -124,7 +124,7 @@ def with_parent(cfg):
 
     if cfg.init_from is None:
         return cfg
-    parent = Run.open(cfg.init_from)
+    parent = Run.open(cfg.init_from, said="init_from")
     find_checkpoint(parent.path / "checkpoints", "best")
     name = parent.path.name if parent.root == project_root() else str(parent.path)
     return cfg.model_copy(update={"init_from": name})

@@ -29,7 +29,7 @@ import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,7 @@ def stamp(path: Path | str) -> tuple[int, ...]:
 def open_run(
     run: str | Path | Run,  # a path, a name or part of one, or "last"
     root: Path | str | None = None,  # the project root
+    said: str = "run",  # what an error calls it
 ) -> Run:
     "A run that exists; also called `Run.open`. A whole name comes before longer ones that contain it."
     if isinstance(run, Run):
@@ -381,7 +382,7 @@ def open_run(
         names = [run_name(k) for k in (found or known)][-5:]
         told, remedy = f"{len(found)} runs of that name in {root / 'runs'}", f"choose one of {', '.join(names)}"
         remedy = remedy if names else "train one: nexuslab train"
-        raise RunError(f"run {str(run)[:200]!r}", found=told, expected="exactly one", remedy=remedy)
+        raise RunError(f"{said} {str(run)[:200]!r}", found=told, expected="exactly one", remedy=remedy)
     return found[0]
 
 def run_name(run: Run) -> str:
@@ -538,7 +539,7 @@ def alive(pid: int | None, started: float | None) -> bool:
     return born is not None and (started is None or abs(born - started) < 1)
 
 # %% ../nbs/engine/06_run.ipynb #15e10bcb
-def numbers(values: list) -> np.ndarray:
+def numbers(values: Sequence) -> np.ndarray:
     "Values of a record (N,) as float64; what is no number, or too large for one, is NaN."
     if set(map(type, values)) <= {int, float, type(None)}:
         with contextlib.suppress(OverflowError):
@@ -551,14 +552,14 @@ def number(value: Any) -> float:
         return float(value) if type(value) in (int, float) else float("nan")
     return float("nan")
 
-def grouped(rows: list[dict]) -> Iterator[tuple[np.ndarray, dict[str, list]]]:
+def grouped(rows: list[dict]) -> Iterator[tuple[np.ndarray, dict[str, tuple]]]:
     "Rows with the same keys, by column: their places among all rows (N,), and the values (N,) of each key."
     groups = defaultdict(list)
     for place, keys in enumerate(map(tuple, rows)):
         groups[keys].append(place)
     for keys, places in groups.items():
         part = rows if len(places) == len(rows) else [rows[place] for place in places]
-        yield np.array(places), {key: [row[key] for row in part] for key in keys}
+        yield np.array(places), dict(zip(keys, zip(*(row.values() for row in part))))
 
 # %% ../nbs/engine/06_run.ipynb #b1035a46
 class Columns:

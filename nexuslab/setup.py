@@ -347,7 +347,7 @@ def inherit(model: nn.Module, cfg: Config, run: Run) -> list[str]:
         return []
     if steps_kept(run.path / "checkpoints"):  # its own weights follow
         return []
-    parent = Run.open(cfg.init_from, run.root)
+    parent = Run.open(cfg.init_from, run.root, "init_from")
     if parent.path == run.path:
         raise ConfigError("init_from", found=f"{cfg.init_from!r}, which is this run itself",
                           expected="a run that was trained before", remedy="give that run's name")

@@ -3,6 +3,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TOYS), *filter(None, [os.environ
 os.environ["MPLBACKEND"] = "agg"
 os.environ["WANDB_SILENT"] = "true"
 torch.set_num_threads(1)
+# The suite draws the same examples every time; --hypothesis-profile=default draws new ones, as `make attack` does.
+hypothesis.settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 # Files whose tests take longest, as --durations=0 lists them: they start first, so that no worker ends alone.
 LONGEST = ("test_docs", "test_resume", "test_signals", "test_launch", "test_jobs", "test_dashboard", "test_faults")

@@ -339,7 +339,7 @@ def value_at(cfg: Config, key: str):
     return node
 
 
-@settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests(), resume=st.booleans())
 def test_an_option_is_done_or_refused(request, resume, runs, tmp_path, monkeypatch, capsys):
     """Any key of the configuration, of any job, said in any way, with and without --resume."""

@@ -101,7 +101,7 @@ def task_of(cfg: Config):
 EXAMPLES = int(os.environ.get("NEXUSLAB_EXAMPLES", "200"))  # of a property; 2000 take two minutes
 
 
-@settings(max_examples=EXAMPLES, deadline=None, database=None)
+@settings(max_examples=EXAMPLES)
 @given(preset=configurations, wanted=configurations)
 def test_a_configuration_comes_back_from_its_file(preset, wanted, tmp_path_factory):
     """file -> object -> file is the identity, whatever preset the file is read over."""
@@ -112,7 +112,7 @@ def test_a_configuration_comes_back_from_its_file(preset, wanted, tmp_path_facto
     assert (difference(preset, wanted) == {}) == (preset == wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(before=configurations, other=configurations, key=st.sampled_from(sorted(fields_of(RichConfig))))
 def test_one_key_is_changed_and_no_other(before, other, key):
     """Setting a key to another configuration's value changes that key alone; None around it begins."""

@@ -73,6 +73,10 @@ class Desk:
         """What the chart of the training loss shows, once a condition on that holds."""
         return wait_for(lambda: (seen := self.drawn()) and condition(seen) and seen, what, 10)
 
+    def coloured(self, count: int, what: str) -> dict:
+        """The look of each curve of the training loss, once so many are drawn (a trace gets its look then)."""
+        return self.settled(lambda s: len(s["looks"]) == count and None not in s["looks"].values(), what)["looks"]
+
     def hint(self, text: str) -> None:
         """Wait until the dashboard says something."""
         self.page.locator(".widget-html", has_text=text).first.wait_for(timeout=10_000)
@@ -237,11 +241,11 @@ def test_a_colour_stays_with_its_run(board):
     runs = [board.run(f"r{k}", [{"train/loss": (1 + k) / i} for i in range(1, 50)]) for k in range(12)]
     names = [f"bench/{run.path.name}" for run in runs]
     board.tick(*runs)
-    looks = board.settled(lambda s: len(s["looks"]) == 12, "twelve curves")["looks"]
+    looks = board.coloured(12, "twelve curves")
     assert len(set(looks.values())) == 12
     board.page.screenshot(path=ARTEFACTS / "dashboard-twelve.png")
     board.tick(runs[0], runs[5], on=False)
-    fewer = board.settled(lambda s: len(s["looks"]) == 10, "ten curves")["looks"]
+    fewer = board.coloured(10, "ten curves")
     assert fewer == {name: looks[name] for name in names if name not in (names[0], names[5])}
     expected = {name: [fewer[name]] if name in fewer else [] for name in names}
     swatches = """() => Object.fromEntries([...document.querySelectorAll('tr[data-run]')].map(
@@ -251,7 +255,7 @@ def test_a_colour_stays_with_its_run(board):
     drawn = sorted(fewer.values())
     assert eventually(board, lambda: sorted(board.chart().evaluate(legend)), drawn) == drawn
     board.tick(runs[0])
-    again = board.settled(lambda s: len(s["looks"]) == 11, "eleven curves")["looks"]
+    again = board.coloured(11, "eleven curves")
     assert again == fewer | {names[0]: looks[names[0]]}
 
 

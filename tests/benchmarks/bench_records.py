@@ -90,7 +90,7 @@ def test_a_million_rows(home, capsys):
         print(f"a later poll of one row {1000 * np.median(later):.2f} ms")
         print(f"history {history:.1f} s ({history / floor:.2f} of the floor), {more:.0f} MB")
     assert len(follower.curves["train/loss"]) == ROWS + 50 and follower.damaged == 0
-    assert poll < 2 * floor and history < 3 * floor and memory < 200 and np.median(later) < 0.005 * floor
+    assert poll < floor and history < 1.5 * floor and memory < 200 and np.median(later) < 0.005 * floor
 
 
 def floor_of(home: Path) -> float:
@@ -138,5 +138,5 @@ def test_a_thousand_runs(home, capsys):
         for what, seconds in took.items():
             print(f"{what}: {seconds:.3f} s, {seconds / took['floor']:.0f} times the floor")
     assert len(table) == len(board.table.rows) == RUNS and len(shown.stdout.splitlines()) == RUNS + 1
-    assert took["refresh"] < 6 * took["floor"] and took["table"] < 60 * took["floor"]
+    assert took["refresh"] < 9 * took["floor"] and took["table"] < 60 * took["floor"]
     assert took["command"] < took["imports"] + 2 * took["table"] + 100 * took["floor"]

@@ -171,7 +171,7 @@ def test_topology_hash_is_isomorphism(ladders):
     assert 0 < equal < len(pairs)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(index=st.integers(0, 399), seed=st.integers(0, 2**32 - 1))
 def test_renumbering_changes_nothing(ladders, index, seed):
     circuit, rng = ladders[index].circuit, np.random.default_rng(seed)
@@ -190,7 +190,7 @@ def test_netlists_round_trip(ladders):
         assert analysis.content_hash(read) == analysis.content_hash(example.circuit)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     parts=st.lists(
         st.tuples(st.sampled_from("RCL"), st.integers(0, 5), st.integers(0, 5), st.floats(0.1, 10)), min_size=1,

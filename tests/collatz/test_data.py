@@ -75,7 +75,7 @@ def test_tensors_and_unsigned_arrays_give_the_same():
     assert len(long_step([]).kappa) == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**61 - 1).map(lambda i: 2 * i + 1))
 def test_exact_or_refused(n):
     """Every odd number below 2^62: the exact answer if its apex fits, else a named refusal."""
