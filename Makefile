@@ -16,12 +16,13 @@ help:                ## what can be made
 
 install: $(VENV)/.installed ## create .venv with what constraints.txt pins
 
-$(VENV)/.installed: settings.ini setup.py constraints.txt
+$(VENV)/.installed: settings.ini setup.py constraints.txt lab_config.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "nexuslab needs Python 3.11 or later: make PYTHON=python3.11 ..."; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
 	@echo 'installing into $(VENV): some minutes'
 	$(BIN)/python -m pip install -q -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@mkdir -p $(VENV)/etc/jupyter && cp lab_config.py $(VENV)/etc/jupyter/jupyter_server_config.py
 	@touch $@
 
 train: install       ## train the circuits system for 200 epochs and print its test figures
@@ -42,7 +43,7 @@ unit: install        ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 lab: install         ## JupyterLab on the tour, on this machine only
-	$(BIN)/jupyter lab --config=lab_config.py --ip=127.0.0.1 nbs/00_tour.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 nbs/00_tour.ipynb
 
 docs: install        ## the documentation site, in _docs/
 	$(BIN)/python docs/build.py

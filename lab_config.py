@@ -1,4 +1,4 @@
-"""JupyterLab's configuration for `make lab`: what a stranger's notebook could do when it is only opened.
+"""JupyterLab's configuration in .venv, put there by `make install`: for a stranger's notebook that is only opened.
 
 Without trust JupyterLab leaves out scripts of cells and outputs. But saved widgets are set up again all the same, and
 one of anywidget brings its own script; and pictures of other servers are asked for, which tells them who looks.
