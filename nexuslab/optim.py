@@ -7,6 +7,7 @@ __all__ = ['NEWTON_SCHULZ', 'decays', 'members_of', 'refuse_group', 'parameter_g
            'Muon', 'make_optimizer', 'load_moments', 'warmup_length', 'learning_rate', 'Plateau']
 
 # %% ../nbs/engine/05_optim.ipynb #d791bb8e
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -67,6 +68,16 @@ def parameter_groups(
         })
     return found
 
+# %% ../nbs/engine/05_optim.ipynb #67ef9fb0
+def eager(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    "An optimiser class whose methods are not to be called in compiled code."
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), methods | {"__doc__": kind.__doc__, "__module__": __name__})
+
+AdamW, Adam, SGD = (eager(kind) for kind in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD))
+
 # %% ../nbs/engine/05_optim.ipynb #2764c510
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: the steepest start that still ends near 1
 
@@ -91,7 +102,7 @@ def orthogonal_steps(gradients: list[torch.Tensor], momenta: list[torch.Tensor],
     return [steps[i] for i in range(len(gradients))]
 
 # %% ../nbs/engine/05_optim.ipynb #254323da
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     "Orthogonalised momentum for the matrices of the groups marked `matrices`, AdamW for all else."
 
     def __init__(
@@ -145,10 +156,10 @@ def make_optimizer(config: Optim, model: nn.Module, apart: Sequence[Group] = ())
             remedy="check requires_grad",
         )
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "muon":
         return Muon(groups, config.lr, config.betas, config.eps, config.momentum, config.step_rms)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    kind = AdamW if config.name == "adamw" else Adam
     floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=floats)
 

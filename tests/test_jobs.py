@@ -396,6 +396,31 @@ def test_a_refusal_starts_no_kernel(home, monkeypatch):
     assert not find_runs(home) and not list((home / "runs").rglob("*.ipynb"))
 
 
+def test_a_training_starts_without_what_it_does_not_use(home):
+    """A job is examined, and trained until its first row, without the imports that take longest beside torch's own."""
+    program = """
+import sys
+from pathlib import Path
+from nexuslab.core import system_modules
+from nexuslab.kernels import refusal_of
+systems = [name for name, place in system_modules().items() if place.startswith("nexuslab.systems.")]
+for name in systems:
+    assert refusal_of("train", {"system": name, "preset": "none"})[0] == "ConfigError"
+import nexuslab.launch
+from tiny import Halt, Scripted, train
+slow = {"IPython", "matplotlib", "networkx", "optuna", "papermill", "scipy", "sklearn", "torch._dynamo",
+        "torch_geometric"}
+halt = Halt(look=lambda snapshot: print("imported:", sorted(slow & set(sys.modules))))
+train(Scripted(steps=2, **{"optim.name": "adamw"}), Path.cwd(), [halt])
+print("systems:", *sorted(systems))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])}
+    done = subprocess.run([sys.executable, "-c", program], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "imported: []" in done.stdout, done.stdout
+    assert {"circuits", "collatz"} <= set(done.stdout.splitlines()[-1].split()), done.stdout
+
+
 def test_seeds_have_a_mean_and_a_spread(home):
     """Each seed is trained by a worker of its own, and the table has the figures of their runs."""
     options = ["--system", "toy_graphs", "--preset", "smoke", "--epochs", "1"]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy.linalg.lapack import dggev
 
 from ...core import DataError, mix
 
@@ -478,6 +477,8 @@ def _finite_roots(
     n_zero: int,  # how many of these are zero
 ) -> np.ndarray:
     "Roots s of det(G + s C), zeros first then by magnitude, shape (n_finite,); conjugate pairs are exact."
+    from scipy.linalg.lapack import dggev  # late: it takes a quarter of a second, and training needs none
+
     if n_finite <= 0:
         return np.zeros(0, complex)
     real, imag, beta, *_, info = dggev(G, -C, compute_vl=0, compute_vr=0)

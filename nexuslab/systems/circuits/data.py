@@ -9,7 +9,6 @@ __all__ = ['BLOCK', 'VERSION', 'to_networkx', 'circuit_at', 'assign_splits', 'st
 from functools import partial
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 
 from ...core import DataError, mix
@@ -24,8 +23,10 @@ from nexuslab.systems.circuits.population import (
 )
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ed1428c0
-def to_networkx(circuit: Circuit) -> nx.Graph:
+def to_networkx(circuit: Circuit) -> "nx.Graph":
     "A NetworkX graph with `terminal` on nodes and `kind` on edges, for independent checks."
+    import networkx as nx  # late: training needs none
+
     graph = nx.Graph()
     graph.add_nodes_from((i, {"terminal": i if i <= OUTPUT else None}) for i in range(circuit.n_nodes))
     graph.add_edges_from((i, j, {"kind": t}) for i, j, t in circuit.typed)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import MessagePassing
 
 from ...core import ConfigError, DataError
 from ...store import Ragged
@@ -178,7 +177,7 @@ def mlp(
     return nn.Sequential(*layers[: -2 if dropout else -1])
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #593ad4be
-class TypedConv(MessagePassing):
+class TypedConv(nn.Module):
     "One round of messages: a matrix for each kind of component, a vector for each kind and distance."
 
     def __init__(
@@ -186,7 +185,7 @@ class TypedConv(MessagePassing):
         hidden: int,  # H
         dropout: float = 0.0,
     ):
-        super().__init__(aggr="sum")
+        super().__init__()
         self.hidden, self.norm = hidden, nn.LayerNorm(hidden)
         self.send, self.apart = nn.Linear(hidden, KINDS_OF_PART * hidden, bias=False), nn.Embedding(
             KINDS_OF_PART * (FAR + 1), hidden
@@ -205,13 +204,9 @@ class TypedConv(MessagePassing):
         normed = self.norm(h)
         table = self.send(normed).view(-1, self.hidden)  # row 3 v + k: what node v sends through kind k
         offset = self.apart(KINDS_OF_PART * distance + kind)
-        received = self.propagate(
-            edge_index, table=table, row=KINDS_OF_PART * edge_index[0] + kind, offset=offset, size=(len(h), len(h))
-        )
+        messages = table.index_select(0, KINDS_OF_PART * edge_index[0] + kind) + offset  # (M, H)
+        received = messages.new_zeros(h.shape).index_add(0, edge_index[1], messages)
         return h + self.change(torch.cat([normed, received], 1))
-
-    def message(self, table: Tensor, row: Tensor, offset: Tensor) -> Tensor:
-        return table.index_select(0, row) + offset
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #9699f76a
 PERIODS = (2, 3, 4, 6, 9, 14)  # of the waves that number the nodes: about geometric, up to the largest graphs in use

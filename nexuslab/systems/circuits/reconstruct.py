@@ -11,7 +11,6 @@ __all__ = ['DECADES', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', '
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import networkx as nx
 import numpy as np
 import torch
 
@@ -233,6 +232,8 @@ def verdict(
     circuit: Circuit | None,
 ) -> str:
     "valid, or the first thing that is wrong."
+    import networkx as nx  # late: training needs none
+
     if circuit is None:
         return "empty"
     graph = nx.Graph(circuit.edges.tolist())
