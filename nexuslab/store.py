@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_store', 'Ragged', 'require_space', 'arrays_digest', 'Store', 'store_path', 'without_building', 'ensure_store',
-           'cores', 'map_parallel']
+           'refuse_other_manifest', 'cores', 'map_parallel']
 
 # %% ../nbs/engine/02b_store.ipynb #5704e003
 import contextlib
@@ -403,8 +403,16 @@ def ensure_store(
                 write_store(path, manifest, make())
         finally:
             lock.release()
-    Store(path).close()
+    refuse_other_manifest(Store(path), manifest)
     return path
+
+def refuse_other_manifest(store: Store, wanted: dict) -> None:
+    "Refuse a file that was made by something else, such as one that was renamed."
+    found = {name: store.manifest.get(name) for name in wanted}
+    store.close()
+    if found != json.loads(json.dumps(plain(wanted))):
+        raise DataError(f"dataset {store.path}", found=f"a file made by {found}", expected=f"one made by {plain(wanted)}",
+                        remedy="delete the file and run 01_prepare again")
 
 # %% ../nbs/engine/02b_store.ipynb #b200fdfd
 def cores() -> int:
