@@ -411,7 +411,7 @@ def refuse_other_manifest(store: Store, wanted: dict) -> None:
     found = {name: store.manifest.get(name) for name in wanted}
     store.close()
     if found != json.loads(json.dumps(plain(wanted))):
-        raise DataError(f"dataset {store.path}", found=f"a file made by {found}", expected=f"one made by {plain(wanted)}",
+        raise DataError(f"dataset {store.path}", found=f"a file made by {found}", expected=f"one by {plain(wanted)}",
                         remedy="delete the file and run 01_prepare again")
 
 # %% ../nbs/engine/02b_store.ipynb #b200fdfd
