@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_store', 'Ragged', 'require_space', 'arrays_digest', 'Store', 'store_path', 'without_building', 'ensure_store',
-           'refuse_other_manifest', 'cores', 'map_parallel']
+           'cores', 'map_parallel']
 
 # %% ../nbs/engine/02b_store.ipynb #5704e003
 import contextlib
@@ -406,6 +406,7 @@ def ensure_store(
     refuse_other_manifest(Store(path), manifest)
     return path
 
+# %% ../nbs/engine/02b_store.ipynb #d19602c5
 def refuse_other_manifest(store: Store, wanted: dict) -> None:
     "Refuse a file that was made by something else, such as one that was renamed."
     found = {name: store.manifest.get(name) for name in wanted}
