@@ -116,7 +116,7 @@ def spread_table(runs: list[Run], split: str = "test") -> pd.DataFrame:
     table = pd.DataFrame({"mean": values.mean(axis=1), "spread": values.std(axis=1), "seeds": values.count(axis=1)})
     for name in dict.fromkeys(name for entry in entries.values() for name in entry["baselines"]):
         rival = pd.DataFrame({s: e["baselines"].get(name, {}) for s, e in entries.items()}).apply(pd.to_numeric)
-        table = table.assign(**{f"{name}, mean": rival.mean(axis=1)})
+        table = table.assign(**{f"baseline {name}": rival.mean(axis=1)})
     return table.iloc[:, :3].join(values).join(table.iloc[:, 3:]).rename_axis("figure")
 
 # %% ../nbs/engine/16_seeds.ipynb #4bded50b

@@ -285,7 +285,7 @@ def run_trial(
         raise TrainingError(f"trial {trial.number}", found=f"no finite {cfg.stop.monitor} in {result.step} steps",
                             expected="one evaluation at least",
                             remedy="lower the learning rates of the search space, or lengthen the budget")
-    told = ", ".join(f"{k} {v}" for k, v in changes.items())
+    told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in changes.items())
     write(f"trial {trial.number}: {cfg.stop.monitor} {result.best:.5g} | {told} | {result.reason}")
     if state == "stopped":  # by the pruner, or by a person
         raise optuna.TrialPruned
