@@ -29,7 +29,7 @@ from .batch import content
 from .data import Fetch, Key, Source, Splits, load
 from .fit import fit, start_clock
 from .listen import Listener
-from .setup import Loop, StepModule, set_up, training_mode, where
+from .setup import Loop, StepModule, set_up, training_mode, position
 from .step import Unusable, clip, forget_gradient, forward_backward, gradient, seed_step
 from .watch import evaluate_source
 from .run import Run
@@ -135,7 +135,7 @@ def step_once(loop: Loop, micro: list) -> float:
     "One optimiser step on given micro-batches; returns the loss before it, NaN where the step cannot be used."
     seed_step(loop)
     try:
-        forward_backward(loop, micro, where(loop))
+        forward_backward(loop, micro, position(loop))
         clip(loop)
         loss = loop.window.compute()["loss"]
         loop.optimizer.step()
@@ -164,12 +164,12 @@ def loss_is_sum_of_parts(case: Case) -> str:
     "Finite, and equal to the sum of weight times value."
     loop = probe(case.task, case.cfg, case.splits, case.root)
     [(key, batch), *_] = next(load(case.splits.train, loop.plan, 0, 1))
-    at = dataclasses.replace(where(loop), ids=key.ids)
+    at = dataclasses.replace(position(loop), ids=key.ids)
     out = loop.module(batch, at)
     require(math.isfinite(out.loss.item()), "loss: finite at the first step", out.loss.item(), "a finite number")
     require(
-        math.isclose(out.n, case.task.weigh(batch), rel_tol=1e-6), "loss: n is what weigh announced", out.n,
-        case.task.weigh(batch),
+        math.isclose(out.n, case.task.count_items(batch), rel_tol=1e-6), "loss: n is what count_items announced", out.n,
+        case.task.count_items(batch),
     )
     if out.parts:
         total = sum(p.weight * p.value.item() for p in out.parts.values())
@@ -184,7 +184,7 @@ def every_parameter_learns(case: Case) -> str:
     "Each trainable parameter gets a gradient from the first steps."
     loop, silent = probe(case.task, case.cfg, case.splits, case.root), None
     for micro in load(case.splits.train, loop.plan, 0, min(3, loop.total_steps)):
-        forward_backward(loop, micro, where(loop))
+        forward_backward(loop, micro, position(loop))
         silent = [
             n for n, p in loop.model.named_parameters()
             if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
@@ -250,7 +250,7 @@ def figures_have_rivals(case: Case) -> str:
 def perfect_is_ideal(case: Case) -> str:
     "Metrics fed with a perfect prediction."
     source = case.splits.val
-    fed, expected = case.task.ideal(case.batch(source, some_ids(source), case.setting()), case.cfg)
+    fed, expected = case.task.perfect_prediction(case.batch(source, some_ids(source), case.setting()), case.cfg)
     metrics = case.task.metrics(case.cfg)
     require(set(expected) == set(metrics), "metrics: an ideal value for each", sorted(expected), sorted(metrics))
     for name, arguments in fed.items():
@@ -334,7 +334,7 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
     "Gradients of two gloo processes and of one with the doubled batch."
     single = quiet(case, 2 * case.cfg.loader.batch_size)
     [(key, batch)] = next(load(case.splits.train, single.plan, 0, 1))
-    out = single.module(batch, dataclasses.replace(where(single, training=False), ids=key.ids))
+    out = single.module(batch, dataclasses.replace(position(single, training=False), ids=key.ids))
     if any(not p.additive and p.weight for p in out.parts.values()):
         return "not asked: the loss has a statistic of the batch"
     with tempfile.TemporaryDirectory() as folder:

@@ -83,7 +83,7 @@ class Tensors(Source):
 
     def batch(self, ids, setting, generator):
         rows = torch.as_tensor(ids)
-        return tuple([t[rows] for t in self.tensors])
+        return tuple([t.index_select(0, rows) for t in self.tensors])  # half the time of t[rows]
 
 # %% ../nbs/engine/02_data.ipynb #afcc71ab
 class Consecutive(Source):

@@ -125,7 +125,7 @@ class Assessment:
     def aims(self) -> dict[str, float]:
         "What figures ought to be, where that is known: the loss, the metrics' ideal values, the monitored figure."
         stop, key = self.cfg.stop, eval_keys(self.source, self.cfg.loader, self.setting)[0]
-        ideal = self.task.ideal(Fetch(self.source, self.cfg.seed)[key], self.cfg)[1]
+        ideal = self.task.perfect_prediction(Fetch(self.source, self.cfg.seed)[key], self.cfg)[1]
         return {"loss": -math.inf} | ideal | {
             stop.monitor.removeprefix("val/"): -math.inf if stop.mode == "min" else math.inf
         }

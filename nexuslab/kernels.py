@@ -33,7 +33,7 @@ from nexuslab.core import (
 from nexuslab.parameters import (
     RELEASED, command_line, edited, job_notebooks, parameters_of, released_notebook,
 )
-from .plans import examine
+from .plans import check_parameters
 
 # %% ../nbs/engine/19_kernels.ipynb #8067d073
 VALUES_OF = {"-p": 2, "--parameters": 2, "-r": 2, "--parameters_raw": 2} | dict.fromkeys((
@@ -301,7 +301,7 @@ def refusal_of(verb: str, parameters: dict[str, Any]) -> list | None:
     given = {name: p.default for name, p in parameters_of(job_notebooks()[verb]).items()} | parameters
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the job says the same
-            examine(verb, given, set(parameters))
+            check_parameters(verb, given, set(parameters))
     except NexusError as error:
         told = error.what, error.found, error.expected, error.remedy
         return [type(error).__name__, *(None if text is None else str(text) for text in told)]

@@ -32,7 +32,7 @@ class OwnTask(Task, HasOptimizer):
         train: Any,
         val: Any,
         config: Config | None = None,  # the defaults where there is none; what loaders say is added
-        weigh: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean
+        count_items: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean
         test: Any = None,  # the validation set serves where there is none
         metrics: Callable[[], dict[str, Any]] = dict,  # makes the metrics of torchmetrics, by name
         optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] | None = None,  # the configured one by default
@@ -42,7 +42,7 @@ class OwnTask(Task, HasOptimizer):
         config = own_config(name, config, train, val)
         self.name, self.title, self.presets = name, name, {"base": lambda: config}
         self.make, self.loss, self.measures, self.declared = make, loss, metrics, fingerprint
-        self.count, self.build = weigh or examples_of, optimizer
+        self.count, self.build = count_items or examples_of, optimizer
         refuse_left_out(val, test)
         register(self)
 
@@ -51,7 +51,7 @@ class OwnTask(Task, HasOptimizer):
         read = [source.size if self.declared else fingerprint_of(source) for source in self.sources]
         return Splits(train, val, test[0] if test else val, meta={}, fingerprint=digest([self.declared, read]))
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return self.count(batch)
 
     def model(self, cfg, meta):
@@ -60,7 +60,7 @@ class OwnTask(Task, HasOptimizer):
     def step(self, model, batch, cfg, at):
         told = self.loss(model, batch)
         loss, fed = told if isinstance(told, tuple) else (told, {})
-        return StepOut(loss, self.weigh(batch), out=fed)
+        return StepOut(loss, self.count_items(batch), out=fed)
 
     def metrics(self, cfg):
         return self.measures()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIXED', 'OWN', 'announce', 'tell', 'in_parts', 'finish', 'live_chart', 'resumed', 'configured', 'with_parent',
            'refuse_study', 'planned', 'begin', 'stop_if_interrupted', 'known_split', 'wants_answers', 'runs_to_compare',
-           'plan_of_comparison', 'dry_run', 'plan_of_training', 'plan_of_run', 'examine']
+           'plan_of_comparison', 'dry_run', 'plan_of_training', 'plan_of_run', 'check_parameters']
 
 # %% ../nbs/engine/18_plans.ipynb #4392c074
 import os
@@ -321,7 +321,7 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
     return rows
 
 # %% ../nbs/engine/18_plans.ipynb #29fab55d
-def examine(verb: str, given: dict[str, Any], chosen: set[str]) -> None:
+def check_parameters(verb: str, given: dict[str, Any], chosen: set[str]) -> None:
     "Ask what a job asks before its work: parameters that it would refuse are refused."
     if verb == "train":
         planned(given, chosen)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'pick_precision', 'StepModule', 'evaluating', 'training_mode', 'Progress', 'Setup', 'Loop', 'ranks',
-           'set_up', 'initial_model', 'new_model', 'inherit', 'Recomputes', 'wrap', 'where']
+           'set_up', 'initial_model', 'new_model', 'inherit', 'Recomputes', 'wrap', 'position']
 
 # %% ../nbs/engine/08c_setup.ipynb #5160cb8b
 import contextlib
@@ -414,7 +414,7 @@ def plan_steps(
     return plan, total
 
 # %% ../nbs/engine/08c_setup.ipynb #c7f23a3d
-def where(loop: Loop, training: bool = True) -> At:
+def position(loop: Loop, training: bool = True) -> At:
     "Where the run stands, as a step is told."
     step, seed = loop.progress.step, loop.cfg.seed
     at = At(step=step, epoch=int(loop.epoch), total_steps=loop.total_steps, training=training, seed=seed)

@@ -21,7 +21,7 @@ from .core import TrainingError, mix
 from .data import Fetch, Key
 from .metrics import Averages
 from .optim import learning_rate
-from .setup import Loop, buckets, emit, gathered, over_processes, saved_buffers, spread, where
+from .setup import Loop, buckets, emit, gathered, over_processes, saved_buffers, spread, position
 from .state import Carried, forget_nonfinite
 from .task import At, StepOut
 
@@ -51,7 +51,7 @@ def unusable_together(failed: str | None) -> Unusable:
 
 def shares(loop: Loop, micro: list[tuple[Key, Any]]) -> list[float]:
     "The weight of each micro-batch's loss: its share of this process's items."
-    weights = [loop.task.weigh(batch) for _, batch in micro]
+    weights = [loop.task.count_items(batch) for _, batch in micro]
     total = sum(weights)
     return [w / total if total else 0.0 for w in weights]
 
@@ -123,7 +123,7 @@ def pool(
     failed: str | None = None,  # what was said when its equations had no solution
 ) -> str | None:
     "Make this process's gradient that of all; if memory ran out in one of them, say so instead."
-    weight = 0.0 if exhausted or failed else sum(loop.task.weigh(batch) for _, batch in micro)
+    weight = 0.0 if exhausted or failed else sum(loop.task.count_items(batch) for _, batch in micro)
     uses = (p.grad is not None for p in loop.parameters)
     told = torch.tensor([exhausted is not None, failed is not None, weight, *uses], dtype=torch.float64)
     dist.all_reduce(told)
@@ -174,7 +174,7 @@ def gradient(loop: Loop, micro: list[tuple[Key, Any]]) -> StepOut | None:
     while True:
         pieces, out, exhausted, failed = cut(loop, micro), None, None, None
         try:
-            out = forward_backward(loop, pieces, where(loop))
+            out = forward_backward(loop, pieces, position(loop))
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
             failed = str(error)
         except torch.OutOfMemoryError as error:
@@ -258,7 +258,7 @@ def hopeless(loop: Loop, ids: list[int], parts: dict[str, float], what: str, eve
         "debug=true names the operation"
     )
     if event == "empty":
-        remedy = "look at what the task masks, and at its `weigh`: training examples need something to learn from"
+        remedy = "look at what the task masks, and at its `count_items`: training examples need something to learn from"
     row = f", {loop.progress.skipped} steps in a row" if loop.progress.skipped > 1 else ""
     found, expected = f"examples {ids}, parts {parts}{row}", "items and finite numbers"
     return TrainingError(f"{what} at step {loop.progress.step}", found=found, expected=expected, remedy=remedy)
@@ -283,7 +283,7 @@ def optimise(loop: Loop, out: StepOut) -> None:
     forget_gradient(loop)
     loop.progress.skipped = 0
     if loop.updaters:
-        at, out = where(loop), last_out(loop, out)
+        at, out = position(loop), last_out(loop, out)
         for updater in loop.updaters:
             updater.after_step(at, loop.model, out)
 

@@ -214,7 +214,7 @@ class Trainable(ABC):
         "What the model may know about the data, such as a normaliser's statistics: from the training split alone."
         return {}
 
-    def weigh(self, batch: Any) -> float:
+    def count_items(self, batch: Any) -> float:
         "n of a batch, before its forward pass: its examples, where the loss is a mean over examples."
         return examples_of(batch)
 
@@ -234,7 +234,7 @@ class Task(Trainable):
         "Metrics that are fed with `StepOut.out`, batch by batch."
         return {}
 
-    def ideal(self, batch: Any, cfg: Config) -> tuple[dict[str, tuple], dict[str, float]]:
+    def perfect_prediction(self, batch: Any, cfg: Config) -> tuple[dict[str, tuple], dict[str, float]]:
         "What a perfect prediction of a batch would feed the metrics, and the values they must then have."
         return {}, {}
 
@@ -270,6 +270,8 @@ def show_numbers(batch: Any, title: str):
     return fig
 
 # %% ../nbs/engine/04_task.ipynb #58999fc8
+RENAMED = {"weigh": "count_items", "ideal": "perfect_prediction"}  # methods of a task
+
 def refuse_misspelt(system: type) -> None:
     "A public method whose name is close to that of a method which the system leaves to its default is refused."
     known = {name for name in dir(Task) if not name.startswith("_")}
@@ -277,7 +279,7 @@ def refuse_misspelt(system: type) -> None:
     for name in dir(system):
         if name.startswith("_") or name in known or not callable(getattr(system, name)):
             continue
-        if near := difflib.get_close_matches(name, default, n=1, cutoff=0.85):
+        if near := [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, default, n=1, cutoff=0.85):
             raise ModelError(
                 f"the method {name} of {system.__name__}", found="a name that the engine never calls",
                 expected=near[0], remedy=f"call it {near[0]}, or give it a name that is not so close",

@@ -41,7 +41,7 @@ from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
 from .run import Run, given_up, left_out
-from .setup import Loop, plan_steps, where
+from .setup import Loop, plan_steps, position
 from .step import forward_backward
 from .task import HasLatent, Task, get_task
 
@@ -112,7 +112,7 @@ def learning_rate_range(
 def gradient_norms(task: Task, cfg: Config, splits: Splits) -> pd.Series:
     "The gradient's norm of every parameter on the first batch; NaN where none arrives."
     loop = probe(task, cfg, splits)
-    forward_backward(loop, next(load(splits.train, loop.plan, 0, 1)), where(loop))
+    forward_backward(loop, next(load(splits.train, loop.plan, 0, 1)), position(loop))
     return pd.Series(
         {
             n: float("nan") if p.grad is None else p.grad.norm().item() for n, p in loop.model.named_parameters()

@@ -31,7 +31,7 @@ from .core import STOPPING, ConfigError, DataError, TrainingError, mix
 from .data import Fetch, Key, Source, Splits, eval_keys, load_evaluation
 from .listen import Snapshot
 from .metrics import Averages
-from .setup import Loop, StepModule, carried_for, emit, evaluating, gathered, over_processes, where
+from .setup import Loop, StepModule, carried_for, emit, evaluating, gathered, over_processes, position
 from .step import OWN_NAMES, at_batch, count, portable, refuse_name
 from .task import At, StepOut, Task
 
@@ -172,7 +172,7 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
         for updater in loop.updaters:
             stack.enter_context(updater.eval_weights(loop.model))
         averages, metrics = evaluate_source(
-            loop.task, bare, loop.splits.val, loop.cfg, where(loop, training=False), loop.device, loop.autocast,
+            loop.task, bare, loop.splits.val, loop.cfg, position(loop, training=False), loop.device, loop.autocast,
             setting, loop.rank, loop.world,
         )
         found = examined(loop) if examine_due(loop) and loop.rank == 0 else {}
@@ -202,7 +202,7 @@ def examine_due(loop: Loop) -> bool:
 
 def examined(loop: Loop) -> dict[str, float]:
     "What the system examines of the model on the validation split."
-    at = where(loop, training=False)
+    at = position(loop, training=False)
     with evaluating(loop.model):
         found = examined_figures(loop.task, loop.model, loop.splits, "val", loop.cfg, at)
     for name in found.keys() & OWN_NAMES:
@@ -241,7 +241,7 @@ def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
     "The names of the loss's parts in an evaluation, batch by batch until the wanted one is among them."
     bare, fetch, found = StepModule(loop.task, loop.model, loop.cfg), Fetch(loop.splits.val, loop.cfg.seed), set()
     first = min(loop.total_steps, loop.cfg.checkpoint.eval_every * loop.unit)  # step of the first evaluation
-    at = dataclasses.replace(where(loop, training=False), step=first)
+    at = dataclasses.replace(position(loop, training=False), step=first)
     with solvable(loop), evaluating(bare):
         for key in keys:
             with loop.autocast():

@@ -34,7 +34,7 @@ class Summing(Scripted, HasState):
     def kept(self, batch):
         return torch.tensor([self.keep(i) for i in range(self.sources[0].size)])[batch[2].nan_to_num().int()]
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(self.kept(batch).sum())
 
     def step(self, model, batch, cfg, at):
@@ -42,4 +42,4 @@ class Summing(Scripted, HasState):
         for i, row in zip(at.ids.tolist(), before[:, 0].tolist()):
             self.given["train" if at.training else "val"].setdefault((at.step, i), row)
         error = (model(batch[0]) - batch[1] + 0.01 * before)[self.kept(batch)].square().mean()
-        return StepOut(error, self.weigh(batch), state={"sum": [before + batch[2][:, None]]})
+        return StepOut(error, self.count_items(batch), state={"sum": [before + batch[2][:, None]]})

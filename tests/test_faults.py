@@ -133,9 +133,9 @@ class Masked(Scripted):
 
     def step(self, model, batch, cfg, at):
         error = (model(batch[0]) - batch[1]).square()[:, 0]
-        return StepOut((error * batch[2]).sum() / batch[2].sum(), self.weigh(batch))
+        return StepOut((error * batch[2]).sum() / batch[2].sum(), self.count_items(batch))
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(batch[2].sum())
 
 

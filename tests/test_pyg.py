@@ -67,7 +67,7 @@ def test_training_evaluation_and_contract(several, tmp_path):
     cfg = one.presets["smoke"]()
     splits = one.data(cfg, tmp_path)
     batch = splits.train.batch(np.arange(5), {}, torch.Generator())
-    assert one.weigh(batch) == examples_of(batch) == 5 and one.step(one.make(), batch, cfg, At()).n == 5
+    assert one.count_items(batch) == examples_of(batch) == 5 and one.step(one.make(), batch, cfg, At()).n == 5
     whole = fit(one, cfg, Run.create(cfg, tmp_path))
     assert whole.run.history()["train/loss"].iloc[-1] < whole.run.history()["train/loss"].iloc[0]
     cut = overlay(cfg, {"batch_size": 3, "optim.accumulate": 2})

@@ -28,7 +28,7 @@ from nexuslab.optim import make_optimizer
 from nexuslab.reproduce import reproduce
 from nexuslab.resume import RESUMABLE, holds, restore
 from nexuslab.run import Run, comparison, given_up
-from nexuslab.setup import set_up, where
+from nexuslab.setup import set_up, position
 from nexuslab.step import forward_backward
 from nexuslab.task import get_task
 
@@ -249,8 +249,8 @@ def first_gradient(task, cfg, splits, run):
     loop.model.double()
     loop.module.train()
     micro = next(load(splits.train, loop.plan, 0, 1))
-    forward_backward(loop, micro, where(loop))
-    return len(micro), [task.weigh(batch) for _, batch in micro], torch.cat(
+    forward_backward(loop, micro, position(loop))
+    return len(micro), [task.count_items(batch) for _, batch in micro], torch.cat(
         [p.grad.flatten() for p in loop.model.parameters()]
     ), loop.window.compute()
 

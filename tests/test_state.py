@@ -80,7 +80,7 @@ def test_a_state_that_is_not_finite_is_forgotten(tmp_path):
 def test_a_step_that_hands_nothing_on_is_refused(tmp_path):
     class Mute(Summing):
         def step(self, model, batch, cfg, at):
-            return StepOut(super().step(model, batch, cfg, at).loss, self.weigh(batch))
+            return StepOut(super().step(model, batch, cfg, at).loss, self.count_items(batch))
 
     with pytest.raises(ModelError, match="hands on"):
         train(Mute(steps=2), tmp_path)

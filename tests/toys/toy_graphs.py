@@ -128,7 +128,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def meta(self, train, cfg):
         return {"x": Standardiser.fit(train.nodes.take(train.members)[0]).state()}
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(len(batch.label))
 
     def model(self, cfg, meta):
@@ -137,7 +137,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def step(self, model, batch, cfg, at):
         mean, log_var = model.encode(batch)
         z = mean + at.normal(mean, "latent") * (0.5 * log_var).exp()
-        logit, n = model.head(z)[:, 0], self.weigh(batch)
+        logit, n = model.head(z)[:, 0], self.count_items(batch)
         centre = global_mean_pool(batch.x, batch.graph, len(batch.label))
         parts = {
             "bce": Part(nn.functional.binary_cross_entropy_with_logits(logit, batch.label), n),
@@ -155,7 +155,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def metrics(self, cfg):
         return {"auroc": BinaryAUROC()}
 
-    def ideal(self, batch, cfg):
+    def perfect_prediction(self, batch, cfg):
         return {"auroc": (batch.label, batch.label.int())}, {"auroc": 1.0}
 
     def examine(self, model, splits, split, cfg, at):

@@ -110,7 +110,7 @@ class TokenTask(Task, CanPredict):
     def meta(self, train, cfg):
         return {"vocabulary": MODULUS + 1}
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float((batch["tokens"][:, 1:] != PAD).sum())
 
     def model(self, cfg, meta):
@@ -127,8 +127,8 @@ class TokenTask(Task, CanPredict):
     def metrics(self, cfg):
         return {"token_accuracy": MeanMetric()}
 
-    def ideal(self, batch, cfg):
-        return {"token_accuracy": (torch.tensor(1.0), self.weigh(batch))}, {"token_accuracy": 1.0}
+    def perfect_prediction(self, batch, cfg):
+        return {"token_accuracy": (torch.tensor(1.0), self.count_items(batch))}, {"token_accuracy": 1.0}
 
     def examine(self, model, splits, split, cfg, at):
         return {}

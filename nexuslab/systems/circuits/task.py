@@ -391,7 +391,7 @@ class CircuitSet:
     def meta(self, train, cfg):
         return statistics_of(train.arrays)
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(batch.size)
 
     def show(self, batch, cfg, meta):
@@ -417,7 +417,7 @@ class CircuitTraining:
     def metrics(self, cfg):
         return {"topology_accuracy": Mean()}
 
-    def ideal(self, batch, cfg):
+    def perfect_prediction(self, batch, cfg):
         nodes = int(batch.n_nodes.max())
         perfect = torch.full((batch.size, 3 * nodes * (nodes - 1) // 2), -1.0)
         perfect[batch.graph, 3 * (batch.j * (batch.j - 1) // 2 + batch.i) + batch.kind] = 1.0

@@ -492,7 +492,7 @@ class CollatzNumbers(Task):
     def meta(self, train, cfg):
         return {"lengths": list(cfg.code().lengths), "vocabulary": cfg.code().vocabulary}
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(batch.size)
 
     def baselines(self, splits, split, cfg):
@@ -547,7 +547,7 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
     def metrics(self, cfg):
         return {"accuracy": Mean(), "exact_match": Mean()}
 
-    def ideal(self, batch, cfg):
+    def perfect_prediction(self, batch, cfg):
         return fed(batch.targets, batch, cfg.code().pad), {"accuracy": 1.0, "exact_match": 1.0}
 
     def examine(self, model, splits, split, cfg, at):
