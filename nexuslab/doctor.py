@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import re
-import shutil
+import shlex
 import time
 import zlib
 from collections import Counter
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.checkpoint import (
-    FORMAT, POINTERS, Saved, examine_folder, newest_sound, point, step_name, steps_kept, steps_saved,
+    FORMAT, POINTERS, Saved, clear_rest, examine_folder, free_name, kept_aside, newest_sound, point, rests, saves,
+    step_name, steps_kept, steps_saved,
 )
 from .config import validated
 from nexuslab.core import (
-    LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, parse_json,
-    read_bytes, read_json, read_sealed, sync_folder, write_sealed,
+    LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, make_folder,
+    naming_files, parse_json, project_root, read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
 from .store import Store, without_building
 from .watch import state_name
@@ -55,6 +56,7 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # what was found sound: rows, checkpoints ...
     sound: dict[int, Saved] = field(default_factory=dict)  # the checkpoints that passed, by step
+    unread: set[int] = field(default_factory=set)  # the steps of those that cannot be examined here
 
     def found(self, path: Path, fault: object, outcome: str, done: str, act: Callable[[], Any] | None = None) -> None:
         "Note a finding, and act on it."
@@ -63,10 +65,14 @@ class Examination:
         place = os.path.relpath(path, self.run.path)
         self.findings.append(Finding(place, one_line(fault).replace(f"{self.run.path}/", ""), outcome, done))
 
-    def lost(self, path: Path, fault: object, remedy: str) -> None:
-        "Note a file whose content is lost, and move it aside."
+    def lost(self, path: Path, fault: object, remedy: str, outcome: str = "lost") -> None:
+        "Note a file whose content is lost, or made again, and move it aside."
         other = free_name(path)
-        self.found(path, fault, "lost", f"moved to {other.name}; {remedy}", lambda: move(path, other))
+        self.found(path, fault, outcome, f"moved to {other.name}; {remedy}", lambda: move(path, other))
+
+    def linked(self, path: Path) -> bool:
+        "Whether a place in the run directory, or a folder on the way to it, is a link."
+        return any(p.is_symlink() for p in (path, *path.parents) if self.run.path in p.parents)
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -77,10 +83,10 @@ def one_line(fault: object) -> str:
     told = fault.brief if isinstance(fault, NexusError) else str(fault) or type(fault).__name__
     return "".join(c if c.isprintable() else "?" for c in " ".join(told.split())[:300])
 
-def free_name(path: Path) -> Path:
-    "A name beside a damaged file under which nothing looks for it."
-    names = (path.with_name(f"damaged-{path.name.lstrip('.')}{n and f'-{n}' or ''}") for n in range(10_000))
-    return next(name for name in names if not os.path.lexists(name))
+def called(run: Run) -> str:
+    "A run as a shell takes it: by its name, or by its path where it lies outside the project."
+    inside = run.path.parents[1] == project_root() / "runs"
+    return shlex.quote(run.path.name if inside else str(run.path))
 
 def move(path: Path, other: Path) -> None:
     "Rename, forced to the disk."
@@ -113,13 +119,17 @@ def examine_record(e: Examination) -> None:
     sound, damaged, tail = split_record(data)
     e.counts["rows"] = len(sound)
     aside = path.with_name(f"damaged-{path.name}")
-    missing = record_bytes(e.run) - len(data) - sum(stamp(aside)[2:])
-    act = functools.partial(part_record, path, aside, sound, [*damaged, tail] if tail else damaged)
+    counted = uncounted(e.run, aside, data)
+    missing = record_bytes(e.run) - len(data) - counted
+    act = functools.partial(part_record, e.run, sound, [*damaged, tail] if tail else damaged, missing)
     if damaged:
         e.found(path, f"{len(damaged)} damaged rows", "lost", f"moved to {aside.name}", act)
     elif tail:
         outcome = "lost" if missing > 0 else "mended"  # the status knows nothing of a row that was being written
         e.found(path, "a row that was cut short at the end", outcome, f"moved to {aside.name}", act)
+    elif counted and missing + counted > 0:
+        e.found(path.with_name("status.json"), f"counts rows that were moved to {aside.name}", "mended", "corrected",
+                functools.partial(count_record, e.run, missing))
     if missing > 0:
         e.found(path, f"{missing:,} bytes are missing", "lost", "restore it from a copy, if there is one")
 
@@ -143,22 +153,54 @@ def examine_log(e: Examination) -> None:
     told = "metrics.jsonl has its figures"
     e.found(path, fault, "lost", f"moved to {other.name}; {told}" if there else told, act)
 
-def part_record(path: Path, aside: Path, sound: list[bytes], damaged: list[bytes]) -> None:
-    "Write the damaged lines beside the record, and then the record without them."
-    before = aside.read_bytes() if aside.exists() else b""
-    for target, first, lines in ((aside, before, damaged), (path, b"", sound)):
+# %% ../nbs/engine/15_doctor.ipynb #c83b3cb9
+def set_aside(aside: Path, data: bytes) -> int:
+    "The bytes of the lines that lie beside a record and that it does not hold; one that stands twice counts once."
+    lines = read_bytes(aside, 2**40).split(b"\n") if os.path.lexists(aside) else []
+    return sum(len(line) + 1 for line in set(lines) - set(data.split(b"\n")) if line)
+
+def uncounted(run: Run, aside: Path, data: bytes) -> int:
+    "Those of them that the status still counts as bytes of the record."
+    with contextlib.suppress(FormatError):
+        return max(0, set_aside(aside, data) - (recorded(run).get("damaged") or 0))
+    return 0
+
+def part_record(run: Run, sound: list[bytes], damaged: list[bytes], missing: int) -> None:
+    "Write the damaged lines beside the record, then the record without them, then how long it is."
+    path, aside = run.path / "metrics.jsonl", run.path / "damaged-metrics.jsonl"
+    before = read_bytes(aside, 2**40) if os.path.lexists(aside) else b""
+    known = set(before.split(b"\n"))  # a call that was cut off may have written them
+    new = [line for line in dict.fromkeys(damaged) if line not in known]
+    for target, first, lines in ((aside, before, new), (path, b"", sound)):
         with atomic_path(target) as temporary:
             temporary.write_bytes(first + b"".join(line + b"\n" for line in lines))
+    count_record(run, missing)
+
+def count_record(run: Run, missing: int) -> None:
+    "Let the status say how long the record is, with what is missing of it, and what lies beside it."
+    path, data = run.path / "damaged-metrics.jsonl", read_bytes(run.path / "metrics.jsonl", 2**40)
+    with contextlib.suppress(FormatError):  # a status that is damaged is written anew later
+        if recorded(run).get("record") is not None:
+            run.set_status(record=len(data) + max(0, missing), damaged=set_aside(path, data))
 
 # %% ../nbs/engine/15_doctor.ipynb #3342dbe7
 def examine_checkpoints(e: Examination) -> None:
     "Every checkpoint against its seal, its files and the record."
     folder = e.run.path / "checkpoints"
+    if not os.path.lexists(folder):
+        e.found(folder, "is missing", "mended", "made again, empty", functools.partial(make_folder, folder))
+    for step in steps_gone(folder):
+        told = "is not there, and the record says that it was saved"
+        e.found(folder / step_name(step), told, "lost", "restore it from a copy, if there is one")
     for step in steps_kept(folder):
         path = folder / step_name(step)
+        if e.linked(path) or any(map(Path.is_symlink, path.iterdir())):
+            e.unread.add(step)
+            continue
         fault, saved = examine_folder(path)
         version = saved.manifest.get("format") if isinstance(saved.manifest, dict) else None
         if isinstance(version, int) and version > FORMAT:
+            e.unread.add(step)
             e.found(path, f"format {version}", "noted", "written by a newer nexuslab: upgrade this one")
         elif fault or saved.manifest.get("step") != step:
             e.lost(path, fault or "a manifest of another step", "the checkpoints beside it stay")
@@ -166,6 +208,7 @@ def examine_checkpoints(e: Examination) -> None:
             e.sound[step] = saved
             e.count("checkpoints")
 
+# %% ../nbs/engine/15_doctor.ipynb #3e0cc3a4
 def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
     "The step and the seal that a pointer names; a damaged pointer is an error."
     path = folder / POINTERS[name]
@@ -173,6 +216,26 @@ def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
     pointer = read_sealed(path) if SEAL in pointer else {"step": int(pointer["step"]), "manifest": None}
     return pointer["step"], pointer["manifest"]
 
+# %% ../nbs/engine/15_doctor.ipynb #1d57a864
+def steps_gone(folder: Path) -> list[int]:
+    "The steps of checkpoints that were saved, were not pruned, and are not there."
+    named: set[int | None] = set()
+    for name in POINTERS:
+        try:
+            named.add(named_by(folder, name)[0])
+        except (NexusError, KeyError, TypeError, ValueError):
+            named |= set(steps_finished(folder, name)[-1:])
+    kept = {*steps_kept(folder), *kept_aside(folder)}
+    named |= set() if kept else set(steps_finished(folder, "last")[-1:])
+    return sorted(named & {row["step"] for row in saves(folder) if row["event"] == "saved"} - kept)
+
+def steps_finished(folder: Path, name: str) -> list[int]:
+    "The steps that a pointer named; a row of a save at the very end of the record may be of one that was killed."
+    steps, last = steps_saved(folder, name), read_lines(folder.parent / "metrics.jsonl")[0][-1:]
+    killed = [row["step"] for row in last if row.get("event") == "saved"]
+    return steps[:-1] if killed and steps[-1:] == killed else steps
+
+# %% ../nbs/engine/15_doctor.ipynb #4b869661
 def recorded_step(e: Examination, name: str) -> int | None:
     "The sound checkpoint that a pointer should name: by the record; of `last`, else the newest."
     kept = [step for step in steps_saved(e.run.path / "checkpoints", name) if step in e.sound]
@@ -181,16 +244,18 @@ def recorded_step(e: Examination, name: str) -> int | None:
         kept = [row["step"] for row in rows if row.get("event") == "best" and row["step"] in e.sound]
     return kept[-1] if kept else max(e.sound, default=None) if name == "last" else None
 
-# %% ../nbs/engine/15_doctor.ipynb #3e0cc3a4
+# %% ../nbs/engine/15_doctor.ipynb #20d088d4
 def examine_pointers(e: Examination) -> None:
     "Whether `last` and `best` name sound checkpoints."
     folder = e.run.path / "checkpoints"
     for name, file in POINTERS.items():
         there, fault = os.path.lexists(folder / file), None
+        if e.linked(folder / file):
+            continue
         try:
             step, seal = named_by(folder, name)
             saved = e.sound.get(step)
-            if step is not None and saved is None:
+            if step is not None and saved is None and step not in e.unread:
                 fault = f"names step {step}, of which there is no sound checkpoint"
             elif saved and seal not in (None, saved.seal):
                 fault = f"names another checkpoint of step {step}"
@@ -215,7 +280,8 @@ def examine_config(e: Examination) -> None:
     try:
         e.run.tree
     except FormatError as error:
-        saved = examine_folder(newest_sound(path.parent / "checkpoints") or path)[1]
+        place = path.parent / "checkpoints"
+        saved = examine_folder((None if e.linked(place) else newest_sound(place)) or path)[1]
         tree = saved.manifest.get("config") if saved.path != path else None
         if tree is None:
             return e.lost(path, error, "restore it from a copy") if os.path.lexists(path) else e.found(
@@ -306,82 +372,109 @@ def whole_notebook(data: bytes, path: Path) -> bool:
     found = parse_json(data, path)
     return isinstance(found, dict) and isinstance(found.get("cells"), list)
 
-def examine_results(e: Examination) -> None:
-    "Figures, pictures, tables, samples, executed notebooks, pages."
-    run = e.run
+def examine_figures(e: Examination) -> None:
+    "The figures of evaluations."
+    path = e.run.path / "evaluation.json"
     try:
-        e.counts["evaluations"] = len(evaluated(run))
-        for split, told in given_up(run).items():
-            again = f"nexuslab evaluate --run {run.path.name} --split {split}"
-            e.found(run.path / "evaluation.json", f"the figures of {split} are {told}", "noted", again)
+        e.counts["evaluations"] = len(evaluated(e.run))
+        for split, told in given_up(e.run).items():
+            again = f"nexuslab evaluate --run {called(e.run)} --split {shlex.quote(split)}"
+            e.found(path, f"the figures of {split} are {told}", "noted", again)
     except FormatError as error:
-        e.lost(run.path / "evaluation.json", error, f"nexuslab evaluate --run {run.path.name}")
-    for path in sorted(p for folder in ("", "figures", "samples") for p in (run.path / folder).glob("[!.]*.*")):
-        check = RESULTS.get(path.suffix)
-        if check and not path.name.startswith("damaged-"):
-            check(e, path)
+        e.lost(path, error, f"nexuslab evaluate --run {called(e.run)}")
 
 # %% ../nbs/engine/15_doctor.ipynb #c653e2ff
-def examine_picture(e: Examination, path: Path) -> None:
-    "A PNG is whole, or goes."
-    if whole_png(read_bytes(path)):
-        return e.count("pictures")
-    e.found(path, "half a picture", "mended", "removed: it is drawn again when it is asked for", path.unlink)
-
-def examine_page(e: Examination, path: Path) -> None:
-    "A report or a drawing has its last tag, or goes."
-    if read_bytes(path, 2**30).rstrip().endswith(f"</{path.suffix[1:]}>".encode()):
-        return e.count("pages" if path.suffix == ".html" else "drawings")
-    again = f"nexuslab report {e.run.path.name} writes it again" if path.suffix == ".html" else "it is drawn again"
-    e.found(path, "half a file", "mended", f"removed: {again}", path.unlink)
+def examine_results(e: Examination) -> None:
+    "Pictures, tables, samples, executed notebooks, pages."
+    places = (e.run.path / name for name in ("", "figures", "samples"))
+    paths = (p for place in places if not e.linked(place) for p in place.glob("[!.]*.*"))
+    names = own_names(e.run)
+    for path in sorted(p for p in paths if p.suffix in RESULTS and p.is_file() and not e.linked(p)):
+        if path.name.startswith("damaged-"):
+            continue
+        what, whole, outcome, again = RESULTS[path.suffix]
+        try:
+            fault: object = None if whole(path) else "is not whole"
+        except (FormatError, DataError, UnicodeDecodeError) as error:
+            fault = error
+        if fault is None:
+            e.count(what)
+        elif re.fullmatch(names, path.relative_to(e.run.path).as_posix()):
+            e.lost(path, fault, again.format(called(e.run)), outcome)
+        else:
+            e.found(path, fault, "noted", "no file of nexuslab's: it is left as it is")
 
 # %% ../nbs/engine/15_doctor.ipynb #b6cfea38
-def examine_samples(e: Examination, path: Path) -> None:
-    "Samples are those that their digest names."
-    try:
-        with contextlib.closing(Store(path)) as store:
-            store.verify()
-        e.count("samples")
-    except DataError as error:
-        e.lost(path, error, f"nexuslab sample --run {e.run.path.name}")
+def whole_page(path: Path) -> bool:
+    "Whether a report or a drawing has its last tag."
+    return read_bytes(path, 2**30).rstrip().endswith(f"</{path.suffix[1:]}>".encode())
 
-def examine_text(e: Examination, path: Path) -> None:
-    "A table or an executed notebook can be read."
-    try:
-        data = read_bytes(path, 2**30)
-        table = path.suffix == ".csv"
-        if data.decode("utf-8").endswith("\n") if table else whole_notebook(data, path):
-            return e.count("tables" if table else "notebooks")
-        fault: object = "is cut short"
-    except (FormatError, UnicodeDecodeError) as error:
-        fault = error
-    e.lost(path, fault, "run its job again")
+def whole_samples(path: Path) -> bool:
+    "Samples are those that their digest names, or a `DataError` is raised."
+    with contextlib.closing(Store(path)) as store:
+        store.verify()
+    return True
 
-RESULTS = {
-    ".png": examine_picture, ".svg": examine_page, ".html": examine_page, ".h5": examine_samples,
-    ".csv": examine_text, ".ipynb": examine_text,
+RESULTS: dict[str, tuple[str, Callable[[Path], bool], str, str]] = {  # what it is, its check, what becomes of it
+    ".png": ("pictures", lambda path: whole_png(read_bytes(path)), "mended", "it is drawn again when it is asked for"),
+    ".svg": ("drawings", whole_page, "mended", "it is drawn again when it is asked for"),
+    ".html": ("pages", whole_page, "mended", "nexuslab report {} writes it again"),
+    ".h5": ("samples", whole_samples, "lost", "nexuslab sample --run {}"),
+    ".csv": ("tables", lambda path: read_bytes(path, 2**30).decode("utf-8").endswith("\n"), "lost",
+             "run its job again"),
+    ".ipynb": ("notebooks", lambda path: whole_notebook(read_bytes(path, 2**30), path), "lost", "run its job again"),
 }
 
+# %% ../nbs/engine/15_doctor.ipynb #7bfaed71
+def own_names(run: Run) -> str:
+    "A pattern of the results that nexuslab writes into a run directory."
+    views = {"curves"}
+    with contextlib.suppress(Exception):  # a system that is not here, or one of a stranger
+        views |= set(get_task(run.tree["system"]).views())
+    return (r"report\.html|(report|sample|analyse|evaluate(-\w+)?)\.ipynb"
+            rf"|figures/({'|'.join(map(re.escape, views))})\.(png|svg|csv)"
+            r"|samples/\d+-\d+-step_\d+-[0-9a-f]{6}\.(h5|png)|samples/answers-step_\d+-[0-9a-f]{6}\.csv")
+
 # %% ../nbs/engine/15_doctor.ipynb #33e4140e
+def examine_links(e: Examination) -> None:
+    "Links in a run directory, which are not followed."
+    run, checkpoints = e.run.path, e.run.path / "checkpoints"
+    places = [run, checkpoints, *(checkpoints / step_name(step) for step in steps_kept(checkpoints)),
+              run / "figures", run / "samples"]
+    found = (p for place in places if place.is_dir() and not e.linked(place) for p in sorted(place.iterdir()))
+    for path in found:
+        if path.is_symlink() and path not in rests(checkpoints):
+            e.found(path, "is a link", "noted", "neither it nor what follows from it is examined: put a copy here")
+
+# %% ../nbs/engine/15_doctor.ipynb #b9e53583
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.nexuslab)?\.tmp")  # without its second part of older versions
+
 def examine_left(e: Examination) -> None:
     "Temporary files of processes that are gone."
     folder = e.run.path / "checkpoints"
-    for file in POINTERS.values():
-        with contextlib.suppress(NexusError, KeyError, TypeError, ValueError):
-            path = folder / step_name(named_by(folder, Path(file).stem)[0] or 0)
-            old = path.with_name(f".{path.name}.old")
-            if old.is_dir() and not path.exists():
-                e.found(path, "was moved aside, and nothing came in its place", "mended", "moved back",
-                        functools.partial(move, old, path))
-    for path in sorted(folder.glob(".step_*")):
-        e.found(path, "a checkpoint that was being written or removed", "mended", "removed",
-                functools.partial(shutil.rmtree, path))
+    if not e.linked(folder):
+        move_back(e, folder)
+        for path in rests(folder):
+            aside = free_name(path) if clear_rest(path, act=False) else None
+            e.found(path, "a checkpoint that was being written or removed", "mended",
+                    f"no folder: moved to {aside.name}" if aside else "removed", functools.partial(clear_rest, path))
     places = [e.run.path / name for name in ("", "checkpoints", "figures", "samples")]
-    for path in sorted(path for place in places for path in place.glob(".*.tmp")):
-        if path.is_file() and abandoned(path):
+    left = (path for place in places if not e.linked(place) for path in place.glob(".*.tmp"))
+    for path in sorted(path for path in left if TEMPORARY.fullmatch(path.name)):
+        if path.is_file() and not path.is_symlink() and abandoned(path):
             e.found(path, "a temporary file that no process holds", "mended", "removed", path.unlink)
 
-# %% ../nbs/engine/15_doctor.ipynb #b9e53583
+def move_back(e: Examination, folder: Path) -> None:
+    "Give a checkpoint its name again that was moved aside for a successor that never came."
+    for name in POINTERS:
+        with contextlib.suppress(NexusError, KeyError, TypeError, ValueError):
+            path = folder / step_name(named_by(folder, name)[0] or 0)
+            old = path.with_name(f".{path.name}.old")
+            if old.is_dir() and not old.is_symlink() and not os.path.lexists(path):
+                e.found(path, "was moved aside, and nothing came in its place", "mended", "moved back",
+                        functools.partial(move, old, path))
+
+# %% ../nbs/engine/15_doctor.ipynb #c005685e
 @functools.lru_cache(maxsize=256)  # runs share their data
 def verified(path: Path, *stamp: int) -> None:
     "Compare a store with its digest, once as long as the file stays."
@@ -401,7 +494,7 @@ def examine_data(e: Examination) -> None:
             verified(path, *stamp(path))
     except Exception as error:  # of any system
         absent = isinstance(error, DataError) and error.found == "no such file"
-        build = f"nexuslab prepare --config {e.run.path / 'config.yaml'}"
+        build = f"nexuslab prepare --config {shlex.quote(str(e.run.path / 'config.yaml'))}"
         told = build if absent else "mend this to train or evaluate here"
         return e.found(e.run.path / "config.yaml", error, "noted", told)
     if trained and splits.fingerprint not in trained:
@@ -409,8 +502,13 @@ def examine_data(e: Examination) -> None:
                 f"restore those of the training, {min(trained)[:12]}, to train or evaluate here")
 
 # %% ../nbs/engine/15_doctor.ipynb #f3451a8b
-CHECKS = (examine_left, examine_record, examine_checkpoints, examine_pointers, examine_config, examine_environment,
-          examine_status, examine_log, examine_results, examine_data)
+RECORD = ("metrics.jsonl", "damaged-metrics.jsonl", "status.json")
+CHECKS: dict[Callable[[Examination], None], tuple[str, ...]] = {  # a check -> what it examines
+    examine_links: (), examine_left: (), examine_record: RECORD, examine_checkpoints: ("checkpoints",),
+    examine_pointers: ("checkpoints",), examine_config: ("config.yaml",), examine_environment: ("environment.json",),
+    examine_status: ("status.json",), examine_log: ("log.txt", "status.json"), examine_figures: ("evaluation.json",),
+    examine_results: (), examine_data: (),
+}
 
 def busy(run: Run) -> bool:
     "Whether a process trains in a run directory."
@@ -421,6 +519,15 @@ def busy(run: Run) -> bool:
     return lock.is_file() and not abandoned(lock)
 
 # %% ../nbs/engine/15_doctor.ipynb #fa0e23dd
+def examine(e: Examination, check: Callable[[Examination], None]) -> None:
+    "One part of an examination; what cannot be read or written ends it, and is a finding."
+    try:
+        with naming_files("examining"):
+            check(e)
+    except NexusError as error:
+        e.found(e.run.path, error, "noted", f"not examined to the end; {error.remedy or 'do it again'}")
+
+# %% ../nbs/engine/15_doctor.ipynb #2c8a6c20
 def diagnose(run: Run, mend: bool = True) -> Examination:
     "Examine a run directory, and mend it; one in which a process trains is refused."
     if busy(run):
@@ -428,21 +535,24 @@ def diagnose(run: Run, mend: bool = True) -> Examination:
                        remedy="wait for it, or stop it: touch stop in the run directory")
     e = Examination(run, mend)
     with run.exclusive() if mend else contextlib.nullcontext():
-        for check in CHECKS:
-            check(e)
+        for check, places in CHECKS.items():
+            if not any(e.linked(run.path / place) for place in places):
+                examine(e, check)
     return e
 
 def next_step(e: Examination) -> str:
     "What to type next."
-    name = e.run.path.name
+    name, config = called(e.run), shlex.quote(str(e.run.path / "config.yaml"))
     if any(f.place == "config.yaml" and f.outcome == "lost" for f in e.findings):
-        return f"restore {e.run.path / 'config.yaml'} from a copy, then nexuslab doctor {e.run.path}"
-    state = "unknown"
+        return f"restore {config} from a copy, then nexuslab doctor {shlex.quote(str(e.run.path))}"
+    state, saved = "unknown", e.sound or e.unread
     with contextlib.suppress(FormatError):
         state = e.run.status["state"]
     if not e.mend and e.findings:
         return f"nexuslab doctor {name}"
-    if state != "finished" or not e.sound:
+    if not saved and any(f.place.startswith("checkpoints/step_") and f.outcome == "lost" for f in e.findings):
+        return f"restore a checkpoint from a copy; if there is none: nexuslab train --config {config}"
+    if state != "finished" or not saved:
         return f"nexuslab train --resume {name}"
     return f"nexuslab report {name}" if e.counts.get("evaluations") else f"nexuslab evaluate --run {name}"
 
@@ -487,9 +597,11 @@ def survey(root: Path, system: str | None = None, mend: bool = True) -> Iterator
     "Each run of a project with its examination, or the reason why there is none."
     for run in run_directories(root, system):
         try:
-            yield run, diagnose(run, mend)
+            with naming_files(f"examining {run.path.name}"):
+                found: Examination | NexusError = diagnose(run, mend)
         except NexusError as error:
-            yield run, error
+            found = error
+        yield run, found
 
 def left_beside(root: Path, mend: bool = True) -> list[Path]:
     "The temporary files of killed processes in a project outside its runs, which are removed."

@@ -475,7 +475,8 @@ def set_status(self: Run, **changes) -> None:
 
 # %% ../nbs/engine/06_run.ipynb #798ee19e
 KINDS = dict.fromkeys(("state", "host"), str)
-KINDS |= dict.fromkeys(("step", "total_steps", "pid", "attempt", "record", "log_bytes", "log_check"), int)
+KINDS |= dict.fromkeys(("step", "total_steps", "pid", "attempt", "record", "damaged"), int)
+KINDS |= dict.fromkeys(("log_bytes", "log_check"), int)
 KINDS |= dict.fromkeys(("updated", "started", "process_started", "best", "epoch"), (int, float)) | {"config": dict}
 
 def recorded(run: Run) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 import json
 import os
 import re
+import shlex
 import shutil
 
 import pytest
 from tiny import comparable, same_weights
 
 from nexuslab.config import overlay, resolve
+from nexuslab.checkpoint import step_name
 from nexuslab.core import LEFT, SEAL, held, read_json, write_json
-from nexuslab.doctor import as_text, diagnose, next_step, verdict
+from nexuslab.doctor import as_text, diagnose, next_step, survey, verdict
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import main
-from nexuslab.run import Run
+from nexuslab.run import Run, runs_table
 from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.views import plot_curves
@@ -121,11 +123,11 @@ DAMAGES = {
     "a row that was being written": (lambda r: begin_row(r.path / "metrics.jsonl"), "metrics.jsonl", "mended",
                                      "cut short"),
     "other figures": (lambda r: flip(r.path / "evaluation.json", 120), "evaluation.json", "lost", "nexuslab evaluate"),
-    "half a picture": (lambda r: cut(r.path / "figures" / "curves.png"), "curves.png", "mended", "removed"),
-    "half a contact sheet": (lambda r: cut(sheet(r), 100), "samples", "mended", "removed"),
+    "half a picture": (lambda r: cut(r.path / "figures" / "curves.png"), "curves.png", "mended", "moved to"),
+    "half a contact sheet": (lambda r: cut(sheet(r), 100), "samples", "mended", "moved to"),
     "changed samples": (lambda r: cut(store(r), 900), "samples", "lost", "nexuslab sample"),
     "half an executed notebook": (lambda r: cut(r.path / "report.ipynb", 12), "report.ipynb", "lost", "again"),
-    "half a drawing": (lambda r: cut(r.path / "figures" / "curves.svg"), "curves.svg", "mended", "removed"),
+    "half a drawing": (lambda r: cut(r.path / "figures" / "curves.svg"), "curves.svg", "mended", "moved to"),
     "half a page": (lambda r: r.write_text("report.html", "<html><body>"), "report.html", "mended", "nexuslab report"),
     "an environment that is gone": (lambda r: (r.path / "environment.json").unlink(), "environment",
                                     "lost", "not known"),
@@ -242,3 +244,134 @@ def test_all_runs_a_line_each(run, home, capsys):
     assert main(["doctor", "--json"]) == 1 and len(json.loads(capsys.readouterr().out)["runs"]) == 2
     assert main(["doctor", "--system", "toy_graphs"]) == 0 and capsys.readouterr().out.count(": sound\n") == 2
     assert main(["doctor", "last", "--system", "toy_graphs"]) == 0 and main(["doctor", "nothing"]) == 2
+
+
+def test_files_of_a_person_stay(run):
+    """Beside the run's own, with endings that doctor examines: nothing is moved, whole or not."""
+    rows = run.path / "figures" / ".rows.tmp"
+    for place in ("", "figures", "samples"):
+        for name in ("notes.html", "photo.png", "fig.svg", "table.csv", "mine.ipynb", "data.h5", ".rows.tmp"):
+            (run.path / place / name).write_text("mine")
+    before = content(run)
+    e = diagnose(run)
+    assert content(run) == before and rows.read_text() == "mine"
+    assert {f.outcome for f in e.findings} == {"noted"} and len(e.findings) == 18
+
+
+def test_links_are_named_and_not_followed(run, tmp_path):
+    """A folder, a file and a checkpoint that lie elsewhere: nothing there is touched, and the links stay."""
+    for name in ("a.html", "b.png", "c.svg", "d.csv", "e.ipynb", "f.h5", "curves.png", ".x.csv.ab12cd3_.tmp"):
+        (tmp_path / name).write_text("mine")
+    shutil.rmtree(run.path / "figures")
+    (run.path / "figures").symlink_to(tmp_path)
+    (run.path / "log.txt").unlink()
+    (run.path / "log.txt").symlink_to(tmp_path / "d.csv")
+    best = run.checkpoint("best")
+    shutil.move(best, tmp_path / "best")
+    best.symlink_to(tmp_path / "best")
+    cut(tmp_path / "best" / "state.json")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    pointers = [pointer(run, name).read_bytes() for name in ("last", "best")]
+    e = diagnose(run)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert sorted((f.place, f.outcome) for f in e.findings) == [
+        (f"checkpoints/{best.name}", "noted"), ("figures", "noted"), ("log.txt", "noted")]
+    assert [pointer(run, name).read_bytes() for name in ("last", "best")] == pointers
+
+
+def test_checkpoints_that_are_gone_are_lost(run, home, capsys):
+    """All or the newest, with or without their folder and pointers: told each time, never called mended alone."""
+    folder, kept = run.path / "checkpoints", home / "kept"
+    shutil.copytree(folder, kept)
+    newest = step_name(read_json(folder / "last.json")["step"])
+    for gone in (folder.glob("step_*"), [folder], [folder / newest], [folder / newest, folder / "last.json"]):
+        for path in list(gone):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for words in (["--dry-run"], []):
+            assert main(["doctor", run.path.name, *words]) == 1
+            assert f"lost: checkpoints/{newest}: is not there" in (said := capsys.readouterr().out)
+        left = list(folder.glob("step_*"))
+        assert folder.is_dir() and (main(["doctor", run.path.name]) == 1 or left)
+        assert ("nexuslab train --config" in said) == (not left)
+        shutil.rmtree(folder), shutil.copytree(kept, folder)
+    assert verdict(diagnose(run)) == "sound"
+
+
+def test_a_run_without_the_folder_of_its_checkpoints_begins_again(made, home):
+    """Killed before its first checkpoint, and copied by a tool that leaves out empty folders."""
+    run = Run.create(overlay(made.config, {"epochs": 1}), home)
+    for name in ("checkpoints", "figures", "samples"):
+        (run.path / name).rmdir()
+    assert verdict(diagnose(run, mend=False)) == "1 to mend, 1 noted"  # the data are not built here
+    assert fit(TASK, run.config, run).run.checkpoint("last").is_dir() and verdict(diagnose(run)) == "sound"
+
+
+def test_a_save_that_was_killed_is_not_lost(run):
+    """The row of a checkpoint is written before the folder has its name: the process may have ended between them."""
+    record = run.path / "metrics.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    first = next(n for n, line in enumerate(lines) if b'"saved"' in line)
+    record.write_bytes(b"".join(lines[: first + 1]))
+    run.set_status(record=record.stat().st_size, state="died")
+    shutil.rmtree(run.path / "checkpoints")
+    assert verdict(diagnose(run)) == "1 mended" and next_step(diagnose(run)).endswith(f"--resume {run.path.name}")
+
+
+def test_odd_files_of_a_name_of_checkpoints(run, home, capsys):
+    """Neither doctor nor a training stumbles over them, and what they hold or name stays."""
+    folder, other = run.path / "checkpoints", Run(shutil.copytree(run.path, run.path.with_name("other")))
+    (elsewhere := home / "elsewhere").mkdir()
+    (elsewhere / "file").write_text("mine")
+
+    def litter():
+        (folder / ".step_x").write_text("mine")
+        (folder / ".step_00000007.old").symlink_to(elsewhere)
+        (folder / ".step_00000008.tmp").write_text("mine")
+        (folder / ".step_00000009.tmp").touch()
+
+    litter()
+    (other.path / "status.json").unlink()
+    assert main(["doctor"]) == 0 and ": 3 mended; " in capsys.readouterr().out
+    assert sorted(p.name for p in folder.glob("*.tmp")) == ["damaged-step_00000008.tmp"]
+    litter()
+    longer = fit(TASK, overlay(run.config, {"epochs": 3}), run, resume="last").run
+    assert (folder / ".step_x").read_text() == "mine" == (elsewhere / "file").read_text()
+    assert verdict(diagnose(longer)) == "sound" and len(list(folder.glob("damaged-*"))) == 2
+
+
+def test_a_run_that_the_system_refuses_stops_no_other(run):
+    """A folder in the place of a file that doctor writes."""
+    other = Run(shutil.copytree(run.path, run.path.with_name("z-other")))
+    cut(pointer(other, "last"), 0)
+    (run.path / "damaged-metrics.jsonl").mkdir()
+    times(run.path / "metrics.jsonl", 2, 2)
+    told = dict(survey(run.root))
+    assert [verdict(e) for e in told.values()] == ["1 noted", "1 mended"]
+
+
+def test_what_is_to_be_typed_can_be_typed(run, home, tmp_path, monkeypatch):
+    """Of a run outside the project, in a folder whose name a shell would split."""
+    place = tmp_path / "not here" / "runs" / "toy_graphs"
+    far = Run(shutil.copytree(run.path, place / run.path.name))
+    (far.path / "evaluation.json").write_text("{")
+    e = diagnose(far)
+    for told in (next_step(e), *(f.done.partition("; ")[2] for f in e.findings if f.outcome == "lost")):
+        assert str(far.path) in shlex.split(told), told
+    assert "prepare" in e.findings[-1].done and str(far.path / "config.yaml") in shlex.split(e.findings[-1].done)
+
+
+def test_a_call_that_was_cut_off_counts_nothing_twice(run, monkeypatch):
+    """Between the damaged lines and the record, and between the record and the status; then a real loss is told."""
+    record, aside = run.path / "metrics.jsonl", run.path / "damaged-metrics.jsonl"
+    flip(record, 300)
+    damaged, status = record.read_bytes(), (run.path / "status.json").read_bytes()
+    told = verdict(diagnose(run))
+    once, whole = aside.read_bytes(), record.read_bytes()
+    for left in (damaged, whole):
+        record.write_bytes(left), (run.path / "status.json").write_bytes(status)
+        assert verdict(diagnose(run)) == (told if left is damaged else "1 mended")
+        assert aside.read_bytes() == once and record.read_bytes() == whole
+        assert verdict(diagnose(run)) == "sound" and not any(runs_table(run.root).remark)
+    cut(record, -(len(lines := whole.splitlines(keepends=True)) and len(lines[-1])))
+    assert [f.fault for f in diagnose(run).findings] == [f"{len(lines[-1])} bytes are missing"]
+    assert f"{len(lines[-1])} bytes" in runs_table(run.root).remark[0]
