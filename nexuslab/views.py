@@ -424,7 +424,8 @@ def summary_cells(run: Run) -> list:
         tables = [f"### {literal(split)}\n\n{told.get(split, '')}{figures_table(entry)}"
                   for split, entry in run.evaluation.items()]
         said.append("## Figures, with baselines beside them\n\n" + "\n\n".join(tables))
-    pictures = sorted((run.path / "figures").glob("*.png")) + sorted((run.path / "samples").glob("*.png"))
+    pictures = [p for name in ("figures", "samples") for p in sorted((run.path / name).glob("*.png"))
+                if not p.name.startswith("damaged-")]
     if pictures:
         said.append("## Pictures\n\n" + "\n".join(map(embedded, pictures)))
     said.append(
