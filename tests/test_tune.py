@@ -1,9 +1,13 @@
 """Studies: bad trials are cut short, every storage goes on where it stood, and the best configuration trains."""
 import errno
+import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import warnings
@@ -284,6 +288,150 @@ def test_a_study_whose_models_do_not_fit_the_weights_to_begin_with_ends(tmp_path
     with pytest.raises(StudyError, match="(?s)model takes the weights of.*drop init_from"):
         tune(task, configuration(steps=2, init_from=parent.path.name), 6, root=tmp_path, write=told.append)
     assert len(list((tmp_path / "runs" / "toy_tokens").iterdir())) == 2 + len(told)  # the parent, the one that failed
+
+
+# ---- what a storage says
+
+
+STARTED = "2026-01-01T00:00:00.000000+00:00"
+HERE = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0}  # a process that does not exist
+
+
+def running(*attributes: dict) -> list[dict]:
+    """A trial that began long ago and has not ended, as lines of a journal."""
+    begun = {"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": STARTED}
+    return [begun, *({"op_code": 8, "worker_id": "other", "trial_id": 1, "user_attr": a} for a in attributes)]
+
+
+def replaced(key: str, value: object):
+    """The lines with another value of a key, wherever it stands: in a line, or in the attributes of a trial."""
+    def change(line: dict) -> dict:
+        if key in line.get("user_attr", ()):
+            return line | {"user_attr": {key: value}}
+        return line | {key: value} if line.get(key) is not None else line
+
+    return lambda lines: [change(line) for line in lines]
+
+
+def added(*lines: dict):
+    return lambda before: [*before, *lines]
+
+
+DAMAGE = {
+    "process 5": added(*running({"process": 5})), "process {}": added(*running({"process": {}})),
+    "pid text": added(*running({"process": HERE | {"pid": "x"}})),
+    "run 7": added(*running({"process": HERE}, {"run": 7})),
+    "run outside": added(*running({"process": HERE}, {"run": "../../../victim"})),
+    "run a parent": added(*running({"process": HERE}, {"run": ".."})),
+    "run a link": added(*running({"process": HERE}, {"run": "link"})),
+    "run of NUL": added(*running({"process": HERE}, {"run": "a\0b"})),
+    "run too long": added(*running({"process": HERE}, {"run": "a" * 5000})),
+    "seen": added(*running({"seen": "now"})),
+    "no overrides": lambda lines: [line for line in lines if "overrides" not in line.get("user_attr", ())],
+    "no run": lambda lines: [line for line in lines if "run" not in line.get("user_attr", ())],
+    "overrides a list": replaced("overrides", [1]), "overrides unknown": replaced("overrides", {"nosuch.key": 1}),
+    "values text": replaced("values", ["abc"]), "values many": replaced("values", [1.0, 2.0]),
+    "param text": replaced("param_value_internal", "abc"), "report text": replaced("intermediate_value", "abc"),
+    "queued": added({"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": None, "state": 4,
+                     "system_attrs": {"fixed_params": 5}}),
+    "no start": added({"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": None}),
+    "direction": replaced("directions", [2]),
+}
+
+
+class Searching(Scripted):
+    def space(self, trial):
+        return {"optim.lr": trial.suggest_float("lr", 0.01, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A study of one trial, as a folder and its task."""
+    task, root = Searching(steps=4), tmp_path_factory.mktemp("studied")
+    tune(task, task.config, trials=1, root=root, write=lambda text: None)
+    return task, root
+
+
+def rewritten(studied, root: Path, change) -> Path:
+    """A copy of a study with other lines in its journal, without checksums."""
+    shutil.copytree(studied[1], root)
+    journal = root / "runs" / ".studies" / "tiny-base" / "journal.log"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines = change([{k: v for k, v in line.items() if k != "check"} for line in lines])
+    journal.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    (journal.parent / ".journal.log.end").unlink()
+    return journal
+
+
+def kept(folder: Path) -> dict:
+    """Every file of a folder with its content."""
+    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_a_journal_says_of_a_trial_is_checked_before_it_is_used(kind, studied, tmp_path):
+    """One error names journal and trial; no trial begins or ends, and neither a run nor anything else is touched."""
+    task, root = studied[0], tmp_path / "project"
+    journal = rewritten(studied, root, DAMAGE[kind])
+    victim = tmp_path / "victim"
+    (victim / "checkpoints" / ".step_1").mkdir(parents=True)
+    (victim / "status.json").write_text('{"state": "created"}')
+    (root / "runs" / "tiny" / "link").symlink_to(victim)
+    whole, before = journal.read_bytes(), (kept(victim), kept(root / "runs" / "tiny"))
+    with pytest.raises(StudyError, match="direction" if kind == "direction" else "trial [01]") as told:
+        tune(task, task.config, trials=2, root=root, write=lambda text: None)
+    assert kind == "direction" or str(journal) in str(told.value)
+    assert (kept(victim), kept(root / "runs" / "tiny")) == before
+    assert journal.read_bytes().startswith(whole)
+    assert not re.search(rb'"op_code":[4-9]', journal.read_bytes()[len(whole):])
+
+
+def test_what_a_database_says_of_a_trial_is_checked_too(tmp_path):
+    """As of a journal; a database has errors of its own besides."""
+    task, address = Searching(steps=4), f"sqlite:///{tmp_path / 'study.db'}"
+    ask = lambda: tune(task, task.config, trials=1, storage=address, root=tmp_path, write=lambda text: None)
+    study = ask().study
+    study.ask().set_user_attr("run", "../victim")
+    with pytest.raises(StudyError, match="trial 1.*study.db"):
+        ask()
+    with sqlite3.connect(tmp_path / "study.db") as base:
+        base.execute("update trials set state = 'GONE'")
+    with pytest.raises(StudyError, match="GONE"):
+        ask()
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_value_that_is_not_finite_is_never_the_best(value, studied, tmp_path):
+    rewritten(studied, tmp_path / "project", replaced("values", [value]))
+    done = tune(studied[0], studied[0].config, trials=2, root=tmp_path / "project", write=lambda text: None)
+    assert states(done.study) == [TrialState.COMPLETE] * 2
+    assert done.config.optim.lr == done.study.trials[1].params["lr"] and done.best.number == 1
+
+
+@pytest.mark.parametrize("attributes", [(), ({"run": "somewhere"},)])
+def test_a_trial_of_a_machine_that_vanished_is_done_again(attributes, studied, tmp_path):
+    """It began long ago, nothing was heard of it since, and it has no run that could be seen."""
+    process = {"process": {"host": "vanished", "pid": 1, "started": 1.0}}
+    rewritten(studied, tmp_path / "project", added(*running(process, *attributes)))
+    done = tune(studied[0], studied[0].config, trials=2, root=tmp_path / "project", write=lambda text: None)
+    assert states(done.study) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_lines_without_checksums_are_told(studied, tmp_path):
+    """A journal without any is as old ones were; behind a line that has one, each must have one."""
+    journal = rewritten(studied, tmp_path / "project", lambda lines: lines)
+    with pytest.warns(UserWarning, match="carry no checksum") as told:
+        done = tune(studied[0], studied[0].config, trials=2, root=tmp_path / "project", write=lambda text: None)
+    assert len(told.list) == 1 and len(done.trials) == 2
+    bare = journal.read_text().count("\n") - journal.read_text().count('"check"')
+    with pytest.warns(UserWarning, match=f"first {bare} lines"):  # what was added since has checksums
+        open_storage(str(journal), tmp_path)
+    lines = journal.read_text().splitlines()
+    for stripped in range(bare + 1, len(lines)):
+        rest = [re.sub(r',"check":"\w+"', "", line) for line in lines[stripped:]]
+        journal.write_text("\n".join([*lines[:stripped], *rest]) + "\n")
+        with pytest.raises(StudyError, match=f"line {stripped + 1} "):
+            open_storage(str(journal), tmp_path)
 
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) + (
