@@ -284,21 +284,22 @@ def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     "The trials of a study in these states, or all; one that is not as it was written is a `StudyError`."
     with readable(study.study_name):
         trials = study.get_trials(deepcopy=False)
+        kinds = {name: kind for trial in trials for name, kind in trial.distributions.items()}
+        numeric = {n for n, kind in kinds.items() if not isinstance(kind, optuna.distributions.CategoricalDistribution)}
         for trial in trials:
-            refuse_damaged(trial, study.study_name)
+            refuse_damaged(trial, study.study_name, numeric)
     return [t for t in trials if not states or t.state in states]
 
-def refuse_damaged(trial: FrozenTrial, name: str) -> None:
-    "Refuse what a storage says of a trial if it cannot be."
-    numeric = {k: v for k, v in trial.params.items()
-               if not isinstance(trial.distributions[k], optuna.distributions.CategoricalDistribution)}
-    says = trial.user_attrs | {"params": numeric, "intermediate_values": trial.intermediate_values}
+def refuse_damaged(trial: FrozenTrial, name: str, numeric: set[str]) -> None:
+    "Refuse what a storage says of a trial if it cannot be; `numeric` are the parameters that are numbers."
+    fixed = trial.system_attrs.get("fixed_params", {})
+    params = trial.params | (fixed if isinstance(fixed, dict) else {})
+    says = trial.user_attrs | {"intermediate_values": trial.intermediate_values, "fixed_params": fixed,
+                               "params": {k: v for k, v in params.items() if k in numeric}}
     if trial.state == TrialState.RUNNING:
         says["datetime_start"] = trial.datetime_start
     if trial.values is not None or trial.state == TrialState.COMPLETE:
         says["values"] = trial.values
-    if "fixed_params" in trial.system_attrs:
-        says["fixed_params"] = trial.system_attrs["fixed_params"]
     try:
         Stored.model_validate(says)
     except ValidationError as error:

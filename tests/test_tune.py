@@ -294,6 +294,7 @@ def test_a_study_whose_models_do_not_fit_the_weights_to_begin_with_ends(tmp_path
 
 
 STARTED = "2026-01-01T00:00:00.000000+00:00"
+QUEUED = {"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": None, "state": 4}
 HERE = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0}  # a process that does not exist
 
 
@@ -332,8 +333,8 @@ DAMAGE = {
     "overrides a list": replaced("overrides", [1]), "overrides unknown": replaced("overrides", {"nosuch.key": 1}),
     "values text": replaced("values", ["abc"]), "values many": replaced("values", [1.0, 2.0]),
     "param text": replaced("param_value_internal", "abc"), "report text": replaced("intermediate_value", "abc"),
-    "queued": added({"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": None, "state": 4,
-                     "system_attrs": {"fixed_params": 5}}),
+    "queued": added(QUEUED | {"system_attrs": {"fixed_params": 5}}),
+    "queued text": added(QUEUED | {"system_attrs": {"fixed_params": {"lr": "abc"}}}),
     "no start": added({"op_code": 4, "worker_id": "other", "study_id": 0, "datetime_start": None}),
     "direction": replaced("directions", [2]),
 }
