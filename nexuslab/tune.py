@@ -26,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+# %% ../nbs/engine/11_tune.ipynb #adcfbcbc
 import optuna
 import pandas as pd
 import psutil
@@ -396,6 +397,7 @@ def own_process() -> Iterator[dict]:
     finally:
         CALLS.discard(call)
 
+# %% ../nbs/engine/11_tune.ipynb #2272f53e
 def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
     "Whether a running trial's process lives, as far as can be seen; one that is not known gets `patience` seconds."
     process, seen = trial.user_attrs.get("process"), trial.user_attrs.get("seen")
@@ -628,17 +630,18 @@ def best_of(study: optuna.Study, cfg: Config) -> tuple[FrozenTrial, Config] | No
                          expected="changes that the configuration can take") from error
 
 @contextlib.contextmanager
-def naming_storage(address: Path | str) -> Iterator[None]:
+def naming_storage(storage: str | None, folder: Path) -> Iterator[None]:
     "Let an error of a study say where it is stored."
     try:
         yield
     except StudyError as error:
-        where = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(address))  # without a password
+        address = storage or str(folder / "journal.log")
+        where = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", address)  # without a password
         if where in error.what:
             raise
         raise StudyError(f"{error.what} in {where}", error.found, error.expected, error.remedy) from error
 
-# %% ../nbs/engine/11_tune.ipynb #61107be4
+# %% ../nbs/engine/11_tune.ipynb #30952c53
 @naming_files("tuning")
 def tune(
     task: Task,
@@ -659,12 +662,10 @@ def tune(
     """
     root, ended = Path(root or project_root()), []
     folder = root / "runs" / ".studies" / (name := study_name_of(cfg, study_name, trials, output))
-    splits = splits or task.data(cfg, root)
-    refuse_untrainable(task, cfg, splits, root)
-    with lock_of(storage, folder, name) as lock:
+    refuse_untrainable(task, cfg, splits := splits or task.data(cfg, root), root)
+    with naming_storage(storage, folder), lock_of(storage, folder, name) as lock:
         study = open_study(name, open_storage(storage, folder), cfg)
-        with naming_storage(storage or folder / "journal.log"):
-            best_of(study, cfg)  # what is stored is checked before anything is added
+        best_of(study, cfg)  # what is stored is checked before anything is added
 
     def objective(trial: optuna.Trial) -> float:
         trial.set_user_attr("process", process)
@@ -681,9 +682,8 @@ def tune(
             raise ended[0]
         fail_dead(study, root / "runs" / cfg.system, LOST_SECONDS if is_server(storage) else 0.0)
 
-    with naming_storage(storage or folder / "journal.log"):
-        with own_process() as process:
-            run_study(study, trials, objective, lock, tidy, cfg.seed, write)
+    with naming_storage(storage, folder), own_process() as process:
+        run_study(study, trials, objective, lock, tidy, cfg.seed, write)
         return summary(study, cfg, Path(output) if output else folder / "best_config.yaml", write)
 
 # %% ../nbs/engine/11_tune.ipynb #c4c01724
