@@ -21,7 +21,7 @@ from nexuslab.config import Config, difference, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
 from nexuslab.core import CheckpointError, ConfigError
 from nexuslab.data import load
-from nexuslab.doctor import Examination, examine_results
+from nexuslab.doctor import Examination, examine_figures
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit, start_clock
 from nexuslab.optim import make_optimizer
@@ -493,7 +493,7 @@ def test_figures_of_what_was_given_up(tmp_path):
     with pytest.warns(UserWarning, match=told):
         assert list(evaluation_table(run, "val").columns)[0] == f"model, {told}"
     assert comparison([run], "val").loc["figures"].tolist() == [told]
-    examine_results(found := Examination(run, mend=False))
+    examine_figures(found := Examination(run, mend=False))
     assert [(f.place, f.outcome) for f in found.findings] == [("evaluation.json", "noted")]
     train(task, tmp_path, run=run, resume="last", lr=0.01)
     evaluate(task, run, "val", "last")
