@@ -22,7 +22,7 @@ from nexuslab.own import OwnTask
 from nexuslab.optim import parameter_groups
 from nexuslab.run import Run
 
-STEPS, WARM, BATCH, EVERY, TURN = 6000, 500, 8, 10, 100
+STEPS, WARM, REPEATS, BATCH, EVERY, PIECE = 1000, 100, 10, 8, 10, 20
 WIDTHS = {289: [16], 100_717: [308, 308]}  # parameters of the model: widths of its hidden layers
 X = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
 Y = X.square().sum(1, keepdim=True)
@@ -97,7 +97,7 @@ def clocks():
 
 def hand_written(folder, parameters, steps=STEPS):
     """The loop one would write: seeds, clipping, finiteness, schedule and log included. It pauses after each
-    turn."""
+    piece."""
     torch.manual_seed(0)
     model = make(parameters)
     optimizer, log = adamw(model), Log(folder / "hand.jsonl")
@@ -114,7 +114,7 @@ def hand_written(folder, parameters, steps=STEPS):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         log.add(step, loss, rate, norm)
-        if step % TURN == 0:
+        if step % PIECE == 0:
             yield
 
 
@@ -139,34 +139,26 @@ def fabric(folder, parameters, steps=STEPS):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         log.add(step, loss, rate, norm)
-        if step % TURN == 0:
+        if step % PIECE == 0:
             yield
 
 
-class InTurn(Listener):
-    """After each turn of `fit` lets the other loops have theirs, and reads the clocks in between: a busy machine is
-    busy for all."""
+class Clock(Listener):
+    """Reads the clocks after each piece."""
 
-    def __init__(self, others):
-        self.others, self.times, self.begun = others, {"nexuslab fit": [], **{name: [] for name in others}}, None
+    def __init__(self):
+        self.marks = []
 
     def on_row(self, snapshot):
-        if snapshot.step % TURN:
-            return
-        if self.begun is not None:
-            self.times["nexuslab fit"].append(clocks() - self.begun)
-        for name, loop in self.others.items():
-            begun = clocks()
-            next(loop)
-            self.times[name].append(clocks() - begun)
-        self.begun = clocks()
+        if snapshot.step % PIECE == 0:
+            self.marks.append(clocks())
 
     def close(self):
         return
 
 
-def engine(folder, parameters, listener, steps=STEPS):
-    """`fit`, which shows a listener each row."""
+def engine(folder, parameters, steps=STEPS):
+    """`fit`: the clocks after each piece."""
     config = Config(
         system="bench", budget={"steps": steps}, loader=Loader(batch_size=BATCH), optim=Optim(
             lr=1e-3, clip=1.0
@@ -174,27 +166,33 @@ def engine(folder, parameters, listener, steps=STEPS):
         track=Track(log_every=EVERY), checkpoint=Checkpoint(eval_every=steps, save_minutes=None),
     )
     task = OwnTask("bench", lambda: make(parameters), loss_of, Tensors(X, Y), Tensors(X[:8], Y[:8]), config)
-    fit(task, config, Run.create(config, folder), [listener])
+    clock = Clock()
+    fit(task, config, Run.create(config, folder), [clock])
+    return clock.marks
 
 
 @pytest.mark.parametrize("parameters", WIDTHS)
 def test_step(parameters, tmp_path, capsys):
-    """Some steps of each in turn, so that a busy machine is busy for all three."""
+    """Interleaved repeats, cut into pieces: the fastest of them are those that nothing else disturbed."""
     torch.set_num_threads(1)
-    others = {"hand-written": hand_written(tmp_path, parameters), "Lightning Fabric": fabric(tmp_path, parameters)}
-    turns = InTurn(others)
-    engine(tmp_path, parameters, turns)
-    kept = slice(WARM // TURN, STEPS // TURN - 2)  # `fit` evaluates before the last row
-    times = {name: np.array(rows)[kept] / TURN for name, rows in turns.times.items()}  # (turns, 2)
+    loops = {"hand-written": lambda f: [clocks() for _ in hand_written(f, parameters)],
+             "nexuslab fit": lambda f: engine(f, parameters),
+             "Lightning Fabric": lambda f: [clocks() for _ in fabric(f, parameters)]}
+    found = {name: [] for name in loops}
+    for _ in range(REPEATS):
+        for name, loop in loops.items():
+            marks = loop(tmp_path)[WARM // PIECE : -1]  # `fit` evaluates before the last row
+            found[name].append(1e6 * np.diff(marks, axis=0) / PIECE)
+    figures = {name: np.quantile(np.concatenate(rows), (0.02, 0.5), axis=0) for name, rows in found.items()}
     with capsys.disabled():
-        print(f"\n{parameters:,} parameters, {STEPS} steps: microseconds a step, the median of turns and their fastest "
-              f"tenth,\nand the median of their ratios to those of the hand-written loop\n{'':<18}" + "".join(
-                  f"{clock:>12}{'tenth':>8}{'ratio':>8}" for clock in ("wall", "processor")))
-        for name, t in times.items():
-            middle, fast, ratio = 1e6 * np.median(t, 0), 1e6 * np.quantile(t, 0.1, 0), t / times["hand-written"]
-            print(f"{name:<18}" + "".join(
-                f"{middle[i]:>12.0f}{fast[i]:>8.0f}{np.median(ratio[:, i]):>8.3f}" for i in range(2)))
-    assert all(np.isfinite(t).all() and (t > 0).all() for t in times.values())
+        print(f"\n{parameters:,} parameters, {REPEATS} interleaved repeats of {STEPS} steps: microseconds a step in the"
+              f"\nfastest fiftieth of the pieces and in their median; in units of the hand-written loop\n{'':<18}"
+              + "".join(f"{f'{clock}, {what}':>20}{'ratio':>7}" for what in ("fastest", "median")
+                        for clock in ("wall", "processor")))
+        for name, values in figures.items():
+            ratios = values / figures["hand-written"]
+            print(f"{name:<18}" + "".join(f"{v:>20.0f}{r:>7.2f}" for v, r in zip(values.flat, ratios.flat)))
+    assert all(np.isfinite(values).all() and (values > 0).all() for values in figures.values())
     last = [json.loads(line) for line in (tmp_path / "hand.jsonl").read_text().splitlines()][-1]
     assert last["step"] == STEPS and last["train/loss"] > 0
 
