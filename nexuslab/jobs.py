@@ -242,6 +242,23 @@ def survey_command(root: Path, system: str | None, mend: bool) -> dict[str, Any]
     print(f"{len(objects)} runs, {lost} with losses, {len(left)} temporary files beside them {done}")
     return {"runs": objects, "left": [str(p) for p in left], "exit_code": int(lost > 0)}
 
+# %% ../nbs/engine/20_jobs.ipynb #88a8b199
+HIDDEN = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+class Terminal:
+    "A stream that shows control characters as escapes."
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        "Write a text, with escapes."
+        self.stream.write(HIDDEN.sub(lambda found: visible(found[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
 # %% ../nbs/engine/20_jobs.ipynb #67af8801
 COMMANDS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "runs": runs_command, "reproduce": reproduce_command, "report": report_command, "doctor": doctor_command,
@@ -270,7 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     as_json, out = "--json" in arguments[1:], sys.stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        shown = Terminal(sys.stderr if as_json else sys.stdout)
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(Terminal(sys.stderr)):
             told = answer(arguments[0], arguments[1:])
     except NexusError as error:
         print("nexuslab: " + "\n".join(map(visible, str(error).split("\n"))), file=sys.stderr)

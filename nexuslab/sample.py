@@ -29,7 +29,7 @@ from nexuslab.core import (
     ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, visible, whole_number,
 )
 from .store import Store, write_store
-from .run import Run, write_picture
+from .run import Run, refuse_links, write_picture
 from .setup import pick_device, pick_precision
 from .task import At, CanPredict, CanSample, Task, register
 
@@ -63,6 +63,7 @@ def sample(
         for ids in pieces(np.arange(n), chunk, f"{task.name}: sampling"):
             made = task.sample(model, len(ids), cfg, meta, At(seed=seed, ids=ids), **how)
             parts.append(on_the_host(made, len(ids)))
+    refuse_links(run)
     samples, about = together(parts), origin(run, saved, how) | {"seed": seed, "precision": arithmetic}
     path = Path(output) if output else run.path / "samples" / f"{n}-{seed}-step_{about['step']}-{digest(about, 6)}.h5"
     write_samples(path, about, samples)
@@ -270,6 +271,7 @@ def keep_answers(
     name = f"answers-step_{answers.attrs['step']}-{digest([answers.attrs, text], 6)}.csv"
     path = Path(output) if output else run.path / "samples" / name
     refuse_output(output, ".csv", text.partition("\n")[0])
+    refuse_links(run)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

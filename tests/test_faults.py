@@ -19,14 +19,14 @@ from torchmetrics import MeanMetric
 import nexuslab.checkpoint
 import nexuslab.fit
 import nexuslab.setup
-from nexuslab.checkpoint import find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
+from nexuslab.checkpoint import POINTERS, find_checkpoint, open_checkpoint, read_checkpoint, steps_kept
 from nexuslab.config import overlay, resolve
 from nexuslab.core import CheckpointError, DataError, NexusError, RunError, TrainingError, digest
 from nexuslab.store import Store, ensure_store, write_store
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit
 from nexuslab.metrics import Part
-from nexuslab.run import Run, read_rows
+from nexuslab.run import Run, read_rows, row_of
 from nexuslab.task import StepOut, get_task
 
 
@@ -330,10 +330,16 @@ def trained(tmp_path):
 
 
 def rewrite(path: Path, **changes) -> None:
-    """Make a checkpoint one of format 1, which had no seals, with other fields in its manifest."""
+    """Make a run one of format 1, which knew no seals, with other fields in the manifest of a checkpoint."""
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     manifest.pop("seal", None)
     (path / "manifest.json").write_text(json.dumps(manifest | {"format": 1} | changes), encoding="utf-8")
+    record = path.parents[1] / "metrics.jsonl"
+    rows = [row_of(line) for line in record.read_bytes().splitlines()]
+    record.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "manifest"}) + "\n" for r in rows))
+    for name in POINTERS.values():
+        pointer = json.loads((path.parent / name).read_text())
+        (path.parent / name).write_text(json.dumps({"step": pointer["step"]}))
 
 
 def test_older_format(trained, tmp_path, monkeypatch):

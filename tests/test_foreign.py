@@ -1,0 +1,120 @@
+"""Files that are sound by themselves and stand in the wrong place: of another step, run or baseline, or behind links."""
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from tiny import Scripted, points, train
+from torch.utils.data import DataLoader
+
+from nexuslab.checkpoint import open_checkpoint, point, pointed
+from nexuslab.core import CheckpointError, RunError, digest, write_json
+from nexuslab.data import Fetch, Key
+from nexuslab.evaluate import kept_figures, write_evaluation
+from nexuslab.jobs import main
+from nexuslab.run import Run, comparison, given_up
+
+TASK = Scripted(steps=6, **{"checkpoint.eval_every": 2, "checkpoint.save_every": 2})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two trained runs that differ in their seed; copied, never changed."""
+    root = tmp_path_factory.mktemp("made")
+    return [train(TASK, root, seed=seed).run for seed in (0, 1)]
+
+
+@pytest.fixture
+def pair(made, home):
+    """Copies of them in a project root of the test's own."""
+    return [Run(shutil.copytree(run.path, home / "runs" / "tiny" / run.path.name)) for run in made]
+
+
+def test_a_checkpoint_stands_in_its_own_place(pair):
+    """That of another step, or of another run, is refused, though its files are those of its manifest."""
+    run, other = (one.path / "checkpoints" for one in pair)
+    earlier, later = sorted(run.glob("step_*"))[-2:]
+    assert open_checkpoint(run, "last").path == later
+    shutil.rmtree(later)
+    shutil.copytree(earlier, later)
+    with pytest.raises(CheckpointError, match="under another's name"):
+        open_checkpoint(run, "last")
+    shutil.rmtree(later)
+    shutil.copytree(other / later.name, later)
+    with pytest.raises(CheckpointError, match="record"):
+        open_checkpoint(run, "last")
+    new = run / "step_00000009"  # a step that this run never saved
+    shutil.copytree(earlier, new)
+    manifest = dict(open_checkpoint(run, earlier.name).manifest) | {"step": 9}
+    write_json(new / "manifest.json", manifest | {"seal": digest(manifest, 64)})
+    with pytest.raises(CheckpointError, match="neither the run's record nor its pointers"):
+        open_checkpoint(run, "step_9")
+
+
+def test_a_pointer_without_a_seal_counts_in_runs_without_seals_only(pair):
+    folder = pair[0].path / "checkpoints"
+    best = pointed(folder, "best")
+    write_json(folder / "best.json", {"step": 2 if best != 2 else 4})
+    assert pointed(folder, "best") == best, "the record says which"
+    point(folder, "best", best)
+    assert pointed(folder, "best") == best
+
+
+def test_figures_of_another_run_are_marked(pair):
+    """evaluation.json copied from one run to another: every table says that it is not this run's."""
+    for run, loss in zip(pair, (0.5, 0.25)):
+        saved = open_checkpoint(run.path / "checkpoints", "last")
+        entry = {"checkpoint": "last", "step": 6, "manifest": saved.seal, "figures": {"loss": loss}, "baselines": {}}
+        write_evaluation(run, "test", entry)
+    assert not any(map(given_up, pair))
+    shutil.copy(pair[1].path / "evaluation.json", pair[0].path)
+    assert "does not know" in given_up(pair[0])["test"]
+    table = comparison(pair)
+    assert "does not know" in table.loc["figures", pair[0].path.name]
+    assert table.isna().loc["figures", pair[1].path.name]
+
+
+def test_a_baseline_under_another_name_is_computed_again(tmp_path, capsys):
+    asked, other = {"baseline": "mean", "split": "test"}, {"baseline": "mean", "split": "val"}
+    assert kept_figures(tmp_path, other, lambda: {"loss": 2.0}) == {"loss": 2.0}
+    shutil.copy(tmp_path / f"{digest(other)}.json", tmp_path / f"{digest(asked)}.json")
+    assert kept_figures(tmp_path, asked, lambda: {"loss": 1.0}) == {"loss": 1.0}
+    assert "another's file" in capsys.readouterr().out
+    assert kept_figures(tmp_path, asked, lambda: {"loss": 3.0}) == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "figures"])
+def test_nothing_is_written_through_a_link(pair, tmp_path, name):
+    """A received run directory may hold links to files of its reader."""
+    run, elsewhere = pair[0], tmp_path / "elsewhere"
+    own = run.path / name
+    shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
+    elsewhere.mkdir() if name == "figures" else elsewhere.write_text("mine\n")
+    own.symlink_to(elsewhere)
+    for act in (
+        lambda: train(TASK, run.root, run=run, resume="last", steps=9), lambda: run.set_status(state="running"),
+        lambda: run.keep("curves", plt.figure()),
+    ):
+        with pytest.raises(RunError, match=f"links: {name}"):
+            act()
+    assert not list(elsewhere.iterdir()) if name == "figures" else elsewhere.read_text() == "mine\n"
+    plt.close("all")
+
+
+def test_a_name_cannot_command_the_terminal(pair, capsys, monkeypatch):
+    """Escapes in the name of a run directory are printed as escapes."""
+    run = pair[0].path.rename(pair[0].path.with_name("x\033]0;title\007\033[31m\u202e"))
+    monkeypatch.chdir(run.parent)
+    assert main(["report", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "\\x1b]0;title\\x07" in told and not set(told) & set("\033\007\u202e")
+
+
+def test_a_source_reaches_spawned_workers():
+    """The workers of a training that was itself spawned are spawned as well."""
+    keys = [Key(step=0, ids=np.arange(2), setting=None)]
+    fetch = Fetch(points(4, 0), 1)
+    loader = DataLoader(fetch, sampler=keys, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    [(x, y)] = list(loader)
+    assert torch.equal(x, fetch[keys[0]][0]) and len(y) == 2
