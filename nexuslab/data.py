@@ -191,7 +191,7 @@ class Fetch(Dataset):
     "A source behind keys, as `DataLoader` wants it."
 
     def __init__(self, source: Source, seed: int):
-        self.source, self.seed, self.generator = source, seed, torch.Generator()
+        self.source, self.seed = source, seed
 
     def __getitem__(self, key: Key):
         if not len(key.ids):  # of a process that has nothing to do in this turn
@@ -200,8 +200,8 @@ class Fetch(Dataset):
         if get_worker_info() is not None:
             torch.set_num_threads(1)
             seed_generators(seed)
-        self.generator.manual_seed(seed)
-        return self.source.batch(key.ids, key.setting, self.generator)
+        generator = torch.Generator().manual_seed(seed)  # one that is kept could not be sent to a spawned worker
+        return self.source.batch(key.ids, key.setting, generator)
 
 # %% ../nbs/engine/02_data.ipynb #56460d87
 def load(

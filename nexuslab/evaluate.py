@@ -9,6 +9,7 @@ __all__ = ['REACHED', 'evaluate', 'kept_figures', 'figures_in', 'untrained_model
 import dataclasses
 import functools
 import importlib.util
+import json
 import math
 import time
 import warnings
@@ -24,8 +25,8 @@ from torch import nn
 from .checkpoint import Saved, fitting, model_of, open_checkpoint
 from .config import Config, difference, validated
 from nexuslab.core import (
-    FormatError, NexusError, RunError, digest, file_digest, is_there, mix, naming_files, read_sealed, system_modules,
-    visible, write_sealed,
+    FormatError, NexusError, RunError, digest, file_digest, is_there, mix, naming_files, plain, read_sealed,
+    system_modules, visible, write_sealed,
 )
 from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
@@ -156,7 +157,7 @@ def kept_figures(
 ) -> dict[str, float]:
     "Figures that are computed once for what they are made from, and then read; not finite ones are NaN."
     path = folder / f"{digest(made_from)}.json"
-    kept = figures_in(path) if is_there(path) else None
+    kept = figures_in(path, made_from) if is_there(path) else None
     if kept is None:
         kept = compute()
         try:
@@ -165,10 +166,14 @@ def kept_figures(
             warnings.warn(f"figures of a baseline cannot be kept, and will be computed again: {error}", stacklevel=2)
     return {name: math.nan if value is None or not math.isfinite(value) else value for name, value in kept.items()}
 
-def figures_in(path: Path) -> dict[str, float] | None:
-    "The figures of a file; None, with a word about it, if it is damaged."
+def figures_in(path: Path, made_from: dict[str, Any]) -> dict[str, float] | None:
+    "The figures of a file; None, with a word about it, if it is damaged, or made from something else."
     try:
-        found = read_sealed(path).get("figures")
+        kept = read_sealed(path)
+        if kept.get("made_from") != json.loads(json.dumps(plain(made_from))):
+            raise FormatError(f"{path} is another's file", found="figures that were made from something else",
+                              expected="those of its name", remedy="delete it")
+        found = kept.get("figures")
         if isinstance(found, dict) and all(isinstance(v, (int, float, type(None))) for v in found.values()):
             return found
         raise FormatError(f"{path} is damaged", found="no figures", expected="figures by name", remedy="delete it")
