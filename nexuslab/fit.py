@@ -159,8 +159,8 @@ def log_evaluate_save(loop: Loop, scalars: dict[str, float], out: StepOut | None
     final = step == loop.total_steps
     evaluated = step % (every.eval_every * loop.unit) == 0 or final
     logged = evaluated or step % (1 if loop.cfg.debug else loop.cfg.track.log_every) == 0
-    if logged and (last := last_out(loop, out, arguments=True)):
-        measure(loop, last)
+    if logged:
+        measure(loop, out)
     if evaluated:
         with aside(loop):
             loop.metrics = evaluate_loop(loop)
@@ -224,7 +224,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint,
          optimizer=type(loop.optimizer).__name__, rate=loop.peak, differences=loop.differences)
     if loop.differences:
-        say(loop, f"of the weights of {loop.cfg.init_from} not used: {'; '.join(loop.differences)}")
+        say(loop, f"the weights of {loop.cfg.init_from} are used, but for: {'; '.join(loop.differences)}")
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
 

@@ -36,18 +36,17 @@ from .step import OWN_NAMES, at_batch, count, portable, refuse_name
 from .task import At, StepOut, Task
 
 # %% ../nbs/engine/08e_watch.ipynb #3888ade8
-def measure(loop: Loop, out: StepOut) -> None:
-    "Feed the metrics of training with the last micro-batch of a step; the first process does it."
-    if loop.rank != 0:
-        return
-    for name, arguments in out.out.items():
+def measure(loop: Loop, out: StepOut | None) -> None:
+    "Feed the metrics of training with the last micro-batches of a step, those of all processes in their order."
+    outs = [out] if loop.world == 1 else collected(out, loop.rank, loop.world, loop.device)
+    for name, arguments in (pair for one in outs if one for pair in one.out.items()):
         if name not in loop.measures:
             loop.measures[name] = fresh_metric(loop, name)
         loop.measures[name].update(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
 
 def fresh_metric(loop: Loop, name: str) -> Any:
     "A metric of the task, empty, apart from those of other processes, with states that go into a checkpoint."
-    metric = apart(loop.task.metrics(loop.cfg)[name].to(loop.device))
+    metric = apart(declared(loop.task.metrics(loop.cfg), name).to(loop.device))
     metric.persistent(True)
     return metric
 
@@ -56,6 +55,13 @@ def measured(loop: Loop) -> dict[str, float]:
     found = {f"train/{name}": float(metric.compute()) for name, metric in loop.measures.items()}
     loop.measures = {}
     return found
+
+def declared(metrics: dict[str, Any], name: str) -> Any:
+    "A metric that a step feeds; one that the task does not have is refused."
+    if name not in metrics:
+        raise ConfigError(f"metric {name!r}, which the step feeds", found="none of that name among the task's metrics",
+                          expected=", ".join(metrics) or "no metric", remedy="add it to `metrics`, or leave it out of `out`")
+    return metrics[name]
 
 # %% ../nbs/engine/08e_watch.ipynb #1709fd74
 def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: str = "") -> None:
@@ -146,7 +152,7 @@ def evaluate_source(
             for one in [out] if world == 1 else collected(out, rank, world, device):
                 count(averages, one)
                 for name, arguments in one.out.items():
-                    metrics[name].update(*arguments)
+                    declared(metrics, name).update(*arguments)
     for name in metrics.keys() & (OWN_NAMES | averages.compute().keys()):
         refuse_name(name, "metric")
     return averages, {name: float(metric.compute()) for name, metric in metrics.items()} if rank == 0 else {}
@@ -213,9 +219,10 @@ def examined_figures(
     task: Task, model: nn.Module, splits: Splits, split: str, cfg: Config, at: At
 ) -> dict[str, float]:
     "What a system examines, with draws from the default generators that are the same in every evaluation."
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(mix(cfg.seed, "examine"))
-        return task.examine(model, splits, split, cfg, at)
+        found = task.examine(model, splits, split, cfg, at)
+    return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
 # %% ../nbs/engine/08e_watch.ipynb #b914f61b
 def refuse_unknown_monitor(loop: Loop) -> None:
