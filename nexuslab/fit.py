@@ -159,8 +159,8 @@ def log_evaluate_save(loop: Loop, scalars: dict[str, float], out: StepOut | None
     final = step == loop.total_steps
     evaluated = step % (every.eval_every * loop.unit) == 0 or final
     logged = evaluated or step % (1 if loop.cfg.debug else loop.cfg.track.log_every) == 0
-    if logged:
-        measure(loop, out)
+    if logged and (last := last_out(loop, out, arguments=True)):
+        measure(loop, last)
     if evaluated:
         with aside(loop):
             loop.metrics = evaluate_loop(loop)

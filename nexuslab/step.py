@@ -290,11 +290,12 @@ def optimise(loop: Loop, out: StepOut) -> None:
 def last_out(
     loop: Loop,
     out: StepOut | None,  # of this process; None if it had no micro-batch with items
+    arguments: bool = False,  # of metrics, too
 ) -> StepOut | None:
     "What the last micro-batch of the step gave, the same on all processes; None if the step was left out."
     if loop.world == 1:
         return out
-    own = out and portable(dataclasses.replace(out, out={}))
+    own = out and portable(out if arguments else dataclasses.replace(out, out={}))
     return to_device(next((o for o in reversed(gathered(loop, own)) if o is not None), None), loop.device)
 
 def portable(out: StepOut) -> StepOut:

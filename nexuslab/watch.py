@@ -36,10 +36,11 @@ from .step import OWN_NAMES, at_batch, count, portable, refuse_name
 from .task import At, StepOut, Task
 
 # %% ../nbs/engine/08e_watch.ipynb #3888ade8
-def measure(loop: Loop, out: StepOut | None) -> None:
-    "Feed the metrics of training with the last micro-batches of a step, those of all processes in their order."
-    outs = [out] if loop.world == 1 else collected(out, loop.rank, loop.world, loop.device)
-    for name, arguments in (pair for one in outs if one for pair in one.out.items()):
+def measure(loop: Loop, out: StepOut) -> None:
+    "Feed the metrics of training with the last micro-batch of a step; the first process does it."
+    if loop.rank != 0:
+        return
+    for name, arguments in out.out.items():
         if name not in loop.measures:
             loop.measures[name] = fresh_metric(loop, name)
         loop.measures[name].update(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
