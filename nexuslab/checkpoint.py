@@ -213,7 +213,7 @@ def pointed(folder: Path, name: str) -> int | None:
             return step
     with contextlib.suppress(FormatError, KeyError, TypeError, ValueError):
         pointer = read_json(folder / POINTERS[name])
-        if SEAL not in pointer:  # of a run of format 1, which had no seals
+        if SEAL not in pointer and not any("manifest" in row for row in saves(folder)):  # of a run of format 1, which had no seals
             return int(pointer["step"])
     kept = set(steps_kept(folder))
     return next((step for step in reversed(steps_saved(folder, name)) if step in kept), None)
@@ -284,6 +284,18 @@ def damaged(path: Path, found: str) -> CheckpointError:
         remedy = f"use the newest sound one: resume={sound.name}"
     return CheckpointError(f"checkpoint {path}", found=found, expected="the content its manifest names", remedy=remedy)
 
+# %% ../nbs/engine/07_checkpoint.ipynb #60d4a5fa
+def vouched(folder: Path, step: int) -> set[str]:
+    "The seals of the manifests that a run knows of a step: by its record; failing that, by `last` and `best`."
+    rows = [row for row in saves(folder) if "manifest" in row]
+    if found := {row["manifest"] for row in rows if row["step"] == step}:
+        return found
+    for name in POINTERS.values():
+        with contextlib.suppress(FormatError):
+            pointer = read_sealed(folder / name)
+            found |= {pointer.get("manifest")} if pointer.get("step") == step else set()
+    return found - {None} or ({""} if rows else set())  # a run that knows seals, and none of this step
+
 # %% ../nbs/engine/07_checkpoint.ipynb #4cea7918
 def examine_folder(path: Path) -> tuple[str | None, Saved]:
     "Read a checkpoint, and say what is wrong with it (None when nothing is)."
@@ -291,7 +303,7 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
     try:
         manifest = read_json(path / "manifest.json")
         seal, version, expected = manifest.pop(SEAL, None), manifest["format"], manifest["files"]
-        known = [row["manifest"] for row in saves(path.parent) if row["step"] == manifest["step"] and "manifest" in row]
+        place, known = step_name(manifest["step"]), vouched(path.parent, manifest["step"])
         odd = {p.name for p in path.iterdir()} ^ {*expected, "manifest.json"}
         sizes = manifest.get("sizes") or {}  # older manifests say none
         files = {name: read_bytes(path / name, sizes.get(name, 2**40)) for name in expected if name not in odd}
@@ -300,8 +312,9 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
         said = error.brief if isinstance(error, FormatError) else error
         return f"damaged or not ours: {said}", Saved(path, manifest, files, seal)
     faults = {
+        f"the checkpoint {place} under another's name": path.name.startswith("step_") and path.name != place,
         "a manifest that has changed since it was sealed": (seal or version > 1) and seal != digest(manifest, 64),
-        "a manifest that the run's record does not know": seal and known and seal not in known,
+        "a manifest that neither the run's record nor its pointers know": known and seal not in known,
         f"files that are missing or not listed: {', '.join(sorted(odd))}": odd,
         f"{', '.join(wrong)} truncated or changed": wrong,
     }

@@ -449,6 +449,15 @@ def root(self: Run) -> Path:
     "The project root the run stands under."
     return self.path.parents[2]
 
+# %% ../nbs/engine/06_run.ipynb #10667250
+def refuse_links(run: "Run") -> None:
+    "Refuse to write in a run directory that holds links: what is written to one is written elsewhere."
+    links = sorted(entry.name for entry in os.scandir(run.path) if entry.is_symlink())
+    if links:
+        raise RunError(f"cannot write in {visible(run.path.name)}", found=f"links: {visible(', '.join(links))[:200]}",
+                       expected="files and folders of its own",
+                       remedy="replace each by a copy, or remove it; to keep runs on another disk, link runs/ itself")
+
 # %% ../nbs/engine/06_run.ipynb #c0f7d279
 LOCK_SECONDS = 60.0  # how long a change of a small file waits for another one
 
@@ -456,6 +465,7 @@ LOCK_SECONDS = 60.0  # how long a change of a small file waits for another one
 def changing(self: Run) -> Iterator[None]:
     "Hold status.json and evaluation.json for a change: nobody else writes between the reading and the writing."
     lock = FileLock(self.path / ".files.lock", timeout=LOCK_SECONDS)
+    refuse_links(self)
     try:
         lock.acquire()
     except OSError as error:  # Timeout is one
@@ -694,7 +704,9 @@ def given_up(run: Run) -> dict[str, str]:
     kept = {row.get("manifest") for row in latest(rows) if row["event"] == "saved"}
     lost = {row.get("manifest") for row in rows if row["event"] == "saved"} - kept
     told = "of a checkpoint of step {}, which a later attempt gave up"
-    return {split: told.format(e.get("step")) for split, e in sealed.items() if e["manifest"] in lost}
+    found = {split: told.format(e.get("step")) for split, e in sealed.items() if e["manifest"] in lost}
+    told, known = "of a checkpoint of step {} that this run's record does not know", kept | lost
+    return found | {split: told.format(e.get("step")) for split, e in sealed.items() if known and e["manifest"] not in known}
 
 def its_environment(self: Run) -> dict[str, Any]:
     "The content of environment.json: what the run was made with."
@@ -729,6 +741,7 @@ def keep(
 ) -> Path:
     "Write a figure (PNG at 150 dpi, SVG beside it) or a table (CSV) into `figures/`; anything else is refused."
     path = self.path / "figures" / name
+    refuse_links(self)
     if isinstance(made, pd.DataFrame):
         return write_table(path.with_name(f"{name}.csv"), made)
     import matplotlib.pyplot as plt  # late: listing runs draws nothing
@@ -747,6 +760,7 @@ def keep(
 def exclusive(self: Run) -> Iterator[None]:
     "Hold the run; a second holder is refused."
     lock = FileLock(self.path / ".lock")
+    refuse_links(self)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -1030,6 +1044,15 @@ def best_first(table: pd.DataFrame, modes: set[str]) -> list[str]:
     rank = {name: sign * value if isinstance(value, float) else math.inf for name, value in table.loc["best"].items()}
     return sorted(table.columns, key=rank.get)
 
+# %% ../nbs/engine/06_run.ipynb #f0154aaa
+def at_key(tree: Any, key: str, absent: Any = None) -> Any:
+    "The value at a dotted key of a configuration: also a whole section or dictionary; where there is none, `absent`."
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return absent
+        tree = tree[part]
+    return tree
+
 # %% ../nbs/engine/06_run.ipynb #99e33adb
 def grouped_figures(
     runs: list[Run],
@@ -1037,14 +1060,13 @@ def grouped_figures(
     split: str = "test",
 ) -> pd.DataFrame:
     "Figures as rows; mean, spread (standard deviation, n - 1) and count of each group of runs as columns."
-    trees = {run.path.name: flatten(run.tree) for run in runs}
-    keys = [SHORT.get(key, key) for key in by]
+    trees, keys = {run.path.name: run.tree for run in runs}, [SHORT.get(key, key) for key in by]
     for key in keys:
-        if not any(key in tree for tree in trees.values()):
-            known = dict.fromkeys(k for tree in trees.values() for k in tree)
+        if all(at_key(tree, key, ...) is ... for tree in trees.values()):
+            known = dict.fromkeys(k for tree in trees.values() for k in flatten(tree))
             raise ConfigError(f"unknown key {key!r} to group by", found=key, expected="a key of the configuration",
                               remedy=did_you_mean(key, [*known, *SHORT]))
-    label = {name: ", ".join(f"{key}={tree.get(key)}" for key in keys) for name, tree in trees.items()}
+    label = {name: ", ".join(f"{key}={at_key(tree, key, 'absent')}" for key in keys) for name, tree in trees.items()}
     values = {run.path.name: {"best": run.status.get("best")} | evaluated(run).get(split, {}).get("figures", {})
               for run in runs}
     groups = pd.DataFrame(values).apply(pd.to_numeric, errors="coerce").T.groupby(label)
