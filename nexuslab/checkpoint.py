@@ -213,7 +213,8 @@ def pointed(folder: Path, name: str) -> int | None:
             return step
     with contextlib.suppress(FormatError, KeyError, TypeError, ValueError):
         pointer = read_json(folder / POINTERS[name])
-        if SEAL not in pointer and not any("manifest" in row for row in saves(folder)):  # of a run of format 1, which had no seals
+        known = any("manifest" in row for row in saves(folder))
+        if SEAL not in pointer and not known:  # of a run of format 1, which had no seals
             return int(pointer["step"])
     kept = set(steps_kept(folder))
     return next((step for step in reversed(steps_saved(folder, name)) if step in kept), None)

@@ -706,7 +706,8 @@ def given_up(run: Run) -> dict[str, str]:
     told = "of a checkpoint of step {}, which a later attempt gave up"
     found = {split: told.format(e.get("step")) for split, e in sealed.items() if e["manifest"] in lost}
     told, known = "of a checkpoint of step {} that this run's record does not know", kept | lost
-    return found | {split: told.format(e.get("step")) for split, e in sealed.items() if known and e["manifest"] not in known}
+    foreign = {split: e for split, e in sealed.items() if known and e["manifest"] not in known}
+    return found | {split: told.format(e.get("step")) for split, e in foreign.items()}
 
 def its_environment(self: Run) -> dict[str, Any]:
     "The content of environment.json: what the run was made with."

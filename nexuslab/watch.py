@@ -60,8 +60,9 @@ def measured(loop: Loop) -> dict[str, float]:
 def declared(metrics: dict[str, Any], name: str) -> Any:
     "A metric that a step feeds; one that the task does not have is refused."
     if name not in metrics:
-        raise ConfigError(f"metric {name!r}, which the step feeds", found="none of that name among the task's metrics",
-                          expected=", ".join(metrics) or "no metric", remedy="add it to `metrics`, or leave it out of `out`")
+        raise ConfigError(f"metric {name!r}, which the step feeds", found="none of that name in the task's metrics",
+                          expected=", ".join(metrics) or "no metric",
+                          remedy="add it to `metrics`, or leave it out of `out`")
     return metrics[name]
 
 # %% ../nbs/engine/08e_watch.ipynb #1709fd74

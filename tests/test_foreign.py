@@ -1,4 +1,4 @@
-"""Files that are sound by themselves and stand in the wrong place: of another step, run or baseline, or behind links."""
+"""Files that are sound by themselves and stand in the wrong place: of another step, run or baseline; and links."""
 import shutil
 
 import matplotlib.pyplot as plt
