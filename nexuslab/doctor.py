@@ -187,7 +187,9 @@ def count_record(run: Run, missing: int) -> None:
 def examine_checkpoints(e: Examination) -> None:
     "Every checkpoint against its seal, its files and the record."
     folder = e.run.path / "checkpoints"
-    if not os.path.lexists(folder):
+    if os.path.lexists(folder) and not folder.is_dir():
+        e.lost(folder, "is no folder", "its place is free again", "mended")
+    if not folder.is_dir():
         e.found(folder, "is missing", "mended", "made again, empty", functools.partial(make_folder, folder))
     for step in steps_gone(folder):
         told = "is not there, and the record says that it was saved"
@@ -545,7 +547,7 @@ def next_step(e: Examination) -> str:
     name, config = called(e.run), shlex.quote(str(e.run.path / "config.yaml"))
     if any(f.place == "config.yaml" and f.outcome == "lost" for f in e.findings):
         return f"restore {config} from a copy, then nexuslab doctor {shlex.quote(str(e.run.path))}"
-    state, saved = "unknown", e.sound or e.unread
+    state, saved = "unknown", e.sound or e.unread or e.linked(e.run.path / "checkpoints")
     with contextlib.suppress(FormatError):
         state = e.run.status["state"]
     if not e.mend and e.findings:

@@ -277,6 +277,9 @@ def test_links_are_named_and_not_followed(run, tmp_path):
     assert sorted((f.place, f.outcome) for f in e.findings) == [
         (f"checkpoints/{best.name}", "noted"), ("figures", "noted"), ("log.txt", "noted")]
     assert [pointer(run, name).read_bytes() for name in ("last", "best")] == pointers
+    shutil.move(run.path / "checkpoints", tmp_path / "all")
+    (run.path / "checkpoints").symlink_to(tmp_path / "all")
+    assert verdict(e := diagnose(run)) == "3 noted" and "--resume" not in next_step(e)  # finished as it was
 
 
 def test_checkpoints_that_are_gone_are_lost(run, home, capsys):
@@ -303,6 +306,9 @@ def test_a_run_without_the_folder_of_its_checkpoints_begins_again(made, home):
     for name in ("checkpoints", "figures", "samples"):
         (run.path / name).rmdir()
     assert verdict(diagnose(run, mend=False)) == "1 to mend, 1 noted"  # the data are not built here
+    (run.path / "checkpoints").write_text("mine")
+    assert verdict(diagnose(run)) == "2 mended, 1 noted" and (run.path / "damaged-checkpoints").is_file()
+    (run.path / "checkpoints").rmdir()
     assert fit(TASK, run.config, run).run.checkpoint("last").is_dir() and verdict(diagnose(run)) == "sound"
 
 
