@@ -243,22 +243,23 @@ def checked_ends(edge_index: Any, nodes: int, edges: int) -> np.ndarray:
 def draw_circuits(
     rng: np.random.Generator,
     nodes: np.ndarray,  # (B,) int: nodes of each circuit, at least 3
-    linear: tuple[float, float] = (0.15, 0.85),  # range of the share of linear gates, drawn for each circuit
-    scale: tuple[float, float] = (0.7, 2.5),  # range of the typical weight of a wire, drawn for each circuit
+    linear: np.ndarray | None = None,  # (B,) share of linear gates; None draws it from 0.15 to 0.85
+    scale: np.ndarray | None = None,  # (B,) typical weight of a wire; None draws it from 0.4 to 2.5
 ) -> Circuits:
     "Random circuits, all at once; their order of nodes is topological."
     nodes = np.asarray(nodes)
     graph, first = np.repeat(np.arange(len(nodes)), nodes), np.cumsum(nodes) - nodes
     layer = draw_layers(rng, nodes, graph)
-    gate = draw_gates(rng, rng.uniform(*linear, len(nodes))[graph])
+    linear = rng.uniform(0.15, 0.85, len(nodes)) if linear is None else linear
+    scale = np.exp(rng.uniform(*np.log([0.4, 2.5]), len(nodes))) if scale is None else scale
+    gate = draw_gates(rng, np.asarray(linear)[graph])
     before = np.searchsorted(key := graph * 4096 + layer, key)  # first node of each node's layer
     earlier = np.searchsorted(key, key - 1)  # first node of the layer before
     target = np.repeat(np.arange(len(gate)), np.where(layer > 0, FAN_IN[gate], 0))
     leading = np.diff(target, prepend=-1) > 0
     low = np.where(leading, earlier[target], first[graph[target]])
     source = low + (rng.random(len(target)) * (before[target] - low)).astype(np.int64)
-    typical = np.exp(rng.uniform(*np.log(scale), len(nodes)))[graph[target]]
-    weight = (typical * rng.uniform(0.5, 1.5, len(target))).astype(np.float32)
+    weight = (np.asarray(scale)[graph[target]] * rng.uniform(0.5, 1.5, len(target))).astype(np.float32)
     kind = rng.choice(3, len(target), p=(0.75, 0.15, 0.1)).astype(np.int8)
     counts = np.bincount(graph[target], minlength=len(nodes))
     return Circuits(gate, source, target, kind, weight, np.append(first, len(gate)),
