@@ -6,10 +6,11 @@ import pytest
 
 from nexuslab.core import ConfigError, DataError
 from nexuslab.systems.lattice.circuit import draw_circuits, statistics
-from nexuslab.systems.lattice.profile import Rlwe, is_prime, ntt_primes
+from nexuslab.systems.lattice.profile import Lnp, Rlwe, calibrate, get_profile, is_prime, ntt_primes, pick
+from nexuslab.systems.lattice.proof import core_svp_delta, lnp_proof, mlwe_rank
 from nexuslab.systems.lattice.security import lwe_bits
 
-MANY = 1000
+MANY = 1000  # circuits
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,7 @@ def test_what_is_solved_is_confirmed(rlwe, asked):
     circuits, level, weights = asked
     found = rlwe.solve(circuits, level, weights)
     rows = np.flatnonzero(found.feasible)
-    some = dataclasses.replace(circuits, **{
-        field.name: getattr(circuits, field.name)[rows] for field in dataclasses.fields(circuits)
-    })
+    some = pick(circuits, rows)
     again = rlwe.check(some, found.n[rows], found.q[rows], found.sigma[rows], level[rows], weights[rows])
     assert again.feasible.all() and (again.bits == found.bits[rows]).all() and (again.margin >= 0).all()
     assert (again.objective == found.objective[rows]).all() and (again.failure < -20).all()
@@ -137,3 +136,53 @@ def test_a_lone_gate_has_an_answer(rlwe):
     lone = dataclasses.replace(one, wires=np.array([0]), nonlinear=np.array([0]), growth=np.array([0.0]))
     found = rlwe.solve(lone)
     assert found.feasible.all() and found.size[0] == 2 * found.n[0] * np.log2(found.q[0]) / 8
+
+
+def test_lnp_solver_is_exact(asked):
+    """Every point of the grid, proved on its own for each circuit."""
+    circuits, level, weights = asked
+    profile, wrong = get_profile("lnp"), []
+    found = profile.solve(circuits, level, weights)
+    d, q, gamma = (x.ravel() for x in np.meshgrid(*profile.axes.values(), indexing="ij"))
+    exponent, delta = np.floor(np.log2(q)), {x: float(core_svp_delta(x)) for x in np.unique(level)}
+    ranks = {x: mlwe_rank(d, exponent, delta[x]) for x in delta}
+    for b in range(len(circuits)):
+        m1 = np.ceil(max(circuits.witness_bits[b], 5 * level[b]) / d)
+        proof = lnp_proof(
+            d, exponent, m1, circuits.witness_bits[b] ** 0.5, nbin=m1, inf_bound=2.0 ** circuits.max_bits[b],
+            gammas=(gamma, 1, 5, 5), lambda_bits=level[b], delta=delta[level[b]], rounded=False, kmlwe=ranks[level[b]],
+        )
+        products = (proof.kmsis + 2 * np.ceil(level[b] / 2 / exponent) + 256 / d) * (m1 + proof.m2)
+        once = products * d * np.log2(d) * np.ceil((2 * exponent + 2 + np.log2(d)) / 31)
+        costs = [proof.bytes, proof.attempts * once, once]
+        score = sum(w * np.log2(c) for w, c in zip(weights[b], costs, strict=True))
+        fits = proof.sound & (exponent >= circuits.max_bits[b] + 8)
+        best = np.where(fits, score, np.inf).round(9).argmin()
+        if (d[best], q[best], gamma[best]) != (found.n[b], found.q[b], found.sigma[b]):
+            wrong.append(b)
+    assert not wrong and found.feasible.all() and (found.margin >= 0).all()
+
+
+def test_lnp_reasons_and_refusals(asked):
+    circuits = pick(asked[0], slice(0, 20))
+    profile = get_profile("lnp")
+    wide = dataclasses.replace(circuits, max_bits=circuits.max_bits * 0 + 53)
+    assert set(profile.solve(wide).reason) == {"correctness"}
+    small, large = (int(profile.axes["q"][i]) for i in (0, -1))
+    assert set(profile.check(circuits, 64, small, 300.0, 256).reason) <= {"security", "security and correctness"}
+    assert profile.check(circuits, 64, large, 20.0).feasible.all()
+    bad = (((256, large, 20.0), "degree n"), ((64, 12289, 20.0), "modulus q"), ((64, large + 2, 20.0), "modulus q"))
+    for point, says in bad:
+        with pytest.raises(ConfigError, match=says):
+            profile.check(circuits, *point)
+
+
+def test_profiles_by_name():
+    assert isinstance(get_profile("lnp"), Lnp) and get_profile() == Rlwe() and calibrate(0.01) > 100
+    for wrong in ({"name": "rlw"}, {"name": "rlwe", "secrets": "x"}):
+        with pytest.raises(ConfigError, match="unknown"):
+            get_profile(**wrong)
+    with pytest.raises(ConfigError, match="secret"):
+        Rlwe(secret="binary")
+    with pytest.raises(ConfigError, match="power of 2"):
+        ntt_primes(100, 4096, 131072)

@@ -77,7 +77,9 @@ class Proof(NamedTuple):
     D: np.ndarray  # low bits of the commitment that are dropped
     gamma: np.ndarray  # compression of the first message
     attempts: np.ndarray  # expected number
-    sound: np.ndarray  # whether MSIS is hard and q exceeds every bound of the norm proofs
+    delta: np.ndarray  # root-Hermite factor of MSIS
+    hard: np.ndarray  # whether MSIS has a rank that is hard enough
+    sound: np.ndarray  # whether it is, and q exceeds every bound of the norm proofs
 
     @property
     def kib(self) -> np.ndarray:
@@ -162,6 +164,11 @@ def lnp_proof(
     tries = attempts(s1 / (eta * np.sqrt(alpha**2 + Z * d)), lambda_bits=lambda_bits)
     tries = tries * attempts(s2 / (eta * np.sqrt(m2 * d)), False) * attempts(gammas[2], False)
     tries = tries * np.where(size, attempts(gammas[3], False), 1)
-    sound = fits & (k < 256) & proved(d, log2_q, s3, nbin, m1 + l + Z, np.sqrt(norm2), lambda_bits)
-    rows = np.broadcast_arrays(np.ceil(bits / 8), kmlwe, k, m2, s1, s2, s3, s4, D, gamma, tries, sound)
+    inner = s2 * np.sqrt(2 * m2 * d) + (eta * 2.0 ** (D - 1) + gamma / 2) * np.sqrt(k * d)
+    bound = np.log2(4 * eta) + 0.5 * np.log2(first**2 + 4 * inner**2)
+    used, hard = 2.0 ** (bound**2 / (4 * k * d * log2_q)), fits & (k < 256)
+    sound = hard & proved(d, log2_q, s3, nbin, m1 + l + Z, np.sqrt(norm2), lambda_bits)
+    rows = np.broadcast_arrays(
+        np.ceil(bits / 8), kmlwe, k, m2, s1, s2, s3, s4, D, gamma, tries, used, hard, sound
+    )
     return Proof(*rows)
