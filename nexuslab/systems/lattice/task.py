@@ -41,7 +41,7 @@ class LatticeData(Section):
     min_nodes: int = Field(10, ge=3, description="least nodes of a circuit")
     max_nodes: int = Field(300, ge=3, le=4000, description="most nodes of a circuit")
     beyond: int = Field(1000, ge=0, description="larger circuits beside them, which only tests see")
-    largest: int = Field(1000, ge=3, le=4000, description="most nodes of a circuit beyond")
+    largest: int = Field(1000, ge=3, le=4000, description="most nodes beyond; there are none where max_nodes is more")
     fractions: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="shares of train, val and test")
     shuffled: bool = Field(False, description="deal the answers of the training examples anew: nothing can be learnt")
     workers: int | None = Field(None, ge=1, description="processes that build the file; None takes all cores")
@@ -51,10 +51,9 @@ class LatticeData(Section):
     @model_validator(mode="after")
     def _possible(self):
         "Refuse ranges that are empty and shares that are none."
-        if not self.min_nodes <= self.max_nodes <= self.largest:
-            found = f"{self.min_nodes} to {self.max_nodes}, beyond to {self.largest}"
-            raise ConfigError("nodes of circuits", found=found,
-                              expected="min_nodes <= max_nodes <= largest", remedy="change one of them")
+        if self.min_nodes > self.max_nodes:
+            raise ConfigError("nodes of circuits", found=f"{self.min_nodes} to {self.max_nodes}",
+                              expected="min_nodes <= max_nodes", remedy="change one of them")
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
             raise ConfigError("data.fractions", found=self.fractions, expected="three shares above 0 with a sum of 1",
                               remedy="correct the shares")
@@ -103,8 +102,9 @@ class LatticeConfig(Config):
     def plan(self) -> Plan:
         "What makes the file."
         d = self.data
-        largest = d.largest if d.beyond else d.max_nodes
-        return Plan(d.num_samples, d.beyond, (d.min_nodes, d.max_nodes), largest, d.fractions, d.profile, self.seed)
+        beyond = d.beyond if d.largest > d.max_nodes else 0  # none are larger
+        largest = d.largest if beyond else d.max_nodes
+        return Plan(d.num_samples, beyond, (d.min_nodes, d.max_nodes), largest, d.fractions, d.profile, self.seed)
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #2ffd886c
 def base() -> LatticeConfig:
