@@ -14,7 +14,8 @@ from nexuslab.systems.lattice.circuit import (
 @pytest.fixture(scope="module")
 def drawn():
     rng = np.random.default_rng(4)
-    return stack([draw_circuits(rng, rng.integers(3, 120, 30)), *(build(sizes[3]) for build, sizes in FAMILIES.values())])
+    real = [build(sizes[3]) for build, sizes in FAMILIES.values()]
+    return stack([draw_circuits(rng, rng.integers(3, 120, 30)), *real])
 
 
 def by_hand(circuits, index):

@@ -58,7 +58,7 @@ def test_json_is_the_seeds(built):
 
 
 @pytest.mark.parametrize("change", [
-    lambda row: row["params"].update(q=row["params"]["q"] * 0 + 131071), lambda row: row.update(params=None, metrics=None),
+    lambda row: row["params"].update(q=131071), lambda row: row.update(params=None, metrics=None),
     lambda row: row["metrics"].update(security_bits=999.0), lambda row: row["circuit"].update(growth=40.0),
 ])
 def test_a_wrong_file_is_refused(built, tmp_path, change):

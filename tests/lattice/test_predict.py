@@ -38,12 +38,13 @@ def test_a_repair_is_the_cheapest_within_two_steps():
 def test_reports_say_why_and_how():
     profile = get_profile("rlwe")
     told = statistics(stack([range_proof(40), draw_circuits(np.random.default_rng(0), [40])]))
-    rows = report(profile, verify(profile, told, Proposals(np.tile([5, 39, 0], (2, 1)), np.ones(2, bool)), 128), 128)
+    done = verify(profile, told, Proposals(np.tile([5, 39, 0], (2, 1)), np.ones(2, bool)), 128)
+    rows = report(profile, done, 128)
     none, one = rows
     assert not none["feasible"] and none["n"] is None and "correctness" in none["reason"] and none["steps"] == -1
     assert one["feasible"] and one["bits"] == min(one["bits_primal"], one["bits_dual"], one["bits_bdd"])
     assert one["margin"] == one["bits"] - 128 and one["time_unit"] == "operations"
-    timed = report(profile, verify(profile, told, Proposals(np.tile([5, 39, 0], (2, 1)), np.ones(2, bool)), 128), 128, 0.5)
+    timed = report(profile, done, 128, 0.5)
     assert timed[1]["estimated_prove_time"] == one["estimated_prove_time"] / 2 and timed[1]["time_unit"] == "ms"
 
 

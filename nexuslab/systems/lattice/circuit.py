@@ -11,7 +11,6 @@ __all__ = ['GATES', 'KINDS', 'FAMILIES', 'Circuits', 'stack', 'take', 'depths', 
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 

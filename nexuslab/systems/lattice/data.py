@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ...core import ConfigError, DataError, atomic_path, mix, read_json
-from ...store import Ragged, Store, cores, ensure_store, map_parallel
+from ...core import DataError, atomic_path, mix, read_json
+from ...store import Ragged, Store, ensure_store, map_parallel
 from nexuslab.systems.lattice.circuit import (
-    FAMILIES, Circuits, Statistics, depths, draw_circuits, edge_features, node_features, stack, statistics, take,
+    FAMILIES, Circuits, Statistics, depths, draw_circuits, stack, statistics, take,
 )
 from .profile import Profile, get_profile
 
@@ -104,7 +104,8 @@ def labelled(
     rows = {name: Ragged(values, circuits.node_offset) for name, values in node.items()}
     rows |= {name: Ragged(values, circuits.edge_offset) for name, values in edge.items()}
     rows |= {f"circuit_{field.name}": getattr(told, field.name) for field in dataclasses.fields(Statistics)}
-    answer = {name: np.where(found.feasible, getattr(found, name), 0) for name in ANSWER}  # q beyond 2^53: whole numbers
+    # whole numbers stay so: a modulus of the other profile may be above 2^53
+    answer = {name: np.where(found.feasible, getattr(found, name), 0) for name in ANSWER}
     answer |= {name: answer[name].astype(float) for name in ANSWER[2:]}
     return rows | {"level": level.astype(np.int16), "weights": weights, "feasible": found.feasible} | answer
 

@@ -6,8 +6,6 @@
 __all__ = ['SPAN', 'BITS_PER_BLOCK', 'CLOSE', 'normalised', 'losses', 'watched', 'cost_estimates', 'figures']
 
 # %% ../../../nbs/systems/lattice/03_loss.ipynb #ac8f7f99
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 
 from .circuit import Statistics
 from .data import LEVELS
-from .model import AdvancedGNNOptimizer, Batch, Output, place_shares, propose
+from .model import AdvancedGNNOptimizer, Batch, Output, log_chance, propose
 from .predict import Proposals, Verified, verify
 from .profile import Profile, Solution
 
@@ -34,15 +32,14 @@ def losses(model: AdvancedGNNOptimizer, batch: Batch, out: Output) -> dict[str, 
     row, (degree, modulus, width) = torch.arange(batch.size, device=some.device), batch.places.T
     costs = model.costs_at(out.context, out.load.gather(1, degree[:, None])[:, 0], degree, right[:, 1], right[:, 2])
     logits = model.width_logits(model.width_at(out.context, batch.level, degree, right[:, 1]))
-    chance = lambda logits, place: place_shares(logits)[row, place].clamp_min(1e-7).log()
     nothing = out.nothing.exp().clamp(1e-6, 1 - 1e-6)
     return {
         "param_loss": mean((out.expected() - right).square().mean(1)),
         "metrics_loss": mean(((costs - batch.metrics) / SPAN).square().mean(1)),
         "nothing": F.binary_cross_entropy(nothing, 1 - some),
         "degree": mean(F.cross_entropy(out.degree, degree, reduction="none")),
-        "modulus": -mean(chance(out.modulus[row, degree], modulus)),
-        "width": -mean(chance(logits, width)),
+        "modulus": -mean(log_chance(out.modulus[row, degree], modulus)),
+        "width": -mean(log_chance(logits, width)),
     }
 
 # %% ../../../nbs/systems/lattice/03_loss.ipynb #9a698fe9

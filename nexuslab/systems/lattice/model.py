@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOP', 'LAST', 'Batch', 'collate', 'AlongTheOrder', 'Recurrence', 'pool_states', 'log_sum', 'AttentionLayer', 'Trunk',
-           'ModulusHead', 'place_shares', 'ChoiceHead', 'blocks', 'Output', 'expected_place', 'AdvancedGNNOptimizer',
-           'propose', 'batch_of', 'predict_circuits', 'predict_parameters', 'save', 'load']
+           'ModulusHead', 'place_shares', 'log_chance', 'ChoiceHead', 'blocks', 'Output', 'expected_place',
+           'AdvancedGNNOptimizer', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters', 'save', 'load']
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #2d523b48
 import dataclasses
@@ -25,7 +25,7 @@ from ...core import CheckpointError, ConfigError, atomic_path
 from ...run import Run
 from ...store import Ragged
 from nexuslab.systems.lattice.circuit import (
-    EDGE_WIDTH, GATES, KINDS, LINEAR, NODE_WIDTH, Circuits, Statistics, from_features, stack, statistics,
+    EDGE_WIDTH, GATES, KINDS, LINEAR, NODE_WIDTH, Circuits, Statistics, depths, from_features, stack, statistics,
 )
 from .data import LEVELS, labelled, profile_of, statistics_of
 from .predict import Proposals, report, trained_level, verify
@@ -247,6 +247,14 @@ def place_shares(logits: Tensor) -> Tensor:
     below = logits.sigmoid()
     return torch.diff(below, dim=-1, prepend=torch.zeros_like(below[..., :1]))
 
+def log_chance(logits: Tensor, place: Tensor) -> Tensor:
+    """Log-likelihood of places (B,) from the logits of P(place <= k), (B, K). P(place = k) is the product of
+    sigmoid(a_k), sigmoid(-a_(k-1)) and 1 - exp(a_(k-1) - a_k): their logarithms have a gradient however far off."""
+    at = logits.gather(1, place[:, None])[:, 0]
+    under = logits.gather(1, (place - 1).clamp_min(0)[:, None])[:, 0].where(place > 0, at - LAST)
+    between = -torch.expm1((under - at).clamp(max=-1e-6))
+    return F.logsigmoid(at) + F.logsigmoid(-under).where(place > 0, torch.zeros_like(at)) + between.log()
+
 # %% ../../../nbs/systems/lattice/02_model.ipynb #7b2b94b4
 class ChoiceHead(nn.Module):
     "Numbers about a choice of degree, modulus and more: a small network over (..., choice) and a context."
@@ -410,8 +418,6 @@ def propose(model: AdvancedGNNOptimizer, out: Output, level: Tensor) -> Proposal
 # %% ../../../nbs/systems/lattice/02_model.ipynb #52213dd8
 def batch_of(circuits: Circuits, told: Statistics, level: np.ndarray, weights: np.ndarray) -> Batch:
     "A batch of circuits without answers."
-    from nexuslab.systems.lattice.circuit import depths  # late: a batch of a file has its depths
-
     many, depth = len(circuits), depths(circuits)
     zeros = np.zeros((many, 3), np.float32)
     wishes = {"level": np.searchsorted(LEVELS, level), "weights": weights.astype(np.float32),
