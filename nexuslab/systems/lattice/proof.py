@@ -125,6 +125,29 @@ def proved(d, log2_q, s3, nbin, count, largest, lambda_bits) -> np.ndarray:
     return 2.0**log2_q > np.maximum(needed, 41 * count * d * bar)
 
 # %% ../../../nbs/systems/lattice/00b_proof.ipynb #c34ae3e0
+def counted(p: Proof, d, log2_q, omega, m1, l, Z, size, repeats) -> np.ndarray:
+    "Bits of proofs whose parameters are known."
+    k = p.kmsis
+    bits = k * d * (log2_q + 1 - p.D) + (l + 256 / d * (1 + size) + 2 + repeats) * d * (log2_q + 1)
+    bits = bits + np.ceil(np.log2(2 * omega + 1)) * d + 2.25 * k * d + (p.m2 - k) * d * coded(p.s2)
+    return bits + (m1 + Z) * d * coded(p.s1) + 256 * coded(p.s3) + 256 * size * coded(np.maximum(p.s4, 1.55))
+
+def masks(gammas, eta, d, alpha, Z, norm2, nbin, rest, inf_bound, rounded: bool) -> list[np.ndarray]:
+    "s1 to s4; s4 is 0 without a proof of size. `rest` is m2 without k."
+    fit, size = sampled if rounded else np.asarray, np.asarray(inf_bound) > 0
+    return [
+        fit(gammas[0] * eta * np.sqrt(alpha**2 + Z * d)), fit(gammas[1] * eta * np.sqrt((rest + 1) * d)),
+        fit(gammas[2] * np.sqrt(337) * np.sqrt(norm2 + (nbin + Z) * d)),
+        np.where(size, fit(gammas[3] * np.sqrt(337) * np.where(size, inf_bound, 1.0)), 0.0),
+    ]
+
+def expected(p: Proof, gammas, eta, d, alpha, Z, size, lambda_bits) -> np.ndarray:
+    "Expected attempts: the product over the masks."
+    tries = attempts(p.s1 / (eta * np.sqrt(alpha**2 + Z * d)), lambda_bits=lambda_bits)
+    tries = tries * attempts(p.s2 / (eta * np.sqrt(p.m2 * d)), False) * attempts(gammas[2], False)
+    return tries * np.where(size, attempts(gammas[3], False), 1)
+
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #d06e46b6
 def lnp_proof(
     d: np.ndarray,  # ring degree, 64 or 128
     log2_q: np.ndarray,  # exponent of the modulus, whole
@@ -142,33 +165,22 @@ def lnp_proof(
 ) -> Proof:
     "Length and parameters of LNP proofs; arguments broadcast."
     d, log2_q, m1, alpha = numbers("a proof", d=d, log2_q=log2_q, m1=m1, alpha=alpha)
-    omega, eta = challenge(d)
-    fit = sampled if rounded else np.asarray
-    Z, norm2 = len(norms), sum((np.asarray(x, float) ** 2 for x in norms), start=np.zeros(()))
-    size = np.asarray(inf_bound, float) > 0
+    (omega, eta), Z, size = challenge(d), len(norms), np.asarray(inf_bound, float) > 0
+    norm2 = sum((np.asarray(x, float) ** 2 for x in norms), start=np.zeros(()))
     kmlwe = mlwe_rank(d, log2_q, delta) if kmlwe is None else np.asarray(kmlwe)
     repeats = 2 * np.ceil(lambda_bits / (2 * log2_q))
     rest = kmlwe + l + repeats / 2 + 256 / d + 1 + size * 256 / d + 1
-    s1 = fit(gammas[0] * eta * np.sqrt(alpha**2 + Z * d))
-    s2 = fit(gammas[1] * eta * np.sqrt((rest + 1) * d))
-    s3 = fit(gammas[2] * np.sqrt(337) * np.sqrt(norm2 + (nbin + Z) * d))
-    s4 = np.where(size, fit(gammas[3] * np.sqrt(337) * np.where(size, inf_bound, 1.0)), 0.0)
+    s1, s2, s3, s4 = masks(gammas, eta, d, alpha, Z, norm2, nbin, rest, inf_bound, rounded)
     first = 2 * s1 * np.sqrt(2 * (m1 + Z) * d)
+    side = proved(d, log2_q, s3, nbin, m1 + l + Z, np.sqrt(norm2), lambda_bits)
     d, log2_q, first, s2, rest = np.broadcast_arrays(d, log2_q, first, s2, rest)
     k = msis_rank(d, log2_q, eta, first, s2, rest, delta)
     m2 = rest + k
     D, gamma, fits = compression(d, log2_q, omega, eta, k, first, s2 * np.sqrt(2 * m2 * d), delta)
-    bits = k * d * (log2_q + 1 - D) + (l + 256 / d * (1 + size) + 2 + repeats) * d * (log2_q + 1)
-    bits = bits + np.ceil(np.log2(2 * omega + 1)) * d + 2.25 * k * d + rest * d * coded(s2)
-    bits = bits + (m1 + Z) * d * coded(s1) + 256 * coded(s3) + 256 * size * coded(np.maximum(s4, 1.55))
-    tries = attempts(s1 / (eta * np.sqrt(alpha**2 + Z * d)), lambda_bits=lambda_bits)
-    tries = tries * attempts(s2 / (eta * np.sqrt(m2 * d)), False) * attempts(gammas[2], False)
-    tries = tries * np.where(size, attempts(gammas[3], False), 1)
     inner = s2 * np.sqrt(2 * m2 * d) + (eta * 2.0 ** (D - 1) + gamma / 2) * np.sqrt(k * d)
-    bound = np.log2(4 * eta) + 0.5 * np.log2(first**2 + 4 * inner**2)
-    used, hard = 2.0 ** (bound**2 / (4 * k * d * log2_q)), fits & (k < 256)
-    sound = hard & proved(d, log2_q, s3, nbin, m1 + l + Z, np.sqrt(norm2), lambda_bits)
-    rows = np.broadcast_arrays(
-        np.ceil(bits / 8), kmlwe, k, m2, s1, s2, s3, s4, D, gamma, tries, used, hard, sound
-    )
-    return Proof(*rows)
+    bound, hard = np.log2(4 * eta) + 0.5 * np.log2(first**2 + 4 * inner**2), fits & (k < 256)
+    used = 2.0 ** (bound**2 / (4 * k * d * log2_q))
+    proof = Proof(0, kmlwe, k, m2, s1, s2, s3, s4, D, gamma, 1.0, used, hard, hard & side)
+    bits = counted(proof, d, log2_q, omega, m1, l, Z, size, repeats)
+    tries = expected(proof, gammas, eta, d, alpha, Z, size, lambda_bits)
+    return Proof(*np.broadcast_arrays(np.ceil(bits / 8), *proof[1:10], tries, *proof[11:]))

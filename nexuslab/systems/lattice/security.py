@@ -120,6 +120,7 @@ def numbers(what: str, *, integer: bool = False, least: float = 0.0, **columns) 
             remedy="give one number, or arrays of one length",
         ) from error
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #18d62b1d
 def normal_form(n, log2_q, sigma_s, sigma_e, m) -> Instance:
     "Check the five columns (flat, one length) and turn wide secrets into small ones."
     if (np.log2(np.maximum(sigma_s, sigma_e)) >= log2_q).any():

@@ -1,0 +1,85 @@
+"""Estimates, solutions and labelled circuits a second of one thread, each beside the plain way in the same run."""
+import time
+
+import numpy as np
+
+from nexuslab.systems.lattice.circuit import draw_circuits, statistics
+from nexuslab.systems.lattice.data import Plan, make_block
+from nexuslab.systems.lattice.profile import get_profile
+from nexuslab.systems.lattice.security import log_delta, lwe_attack, lwe_bits
+
+MANY = 100_000
+ESTIMATES, LABELLED = 100_000, 300  # a second
+MOST_MS = {"rlwe": 2.0, "lnp": 8.0}  # a circuit
+
+
+def instances(many: int):
+    """Dimension, log2 q, sigma and samples of drawn instances."""
+    rng = np.random.default_rng(0)
+    n = rng.choice([256.0, 512.0, 1024.0, 2048.0], many)
+    return n, rng.uniform(12, 17, many), rng.uniform(1, 8, many), 2 * n
+
+
+def one_by_one(n: float, log2_q: float, sigma: float, m: float) -> float:
+    """The smallest sufficient block size, tried in order, as the scripts of the standards do."""
+    q = log2_q * np.log(2)
+    for beta in range(40, 4000):
+        ld = float(log_delta(beta))
+        a = (n + 1) * q - np.log(sigma)
+        d = min(max(np.floor(np.sqrt(a / ld)), beta + 1), n + m + 1)
+        if np.log(sigma) + 0.5 * np.log(beta) <= (2 * beta - d - 1) * ld + q - a / d:
+            return 0.292 * beta
+    return np.inf
+
+
+def test_estimates_per_second(benchmark):
+    n, log2_q, sigma, m = instances(MANY)
+    bits = benchmark.pedantic(lwe_bits, args=(n, log2_q, sigma, sigma, m), rounds=7, warmup_rounds=1)
+    start = time.perf_counter()
+    plain = [one_by_one(*x) for x in zip(n[:30], log2_q[:30], sigma[:30], m[:30], strict=True)]
+    slow = 30 / (time.perf_counter() - start)
+    assert np.allclose(plain, np.maximum(bits[:30], 0.292 * 40))
+    rate = MANY / benchmark.stats.stats.median
+    benchmark.extra_info |= {"estimates_per_second": round(rate), "one_by_one": round(slow), "ratio": round(rate / slow)}
+    assert rate > ESTIMATES / 2 and rate / slow > 500  # a shared machine may halve it
+
+
+def test_other_attacks_per_second(benchmark):
+    n, log2_q, sigma, m = instances(4096)
+    told = {}
+    for name in ("dual", "bdd", "min_all"):
+        start = time.perf_counter()
+        lwe_attack(n, log2_q, sigma, sigma, m, name)
+        told[name] = round(4096 / (time.perf_counter() - start))
+    benchmark.pedantic(lwe_attack, args=(n, log2_q, sigma, sigma, m, "min_all"), rounds=3)
+    benchmark.extra_info |= {f"{name}_per_second": rate for name, rate in told.items()}
+
+
+def solved(benchmark, name: str, many: int) -> None:
+    """Milliseconds a circuit of the exact solver, in a batch and alone."""
+    rng, profile = np.random.default_rng(1), get_profile(name)
+    told = statistics(draw_circuits(rng, rng.integers(10, 1000, many)))
+    level, weights = rng.choice([128, 192, 256], many), rng.dirichlet([1, 1, 1], many)
+    profile.solve(told, level, weights)  # tables are made once
+    found = benchmark.pedantic(profile.solve, args=(told, level, weights), rounds=5)
+    each = 1000 * benchmark.stats.stats.median / many
+    benchmark.extra_info |= {"ms_a_circuit": round(each, 4), "circuits_per_second": round(1000 / each)}
+    assert found.feasible.mean() > 0.5 and each < 2 * MOST_MS[name]
+
+
+def test_rlwe_solutions(benchmark):
+    solved(benchmark, "rlwe", 4096)
+
+
+def test_lnp_solutions(benchmark):
+    solved(benchmark, "lnp", 512)
+
+
+def test_labelled_circuits_per_second(benchmark):
+    """Drawn, measured and solved: circuits of 10 to 1,000 nodes, one process."""
+    plan = Plan(samples=1000, nodes=(10, 1000))
+    make_block((0, 250, False), plan)
+    benchmark.pedantic(make_block, args=((0, 1000, False), plan), rounds=3)
+    rate = 1000 / benchmark.stats.stats.median
+    benchmark.extra_info["circuits_per_second"] = round(rate)
+    assert rate > LABELLED / 2
