@@ -40,7 +40,9 @@ def test_estimates_per_second(benchmark):
     slow = 30 / (time.perf_counter() - start)
     assert np.allclose(plain, np.maximum(bits[:30], 0.292 * 40))
     rate = MANY / benchmark.stats.stats.median
-    benchmark.extra_info |= {"estimates_per_second": round(rate), "one_by_one": round(slow), "ratio": round(rate / slow)}
+    benchmark.extra_info |= {
+        "estimates_per_second": round(rate), "one_by_one": round(slow), "ratio": round(rate / slow)
+    }
     assert rate > ESTIMATES / 2 and rate / slow > 500  # a shared machine may halve it
 
 
