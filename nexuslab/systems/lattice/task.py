@@ -335,7 +335,7 @@ class LatticeTraining:
         told = lambda name: rival_figures(name, train.arrays, train.members, source.members, source.profile, cfg.seed)
         quick = {name: told(name) for name in ("mean", "table")}
         slow = [name for name in RIVALS if name not in quick]
-        return quick | {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}) for name in slow}
+        return quick | {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}, 2) for name in slow}
 
     def space(self, trial):
         return {
