@@ -417,6 +417,7 @@ def from_gates(content: dict) -> Circuits:
     attr = np.column_stack([kinds, np.array([w[3] for w in wires], float)])
     return from_features(x, np.array([w[:2] for w in wires], np.int64).reshape(-1, 2).T, attr)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1468f3c0
 def from_r1cs(content: dict) -> Circuits:
     "A circuit of a rank-1 constraint system; variable 0 is the constant 1."
     b, place = Builder(), {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOP', 'LAST', 'Batch', 'collate', 'AlongTheOrder', 'Recurrence', 'pool_states', 'log_sum', 'AttentionLayer', 'Trunk',
-           'ModulusHead', 'place_shares', 'log_chance', 'ChoiceHead', 'blocks', 'Output', 'expected_place',
+           'ModulusHead', 'place_shares', 'log_chance', 'ChoiceHead', 'blocks', 'Output', 'expected_place', 'Heads',
            'AdvancedGNNOptimizer', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters', 'save', 'load']
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #2d523b48
@@ -332,7 +332,37 @@ class Encoder(nn.Module):
         return self.read(torch.cat([*told, context], 1))[:, 0], context
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #0cfd7986
-class AdvancedGNNOptimizer(nn.Module):
+class Heads(nn.Module):
+    "What the heads say of a choice of degree, modulus and width."
+
+    def make_heads(self, profile: str, context: int) -> None:
+        "The heads for the grid of a profile."
+        axes = profile_of(profile).axes
+        degrees, moduli, self.widths = (len(axis) for axis in axes.values())
+        self.register_buffer("degrees", torch.as_tensor(axes["n"], dtype=torch.float32), persistent=False)
+        self.modulus = ModulusHead(degrees, moduli)
+        self.width = ChoiceHead(degrees, 1 + len(LEVELS), context, 1)
+        self.cost = ChoiceHead(degrees, 2, context, 3)
+        self.certainty, self.precision = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+
+    def width_at(self, context: Tensor, level: Tensor, degree: Tensor, place: Tensor) -> Tensor:
+        "The expected width, 0 to 1, (B, ...), at degrees (B, ...) and places of moduli (B, ...), 0 to 1."
+        spread = lambda x: x.view(len(x), *([1] * (degree.dim() - 1)), -1).expand(*degree.shape, -1)
+        levels = spread(F.one_hot(level, len(LEVELS)).to(context.dtype)).unbind(-1)
+        return 1.2 * self.width(degree, [4 * place - 2, *levels], spread(context))[..., 0].sigmoid() - 0.1
+
+    def costs_at(self, context: Tensor, load: Tensor, degree: Tensor, place: Tensor, width: Tensor) -> Tensor:
+        "log2 of size, prove and verify, (B, ..., 3), at a choice (B, ...); `load` is that of the degrees."
+        spread = context.view(len(context), *([1] * (degree.dim() - 1)), -1).expand(*degree.shape, -1)
+        return 12 + self.cost(degree, [4 * place - 2, 4 * width - 2], spread) + load[..., None]
+
+    def width_logits(self, width: Tensor) -> Tensor:
+        "The logits of P(place <= k), (..., T), around an expected width (...), 0 to 1."
+        ends = torch.arange(self.widths, device=width.device) + 0.5
+        return (ends - width[..., None] * (self.widths - 1)) * self.precision.exp()
+
+# %% ../../../nbs/systems/lattice/02_model.ipynb #566df902
+class AdvancedGNNOptimizer(Heads):
     "A graph network that proposes lattice parameters for circuits."
 
     def __init__(
@@ -352,16 +382,10 @@ class AdvancedGNNOptimizer(nn.Module):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         refuse_sizes(self.settings)
-        self.profile, self.caution = profile, caution
-        axes, context = profile_of(profile).axes, 16
-        degrees, moduli, self.widths = (len(axis) for axis in axes.values())
-        self.register_buffer("degrees", torch.as_tensor(axes["n"], dtype=torch.float32), persistent=False)
+        self.profile, self.caution, context = profile, caution, 16
         self.encoder = Encoder((node_feat_dim, edge_feat_dim), hidden_dim, num_layers, num_heads, dropout, channels,
                                growth, order, context)
-        self.modulus = ModulusHead(degrees, moduli)
-        self.width = ChoiceHead(degrees, 1 + len(LEVELS), context, 1)
-        self.cost = ChoiceHead(degrees, 2, context, 3)
-        self.certainty, self.precision = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+        self.make_heads(profile, context)
 
     def forward(self, batch: Batch) -> Output:
         "What the model says of a batch."
@@ -375,22 +399,6 @@ class AdvancedGNNOptimizer(nn.Module):
         scores = F.logsigmoid(fits) - self.certainty.exp() * (batch.weights[:, None] * costs).sum(2)
         nothing = F.logsigmoid(-fits).sum(1)
         return Output(hardness, scores, modulus, nothing, width, context, load)
-
-    def width_at(self, context: Tensor, level: Tensor, degree: Tensor, place: Tensor) -> Tensor:
-        "The expected width, 0 to 1, (B, ...), at degrees (B, ...) and places of moduli (B, ...), 0 to 1."
-        spread = lambda x: x.view(len(x), *([1] * (degree.dim() - 1)), -1).expand(*degree.shape, -1)
-        levels = spread(F.one_hot(level, len(LEVELS)).to(context.dtype)).unbind(-1)
-        return 1.2 * self.width(degree, [4 * place - 2, *levels], spread(context))[..., 0].sigmoid() - 0.1
-
-    def costs_at(self, context: Tensor, load: Tensor, degree: Tensor, place: Tensor, width: Tensor) -> Tensor:
-        "log2 of size, prove and verify, (B, ..., 3), at a choice (B, ...); `load` is that of the degrees."
-        spread = context.view(len(context), *([1] * (degree.dim() - 1)), -1).expand(*degree.shape, -1)
-        return 12 + self.cost(degree, [4 * place - 2, 4 * width - 2], spread) + load[..., None]
-
-    def width_logits(self, width: Tensor) -> Tensor:
-        "The logits of P(place <= k), (..., T), around an expected width (...), 0 to 1."
-        ends = torch.arange(self.widths, device=width.device) + 0.5
-        return (ends - width[..., None] * (self.widths - 1)) * self.precision.exp()
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #278f66c1
 def refuse_sizes(settings: dict[str, Any]) -> None:
