@@ -133,6 +133,7 @@ def lnp() -> LatticeConfig:
     "Proofs of Lantern's kind in place of encrypted evaluation."
     return changed(base(), "lnp", data={"profile": "lnp", "num_samples": 12_000, "beyond": 300})
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #2a1d5a9c
 def smoke() -> LatticeConfig:
     "Everything in seconds."
     return changed(
