@@ -2,15 +2,18 @@
 import time
 
 import numpy as np
+import torch
 
 from nexuslab.systems.lattice.circuit import draw_circuits, statistics
 from nexuslab.systems.lattice.data import Plan, make_block
+from nexuslab.systems.lattice.model import AdvancedGNNOptimizer, predict_circuits
 from nexuslab.systems.lattice.profile import get_profile
 from nexuslab.systems.lattice.security import log_delta, lwe_attack, lwe_bits
 
 MANY = 100_000
 ESTIMATES, LABELLED = 100_000, 300  # a second
 MOST_MS = {"rlwe": 2.0, "lnp": 8.0}  # a circuit
+INFERENCE_MS = 5.0  # a circuit of 600 nodes, in a batch
 
 
 def instances(many: int):
@@ -85,3 +88,19 @@ def test_labelled_circuits_per_second(benchmark):
     rate = 1000 / benchmark.stats.stats.median
     benchmark.extra_info["circuits_per_second"] = round(rate)
     assert rate > LABELLED / 2
+
+
+def test_network_beside_solver(benchmark):
+    """Answers a second for circuits of 600 nodes in batches of 32, verified: the network, and the exact solver."""
+    torch.manual_seed(0)
+    model = AdvancedGNNOptimizer(hidden_dim=16, num_layers=1, num_heads=4, dropout=0.0)
+    circuits = draw_circuits(np.random.default_rng(0), np.full(32, 600))
+    predict_circuits(model, circuits)
+    benchmark.pedantic(predict_circuits, args=(model, circuits), rounds=9)
+    start = time.perf_counter()
+    for _ in range(5):
+        get_profile("rlwe").solve(statistics(circuits))
+    solver = 5 * 32 / (time.perf_counter() - start)
+    network = 32 / benchmark.stats.stats.median
+    benchmark.extra_info |= {"network": round(network), "solver_with_growth": round(solver)}
+    assert 1000 / network < 2 * INFERENCE_MS
