@@ -259,11 +259,11 @@ def log_chance(logits: Tensor, place: Tensor) -> Tensor:
 class ChoiceHead(nn.Module):
     "Numbers about a choice of degree, modulus and more: a small network over (..., choice) and a context."
 
-    def __init__(self, degrees: int, more: int, context: int, out: int):
+    def __init__(self, degrees: int, more: int, context: int, out: int, deep: bool = False):
         super().__init__()
-        self.degrees = degrees
+        self.degrees, self.deep = degrees, deep  # deep: the context enters the network, too
         self.straight = nn.Linear(degrees + more, out)
-        self.bent = nn.Sequential(nn.Linear(degrees + more, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
+        self.bent = nn.Sequential(nn.Linear(degrees + more + context * deep, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                                   nn.Linear(64, out))
         self.context = nn.Linear(context, out, bias=False)
         nn.init.normal_(self.context.weight, std=1e-3)
@@ -272,7 +272,8 @@ class ChoiceHead(nn.Module):
         "(..., out) for places of degrees (...), further numbers (...) each, and a context (..., context)."
         chosen = F.one_hot(degree, self.degrees).to(context.dtype)
         given = torch.cat([chosen, *(x[..., None] for x in numbers)], -1)
-        return self.straight(given) + self.bent(given) + self.context(context)
+        bent = self.bent(torch.cat([given, context], -1) if self.deep else given)
+        return self.straight(given) + bent + self.context(context)
 
 def blocks(batch: Batch, degrees: Tensor) -> Tensor:
     "log2 of the blocks of n coefficients that hold wires and refreshed values, (B, S)."
@@ -314,9 +315,10 @@ class Encoder(nn.Module):
     "A circuit, a level and weights -> hardness and context."
 
     def __init__(self, widths: tuple[int, int], hidden: int, layers: int, heads: int, dropout: float, channels: int,
-                 growth: bool, order: bool, context: int):
+                 growth: bool, order: bool, context: int, told: bool):
         super().__init__()
-        self.growth = growth
+        self.growth, self.told = growth, told  # told: wishes, pools and counts are part of the context
+        self.out = context + (3 * channels * order + len(LEVELS) + 3 + 2) * told
         self.trunk = Trunk(*widths, hidden, layers, heads, dropout, context)
         self.recurrence = Recurrence(channels) if order else None
         self.read = nn.Linear(3 * channels * order + growth + context, 1)
@@ -329,21 +331,30 @@ class Encoder(nn.Module):
             told += pool_states(self.recurrence(batch), batch.graph, batch.size).values()
         if self.growth:
             told.append(batch.growth[:, None].clamp(max=TOP))
-        return self.read(torch.cat([*told, context], 1))[:, 0], context
+        hardness = self.read(torch.cat([*told, context], 1))[:, 0]
+        return hardness, torch.cat([context, *told[: 3 * (self.recurrence is not None)], *wishes_of(batch)], 1) if (
+            self.told) else context
+
+def wishes_of(batch: Batch) -> list[Tensor]:
+    "Levels and weights, and the logarithms of the counts of nodes and edges, each (B, ...)."
+    counts = [torch.bincount(batch.graph[ends], minlength=batch.size).clamp_min(1).log() - 5 for ends in (
+        slice(None), batch.target)]
+    return [F.one_hot(batch.level, len(LEVELS)).to(batch.weights.dtype), batch.weights, torch.stack(counts, 1)]
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #0cfd7986
 class Heads(nn.Module):
     "What the heads say of a choice of degree, modulus and width."
 
-    def make_heads(self, profile: str, context: int) -> None:
+    def make_heads(self, profile: str, context: int, deep: bool) -> None:
         "The heads for the grid of a profile."
         axes = profile_of(profile).axes
         degrees, moduli, self.widths = (len(axis) for axis in axes.values())
         self.register_buffer("degrees", torch.as_tensor(axes["n"], dtype=torch.float32), persistent=False)
         self.modulus = ModulusHead(degrees, moduli)
-        self.width = ChoiceHead(degrees, 1 + len(LEVELS), context, 1)
-        self.cost = ChoiceHead(degrees, 2, context, 3)
+        self.width = ChoiceHead(degrees, 1 + len(LEVELS), context, 1, deep)
+        self.cost = ChoiceHead(degrees, 2, context, 3, deep)
         self.certainty, self.precision = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+        self.shift = ChoiceHead(degrees, 0, context, 1, deep) if deep else None
 
     def width_at(self, context: Tensor, level: Tensor, degree: Tensor, place: Tensor) -> Tensor:
         "The expected width, 0 to 1, (B, ...), at degrees (B, ...) and places of moduli (B, ...), 0 to 1."
@@ -383,16 +394,20 @@ class AdvancedGNNOptimizer(Heads):
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         refuse_sizes(self.settings)
         self.profile, self.caution, context = profile, caution, 16
+        deep = profile != "rlwe"  # its best modulus and width depend on weights and sizes, too
         self.encoder = Encoder((node_feat_dim, edge_feat_dim), hidden_dim, num_layers, num_heads, dropout, channels,
-                               growth, order, context)
-        self.make_heads(profile, context)
+                               growth, order, context, deep)
+        self.make_heads(profile, self.encoder.out, deep)
 
     def forward(self, batch: Batch) -> Output:
         "What the model says of a batch."
         hardness, context = self.encoder(batch)
-        modulus, fits = self.modulus(hardness[:, None].expand(-1, len(self.degrees)), batch.level)
         load, degree = blocks(batch, self.degrees), torch.arange(len(self.degrees), device=context.device)
-        degree = degree.expand(batch.size, -1)
+        degree, location = degree.expand(batch.size, -1), hardness[:, None].expand(-1, len(self.degrees))
+        if self.shift is not None:
+            spread = context[:, None].expand(-1, len(self.degrees), -1)
+            location = location + self.shift(degree, [], spread)[..., 0]
+        modulus, fits = self.modulus(location, batch.level)
         place = expected_place(modulus)
         width = self.width_at(context, batch.level, degree, place)
         costs = self.costs_at(context, load, degree, place, width)

@@ -83,7 +83,7 @@ class LatticeModel(Section):
 class LatticeLoss(Section):
     "Weights of the objective; the parameter loss has weight 1."
 
-    metrics: float = Field(20.0, gt=0, description="squared error of the three costs")
+    metrics: float = Field(100.0, gt=0, description="squared error of the three costs")
     choice: float = Field(0.05, ge=0, description="likelihoods of the right choices")
 
 class LatticeConfig(Config):
@@ -336,7 +336,7 @@ class LatticeTraining:
         told = lambda name: rival_figures(name, train.arrays, train.members, source.members, source.profile, cfg.seed)
         quick = {name: told(name) for name in ("mean", "table")}
         slow = [name for name in RIVALS if name not in quick]
-        return quick | {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}, 2) for name in slow}
+        return quick | {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}) for name in slow}
 
     def space(self, trial):
         return {
