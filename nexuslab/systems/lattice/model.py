@@ -263,8 +263,8 @@ class ChoiceHead(nn.Module):
         super().__init__()
         self.degrees, self.deep = degrees, deep  # deep: the context enters the network, too
         self.straight = nn.Linear(degrees + more, out)
-        self.bent = nn.Sequential(nn.Linear(degrees + more + context * deep, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
-                                  nn.Linear(64, out))
+        self.bent = nn.Sequential(
+            nn.Linear(degrees + more + context * deep, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, out))
         self.context = nn.Linear(context, out, bias=False)
         nn.init.normal_(self.context.weight, std=1e-3)
 
