@@ -298,7 +298,7 @@ class LatticeCircuits:
     def meta(self, train, cfg):
         return {"most_nodes": int(train.arrays["circuit_nodes"][train.members].max())}
 
-    def weigh(self, batch):
+    def count_items(self, batch):
         return float(batch.size)
 
     def show(self, batch, cfg, meta):
@@ -319,7 +319,7 @@ class LatticeTraining:
     def metrics(self, cfg):
         return {name: Mean() for name in ("violations_raw", "parameter_accuracy", "metrics_accuracy")}
 
-    def ideal(self, batch, cfg):
+    def perfect_prediction(self, batch, cfg):
         perfect = {"violations_raw": 0.0, "parameter_accuracy": 1.0, "metrics_accuracy": 1.0}
         return {name: (torch.tensor(value), batch.size) for name, value in perfect.items()}, perfect
 
