@@ -169,10 +169,13 @@ def manifest(plan: Plan) -> dict[str, Any]:
             "parameters": {k: v for k, v in dataclasses.asdict(plan).items() if k != "seed"}}
 
 def build(path: Path | str, plan: Plan, workers: int | None = None) -> Path:
-    "Build the HDF5 file, and the JSON beside it, unless they are there; returns the path of the first."
-    path = ensure_store(Path(path), manifest(plan), lambda: make_blocks(plan, workers))
-    if not path.with_suffix(".json").exists():
+    "Build the HDF5 file unless it is there, with the JSON beside it, and validate it; returns its path."
+    path = Path(path)
+    fresh = not path.exists()
+    ensure_store(path, manifest(plan), lambda: make_blocks(plan, workers))
+    if fresh:
         write_records(path, path.with_suffix(".json"))
+        validate(path)
     return path
 
 def write_records(store: Path, path: Path) -> Path:

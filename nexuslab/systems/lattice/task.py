@@ -277,9 +277,7 @@ class LatticeCircuits:
             validate(store)
             return store
         plan = cfg.plan()
-        path = store_path(root, self.name, manifest(plan))
-        if not path.exists():
-            validate(build(path, plan, cfg.data.workers))
+        path = build(store_path(root, self.name, manifest(plan)), plan, cfg.data.workers)
         if cfg.data.output_file:
             write_records(path, Path(root) / cfg.data.output_file)
         return path
