@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'WEIGHED', 'TREES', 'RIVALS', 'answers', 'pooled', 'by_mean', 'by_table', 'classified', 'by_trees',
-           'by_degree', 'rival_figures', 'judged_on', 'dealt', 'by_shuffled', 'proposals_of']
+           'by_degree', 'rival_figures', 'judged_on', 'dealt', 'by_shuffled', 'proposals_of', 'expected_r2']
 
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #35ba72a8
 from collections.abc import Callable
@@ -184,3 +184,13 @@ def proposals_of(model: AdvancedGNNOptimizer, arrays, asked, profile: Profile, a
         batch = collate(arrays, ids, profile.axes)
         found.append(propose(model, model(batch), batch.level))
     return Proposals(*(np.concatenate([getattr(x, name) for x in found]) for name in ("places", "feasible")))
+
+@torch.no_grad()
+def expected_r2(model: AdvancedGNNOptimizer, arrays, asked: np.ndarray, profile: Profile, at_once: int = 64) -> float:
+    "Explained variance of the expected n, log q and sigma, on axes from 0 to 1, over circuits with an answer."
+    model.eval()
+    batches = [collate(arrays, ids, profile.axes) for ids in np.array_split(asked, -(-len(asked) // at_once))]
+    made = np.concatenate([model(batch).expected().numpy() for batch in batches])
+    right, steps = answers(arrays, asked, profile), np.array([len(axis) - 1 for axis in profile.axes.values()])
+    wanted, made = (right.places / steps)[right.feasible], made[right.feasible]
+    return float(1 - ((made - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
