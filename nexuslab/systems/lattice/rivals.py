@@ -175,6 +175,7 @@ def by_shuffled(
         optimiser.step()
     return proposals_of(model, arrays, asked, profile)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #985de8f8
 @torch.no_grad()
 def proposals_of(model: AdvancedGNNOptimizer, arrays, asked, profile: Profile, at_once: int = 64) -> Proposals:
     "What a model proposes for examples of a file."
