@@ -334,6 +334,8 @@ SHORT = {
     "save_total_limit": "checkpoint.save_total_limit",
     "wandb": "track.wandb", "tensorboard": "track.tensorboard", "log_every": "track.log_every",
     "data_path": "data.path",
+    "num_samples": "data.num_samples", "min_nodes": "data.min_nodes", "max_nodes": "data.max_nodes",
+    "output_file": "data.output_file",
 }
 
 # %% ../nbs/engine/01_config.ipynb #ab7e9556
