@@ -531,10 +531,11 @@ def examine(e: Examination, check: Callable[[Examination], None]) -> None:
 
 # %% ../nbs/engine/15_doctor.ipynb #2c8a6c20
 def diagnose(run: Run, mend: bool = True) -> Examination:
-    "Examine a run directory, and mend it; one in which a process trains is refused."
+    "Examine a run directory, and mend it if it holds no links; one in which a process trains is refused."
     if busy(run):
         raise RunError(f"run {run.path.name}", found="a process that trains in it", expected="a run at rest",
                        remedy="wait for it, or stop it: touch stop in the run directory")
+    mend = mend and not any(path.is_symlink() for path in run.path.iterdir())  # else nothing is written in it
     e = Examination(run, mend)
     with run.exclusive() if mend else contextlib.nullcontext():
         for check, places in CHECKS.items():
@@ -550,6 +551,8 @@ def next_step(e: Examination) -> str:
     state, saved = "unknown", e.sound or e.unread or e.linked(e.run.path / "checkpoints")
     with contextlib.suppress(FormatError):
         state = e.run.status["state"]
+    if links := [f.place for f in e.findings if f.fault == "is a link" and "/" not in f.place]:
+        return f"replace {', '.join(map(shlex.quote, links))} by copies, then nexuslab doctor {name}"
     if not e.mend and e.findings:
         return f"nexuslab doctor {name}"
     if not saved and any(f.place.startswith("checkpoints/step_") and f.outcome == "lost" for f in e.findings):

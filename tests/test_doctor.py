@@ -262,24 +262,25 @@ def test_links_are_named_and_not_followed(run, tmp_path):
     """A folder, a file and a checkpoint that lie elsewhere: nothing there is touched, and the links stay."""
     for name in ("a.html", "b.png", "c.svg", "d.csv", "e.ipynb", "f.h5", "curves.png", ".x.csv.ab12cd3_.tmp"):
         (tmp_path / name).write_text("mine")
-    shutil.rmtree(run.path / "figures")
-    (run.path / "figures").symlink_to(tmp_path)
-    (run.path / "log.txt").unlink()
-    (run.path / "log.txt").symlink_to(tmp_path / "d.csv")
     best = run.checkpoint("best")
     shutil.move(best, tmp_path / "best")
     best.symlink_to(tmp_path / "best")
     cut(tmp_path / "best" / "state.json")
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    pointers = [pointer(run, name).read_bytes() for name in ("last", "best")]
+    elsewhere = lambda: {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and run.path not in p.parents}
+    before, pointers = elsewhere(), [pointer(run, name).read_bytes() for name in ("last", "best")]
+    noted = [(f.place, f.outcome) for f in diagnose(run).findings]
+    assert (f"checkpoints/{best.name}", "noted") in noted and {outcome for _, outcome in noted} == {"noted"}
+    assert [pointer(run, name).read_bytes() for name in ("last", "best")] == pointers and elsewhere() == before
+    shutil.rmtree(run.path / "figures")
+    (run.path / "figures").symlink_to(tmp_path)
+    (run.path / "log.txt").unlink()
+    (run.path / "log.txt").symlink_to(tmp_path / "d.csv")
+    (run.path / "report.ipynb").write_text("{")
     e = diagnose(run)
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert sorted((f.place, f.outcome) for f in e.findings) == [
-        (f"checkpoints/{best.name}", "noted"), ("figures", "noted"), ("log.txt", "noted")]
-    assert [pointer(run, name).read_bytes() for name in ("last", "best")] == pointers
-    shutil.move(run.path / "checkpoints", tmp_path / "all")
-    (run.path / "checkpoints").symlink_to(tmp_path / "all")
-    assert verdict(e := diagnose(run)) == "3 noted" and "--resume" not in next_step(e)  # finished as it was
+    assert {f.place: f.outcome for f in e.findings} == dict(noted) | {
+        "figures": "noted", "log.txt": "noted", "report.ipynb": "lost"}
+    assert next_step(e) == f"replace figures, log.txt by copies, then nexuslab doctor {run.path.name}"
+    assert elsewhere() == before and (run.path / "report.ipynb").read_text() == "{"  # nothing is written beside links
 
 
 def test_checkpoints_that_are_gone_are_lost(run, home, capsys):
@@ -320,6 +321,7 @@ def test_a_save_that_was_killed_is_not_lost(run):
     record.write_bytes(b"".join(lines[: first + 1]))
     run.set_status(record=record.stat().st_size, state="died")
     shutil.rmtree(run.path / "checkpoints")
+    (run.path / "evaluation.json").unlink()
     assert verdict(diagnose(run)) == "1 mended" and next_step(diagnose(run)).endswith(f"--resume {run.path.name}")
 
 
