@@ -375,7 +375,7 @@ def test_what_a_journal_says_of_a_trial_is_checked_before_it_is_used(kind, studi
     task, root = studied[0], tmp_path / "project"
     journal = rewritten(studied, root, DAMAGE[kind])
     victim = tmp_path / "victim"
-    (victim / "checkpoints" / ".step_1").mkdir(parents=True)
+    (victim / "checkpoints" / ".step_00000001.tmp").mkdir(parents=True)
     (victim / "status.json").write_text('{"state": "created"}')
     (root / "runs" / "tiny" / "link").symlink_to(victim)
     whole, before = journal.read_bytes(), (kept(victim), kept(root / "runs" / "tiny"))
