@@ -42,18 +42,18 @@ from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 # %% auto #0
-__all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows', 'read_rows',
-           'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker', 'NoTracker',
-           'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison',
-           'grouped_figures']
+__all__ = ['PACKAGES', 'PLACE', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows',
+           'read_rows', 'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker',
+           'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table',
+           'comparison', 'grouped_figures']
 
 # %% ../nbs/engine/06_run.ipynb #5e6f7a81
 import nexuslab
 from .config import SHORT, Config, Track, flatten, validated
 from nexuslab.core import (
-    MAX_YAML, ConfigError, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest,
+    MAX_YAML, SEAL, ConfigError, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest,
     file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes,
-    read_sealed, sync_folder, visible, write_sealed,
+    read_json, read_sealed, sync_folder, visible, write_sealed,
 )
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
@@ -224,13 +224,17 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
         behind, damaged = end, damaged + lost
     return rows, behind, damaged
 
+PLACE = re.compile(rb'{"step": (\d+), .*?"attempt": (\d+)')  # how a row begins
+
 def damaged_rows(path: Path) -> int:
-    "How many lines of a record are damaged, which every reader leaves out; the last one may still be written."
+    "How many lines of a record are damaged, or behind one that belongs elsewhere; the last one may still be written."
     with contextlib.suppress(FormatError), open_regular(path, MAX_RECORD) as file:  # unreadable: tells nothing
-        count, before = 0, b""
+        count, before, last = 0, b"", (0, 0)
         for line in (line[:-1] for line in file if line.endswith(b"\n") and line != b"\n"):
-            count += line == before or not is_whole(line) and row_of(line) is None
-            before = line
+            step, attempt = map(int, found.groups()) if (found := PLACE.match(line)) else last
+            back = attempt == last[1] and step < last[0]  # no training goes back within an attempt
+            count += back or line == before or not is_whole(line) and row_of(line) is None
+            before, last = line, (step, attempt)
         return count
     return 0
 
@@ -681,6 +685,9 @@ def evaluated(run: Run) -> dict:
     "The content of evaluation.json, empty where there is none; a damaged one is a `FormatError`."
     path = run.path / "evaluation.json"
     found = read_sealed(path, unsealed=True) if is_there(path) else {}
+    if found and SEAL not in read_json(path) and has_seals(run):
+        raise FormatError(f"{path} has changed", found="no seal, in a run that has seals", expected="what was written",
+                          remedy=f"delete it, and evaluate again: nexuslab evaluate --run {run.path.name}")
     if not all(map(is_entry, found.values())):
         raise FormatError(f"{path} is damaged", found="an entry without figures", expected="figures of each split",
                           remedy=f"delete it, and evaluate again: nexuslab evaluate --run {run.path.name}")
@@ -693,6 +700,13 @@ def is_entry(entry: Any) -> bool:
     columns = [entry.get("figures"), *entry.get("baselines", {}).values()]
     scalars = all(isinstance(c, dict) and not any(isinstance(v, (dict, list)) for v in c.values()) for c in columns)
     return scalars and isinstance(entry.get("manifest"), (str, type(None)))
+
+# %% ../nbs/engine/06_run.ipynb #299a1731
+def has_seals(run: "Run") -> bool:
+    "Whether a run's record knows the seals of its checkpoints; those of the first version had none."
+    from nexuslab.checkpoint import saves  # late: a later chapter, and it imports torch
+
+    return any("manifest" in row for row in saves(run.path / "checkpoints"))
 
 # %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:

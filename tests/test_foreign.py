@@ -9,11 +9,11 @@ from tiny import Scripted, points, train
 from torch.utils.data import DataLoader
 
 from nexuslab.checkpoint import open_checkpoint, point, pointed
-from nexuslab.core import CheckpointError, RunError, digest, write_json
+from nexuslab.core import CheckpointError, FormatError, RunError, digest, write_json
 from nexuslab.data import Fetch, Key
 from nexuslab.evaluate import kept_figures, write_evaluation
 from nexuslab.jobs import main
-from nexuslab.run import Run, comparison, given_up
+from nexuslab.run import Run, comparison, given_up, left_out
 
 TASK = Scripted(steps=6, **{"checkpoint.eval_every": 2, "checkpoint.save_every": 2})
 
@@ -73,6 +73,23 @@ def test_figures_of_another_run_are_marked(pair):
     table = comparison(pair)
     assert "does not know" in table.loc["figures", pair[0].path.name]
     assert table.isna().loc["figures", pair[1].path.name]
+
+
+def test_figures_without_their_seal_are_refused(pair):
+    write_evaluation(pair[0], "test", {"checkpoint": "last", "step": 6, "figures": {"loss": 0.5}, "baselines": {}})
+    unsealed = {"test": pair[0].evaluation["test"] | {"figures": {"loss": 0.001}}}
+    write_json(pair[0].path / "evaluation.json", unsealed)
+    with pytest.raises(FormatError, match="no seal"):
+        pair[0].evaluation
+
+
+def test_a_row_in_another_place_is_told(pair):
+    """A row of the record over an earlier one: the steps go back, and what stood there is missing."""
+    record = pair[0].path / "metrics.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    assert left_out(pair[0]) == ""
+    record.write_bytes(b"".join([*lines[:2], lines[-2], *lines[3:]]))
+    assert "1 damaged rows" in left_out(pair[0])
 
 
 def test_a_baseline_under_another_name_is_computed_again(tmp_path, capsys):
