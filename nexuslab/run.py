@@ -42,10 +42,10 @@ from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 # %% auto #0
-__all__ = ['PACKAGES', 'PLACE', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows',
-           'read_rows', 'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker',
-           'NoTracker', 'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table',
-           'comparison', 'grouped_figures']
+__all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows', 'read_rows',
+           'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker', 'NoTracker',
+           'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison',
+           'grouped_figures']
 
 # %% ../nbs/engine/06_run.ipynb #5e6f7a81
 import nexuslab
@@ -215,6 +215,9 @@ def read_chunks(path: Path, offset: int = 0) -> Iterator[tuple[list[dict], int, 
                 offset, rest, damaged = offset + len(rest), b"", damaged + 1
             yield rows, offset, damaged
 
+# %% ../nbs/engine/06_run.ipynb #1ff01d90
+PLACE = re.compile(rb'{"step": (\d+), .*?"attempt": (\d+)')  # how a row begins
+
 # %% ../nbs/engine/06_run.ipynb #85d76a65
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
     "The complete rows after a byte offset, the offset behind them, and the number of damaged lines among them."
@@ -223,8 +226,6 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
         rows += some
         behind, damaged = end, damaged + lost
     return rows, behind, damaged
-
-PLACE = re.compile(rb'{"step": (\d+), .*?"attempt": (\d+)')  # how a row begins
 
 def damaged_rows(path: Path) -> int:
     "How many lines of a record are damaged, or behind one that belongs elsewhere; the last one may still be written."
