@@ -497,7 +497,9 @@ def run_study(
                 continue
         if not running:
             return
-        told = told or write(f"{running} trials of other calls are at work: waiting for them") or True
+        if not told:
+            write(f"{running} trials of other calls are at work: waiting for them")
+            told = True
         time.sleep(WAIT_SECONDS)
 
 # %% ../nbs/engine/11_tune.ipynb #3fd87b19
