@@ -15,14 +15,14 @@ from nexuslab.evaluate import kept_figures, write_evaluation
 from nexuslab.jobs import main
 from nexuslab.run import Run, comparison, given_up, left_out
 
-TASK = Scripted(steps=6, **{"checkpoint.eval_every": 2, "checkpoint.save_every": 2})
+CADENCE = {"checkpoint.eval_every": 2, "checkpoint.save_every": 2}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Two trained runs that differ in their seed; copied, never changed."""
     root = tmp_path_factory.mktemp("made")
-    return [train(TASK, root, seed=seed).run for seed in (0, 1)]
+    return [train(Scripted(steps=6, **CADENCE), root, seed=seed).run for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -109,8 +109,9 @@ def test_nothing_is_written_through_a_link(pair, tmp_path, name):
     shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
     elsewhere.mkdir() if name == "figures" else elsewhere.write_text("mine\n")
     own.symlink_to(elsewhere)
+    task = Scripted(steps=9, **CADENCE)
     for act in (
-        lambda: train(TASK, run.root, run=run, resume="last", steps=9), lambda: run.set_status(state="running"),
+        lambda: train(task, run.root, run=run, resume="last"), lambda: run.set_status(state="running"),
         lambda: run.keep("curves", plt.figure()),
     ):
         with pytest.raises(RunError, match=f"links: {name}"):

@@ -6,7 +6,7 @@ import pytest
 from tiny import Halt
 
 from nexuslab.config import overlay
-from nexuslab.core import Interrupted, RunError
+from nexuslab.core import Interrupted, RunError, write_sealed
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
@@ -73,7 +73,7 @@ def test_what_changed_is_named(finished, what):
                 record["test"]["figures"]["auroc"] += 0.01
             else:
                 record |= {"code": "0" * 16} if what == "code" else {"packages": record["packages"] | {"torch": "1.0"}}
-            target.write_text(json.dumps(record))
+            write_sealed(target, record)
         found = reproduce(finished, write=lambda text: None)
         expected = {
             "seed": "seed was 0", "package": "package torch: was 1.0", "figure": "auroc was",

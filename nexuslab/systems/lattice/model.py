@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GATv2Conv
 
 from ...core import CheckpointError, ConfigError, atomic_path
 from ...run import Run
@@ -191,6 +190,7 @@ class AttentionLayer(nn.Module):
     "One round of attention over the edges that enter a node, with a residual connection."
 
     def __init__(self, width: int, heads: int, edge_width: int, dropout: float):
+        from torch_geometric.nn import GATv2Conv  # late: the first row of a training needs none
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attend = GATv2Conv(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_ndtr
 
 from ...core import ConfigError, DataError, did_you_mean
 from .circuit import Statistics
@@ -296,6 +295,7 @@ def rlwe_bits(profile: Rlwe, n, q, sigma) -> np.ndarray:
 
 def rlwe_judge(profile: Rlwe, some, n, q, sigma) -> dict[str, np.ndarray]:
     "What points give and cost; the failure of any of n coefficients is bounded by their sum."
+    from scipy.special import log_ndtr  # late: the first row of a training needs none
     size, prove, verify = rlwe_costs(some, n, q)
     room = allowed_growth(n, q, sigma) - some.growth
     tail = log_ndtr(-DEVIATIONS * np.exp(np.clip(room, -50, 50) / 2)) / np.log(2)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from ...core import ConfigError, did_you_mean, mix
 from ...store import Ragged
@@ -86,12 +85,14 @@ TREES = {"max_iter": 150, "learning_rate": 0.1, "early_stopping": False}
 
 def classified(features: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     "Labels of the asked rows by boosted trees; the only label where there is one."
+    from sklearn.ensemble import HistGradientBoostingClassifier  # late: the first row of a training needs none
     if len(np.unique(labels)) == 1:
         return np.full(len(asked), labels[0])
     return HistGradientBoostingClassifier(random_state=seed, **TREES).fit(features, labels).predict(asked)
 
 def by_trees(arrays, train, asked, profile: Profile, seed: int = 0, growth: bool = False) -> Proposals:
     "Boosted trees on pooled counts."
+    from sklearn.ensemble import HistGradientBoostingRegressor  # late: the first row of a training needs none
     given, wanted = pooled(arrays, train, growth), pooled(arrays, asked, growth)
     told = answers(arrays, train, profile)
     feasible = classified(given, told.feasible, wanted, seed)

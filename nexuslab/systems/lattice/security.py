@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln
 
 from ...core import ConfigError, did_you_mean
 
@@ -196,6 +195,7 @@ def bdd(lwe: Instance, cost_model: str) -> list[np.ndarray]:
     def halves(b):
         d, ld = uses(a, b, top)
         def finds(e):
+            from scipy.special import gammaln  # late: the first row of a training needs none
             ball = gammaln(e / 2 + 1) / e - 0.5 * np.log(np.pi)
             return ball + (e - d) * ld + q - a / d >= error + 0.5 * np.log(e)
         eta = smallest(finds, np.full(n.shape, 2.0), d)

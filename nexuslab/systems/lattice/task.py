@@ -258,6 +258,9 @@ def circuits_from(inputs: Any) -> Circuits:
     inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     if not inputs:
         raise DataError("circuits to answer for", found="none", expected="one at least", remedy="leave inputs out")
+    if odd := [item for item in inputs if not isinstance(item, (str, Path, dict))]:
+        raise DataError("circuits to answer for", found=repr(odd[0])[:100], expected="files of JSON, or graphs",
+                        remedy="give file names, JSON objects, or x, edge_index and edge_attr of each circuit")
     graph = {"x", "edge_index", "edge_attr"}
     tensors = lambda item: isinstance(item, dict) and graph <= set(item)
     return stack([from_features(item["x"], np.asarray(item["edge_index"], np.int64), item["edge_attr"])
