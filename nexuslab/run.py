@@ -712,7 +712,7 @@ def has_seals(run: "Run") -> bool:
 # %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:
     "Split -> what is to be said of its figures, if their checkpoint belongs to a history that was given up."
-    from nexuslab.checkpoint import saves  # late: a later chapter, and it imports torch
+    from nexuslab.checkpoint import POINTERS, saves  # late: a later chapter, and it imports torch
 
     sealed = {split: entry for split, entry in evaluated(run).items() if entry.get("manifest")}
     rows = saves(run.path / "checkpoints") if sealed else []
@@ -720,7 +720,10 @@ def given_up(run: Run) -> dict[str, str]:
     lost = {row.get("manifest") for row in rows if row["event"] == "saved"} - kept
     told = "of a checkpoint of step {}, which a later attempt gave up"
     found = {split: told.format(e.get("step")) for split, e in sealed.items() if e["manifest"] in lost}
-    told, known = "of a checkpoint of step {} that this run's record does not know", kept | lost
+    told, known = "of a checkpoint of step {} that this run does not know", kept | lost
+    for name in POINTERS.values() if known else ():  # rows of the record may be damaged
+        with contextlib.suppress(FormatError):
+            known.add(read_sealed(run.path / "checkpoints" / name).get("manifest"))
     foreign = {split: e for split, e in sealed.items() if known and e["manifest"] not in known}
     return found | {split: told.format(e.get("step")) for split, e in foreign.items()}
 

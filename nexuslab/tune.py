@@ -16,6 +16,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 import warnings
@@ -106,7 +107,8 @@ class Journal(JournalFileBackend):
                 lines.append(f'{line[:-1]},"check":"{check}"}}\n'.encode())
             self.write_at(offset, data := b"".join(lines))
             with contextlib.suppress(OSError):  # the lines are written; an older length is as true
-                self.end.write_text(str(offset + len(data)), encoding="utf-8")
+                if not os.path.lexists(self.end) or stat.S_ISREG(os.lstat(self.end).st_mode):
+                    self.end.write_text(str(offset + len(data)), encoding="utf-8")
         finally:
             self.lock.release()
 
