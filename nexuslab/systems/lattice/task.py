@@ -108,7 +108,7 @@ class LatticeConfig(Config):
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #2ffd886c
 def base() -> LatticeConfig:
-    "Circuits of at most 300 nodes, a small network: ten minutes on two cores."
+    "Circuits of at most 300 nodes, a small network: three minutes of processor time on one thread."
     return LatticeConfig(
         compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
         budget=Budget(epochs=14), loader=Loader(batch_size=128, eval_batch_size=256),
