@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_store', 'Ragged', 'require_space', 'arrays_digest', 'Store', 'store_path', 'without_building', 'ensure_store',
-           'cores', 'map_parallel']
+           'existing_store', 'cores', 'map_parallel']
 
 # %% ../nbs/engine/02b_store.ipynb #5704e003
 import contextlib
@@ -414,6 +414,20 @@ def refuse_other_manifest(store: Store, wanted: dict) -> None:
     if found != json.loads(json.dumps(plain(wanted))):
         raise DataError(f"dataset {store.path}", found=f"a file made by {found}", expected=f"one by {plain(wanted)}",
                         remedy="delete the file and run 01_prepare again")
+
+# %% ../nbs/engine/02b_store.ipynb #73d23074
+def existing_store(
+    root: Path | str,  # the project root
+    path: Path | str,  # `data.path` of a configuration: absolute, or from the root
+    generator: str,  # as the system's manifests say
+) -> Path:
+    "The file that a configuration names in place of one made from its settings."
+    store = Store(Path(root) / path)
+    store.close()
+    if (found := store.manifest.get("generator")) != generator:
+        raise DataError(f"data.path {path}", found=f"a file made by {found!r}", expected=f"one made by {generator!r}",
+                        remedy="name a file of this system, or leave data.path out")
+    return store.path
 
 # %% ../nbs/engine/02b_store.ipynb #b200fdfd
 def cores() -> int:

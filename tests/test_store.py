@@ -6,8 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
+from nexuslab.config import overlay
 from nexuslab.core import DataError
 from nexuslab.store import Ragged, Store, write_store
+from nexuslab.task import get_task
 
 RNG = np.random.default_rng(0)
 ROWS = 90_000  # 11 chunks of the widest array, and a rest
@@ -98,3 +100,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     few, many = peak(20), peak(120)
     print(f"{few:.0f} and {many:.0f} MiB")
     assert many < few + 10 and (tmp_path / "120.h5").stat().st_size > 150e6
+
+
+@pytest.mark.parametrize("system", ["circuits", "collatz", "lattice"])
+def test_a_dataset_that_is_named_by_its_path_is_found_from_the_root_or_refused(system, tmp_path, monkeypatch):
+    """Never from the working directory; a file of another system is refused before its arrays are missed."""
+    task = get_task(system)
+    cfg = overlay(task.presets["smoke"](), {"data.path": "given.h5"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="no such file"):
+        task.prepare(cfg, tmp_path)
+    write_store(tmp_path / "given.h5", {"generator": "another"}, {"x": np.zeros(3)})
+    with pytest.raises(DataError, match=f"(?s)made by 'another'.*one made by '{system}'"):
+        task.prepare(cfg, tmp_path)

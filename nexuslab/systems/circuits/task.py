@@ -10,7 +10,6 @@ __all__ = ['FIGURES', 'TASK', 'CircuitData', 'CircuitModel', 'CircuitLoss', 'Cir
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from pydantic import Field
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
 from ...core import DataError, mix
 from ...data import Source, Splits
-from ...store import Store, store_path
+from ...store import Store, existing_store, store_path
 from ...metrics import Mean, Part
 from ...optim import learning_rate, make_optimizer
 from .analysis import KINDS, Circuit, response, response_kind
@@ -370,8 +369,7 @@ class CircuitSet:
 
     def prepare(self, cfg, root):
         if cfg.data.path:
-            path = Path(cfg.data.path)
-            return Store(path if path.is_absolute() else Path(root) / path).path
+            return existing_store(root, cfg.data.path, "circuits")
         parameters = cfg.data.parameters()
         return build(
             store_path(root, self.name, manifest(parameters, cfg.seed)), parameters, cfg.seed, cfg.data.workers

@@ -9,7 +9,6 @@ __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'TASK', 'CollatzData', 'CollatzModel
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import warnings
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest, mix
 from ...data import Splits
-from ...store import Store, ensure_store, store_path
+from ...store import Store, ensure_store, existing_store, store_path
 from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
     TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell,
@@ -473,8 +472,7 @@ class CollatzNumbers(Task):
 
     def prepare(self, cfg, root):
         if cfg.data.path:
-            path = Path(cfg.data.path)
-            return Store(path if path.is_absolute() else Path(root) / path).path
+            return existing_store(root, cfg.data.path, "collatz")
         return ensure_store(store_path(root, self.name, manifest(cfg)), manifest(cfg), lambda: build(cfg))
 
     def data(self, cfg, root):

@@ -20,7 +20,7 @@ from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedu
 from ...core import ConfigError, DataError, digest
 from ...data import Source, Splits
 from ...metrics import Mean, Part
-from ...store import Store, store_path
+from ...store import Store, existing_store, store_path
 from .circuit import KINDS, Circuits, adder, from_features, hash_rounds, read_circuit, stack
 from nexuslab.systems.lattice.data import (
     LEVELS, Plan, build, manifest, profile_of, statistics_of, validate, write_records,
@@ -275,8 +275,7 @@ class LatticeCircuits:
 
     def prepare(self, cfg, root):
         if cfg.data.path:
-            path = Path(cfg.data.path)
-            store = Store(path if path.is_absolute() else Path(root) / path).path
+            store = existing_store(root, cfg.data.path, "lattice")
             validate(store)
             return store
         plan = cfg.plan()
