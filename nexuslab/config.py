@@ -132,6 +132,10 @@ class Budget(Section):
             raise ValueError("exactly one of epochs and steps must be given")
         return self
 
+# %% ../nbs/engine/01_config.ipynb #a8ad2750
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+
+
 # %% ../nbs/engine/01_config.ipynb #f7f28dc7
 class Optim(Section):
     "The optimiser, clipping and accumulation."
@@ -142,9 +146,7 @@ class Optim(Section):
         "orthogonalised momentum, the rest by adamw",
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field(
-        (0.9, 0.999), description="decay of Adam's first and second moments, each in [0, 1)"
-    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of Adam's first and second moments")
     eps: float = Field(1e-8, gt=0, description="Adam's denominator term")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, and of muon's matrices")
     step_rms: float = Field(

@@ -8,13 +8,15 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 from tiny import Scripted, train
+from torch import nn
 
 from nexuslab.config import (
     Budget,
     Config,
     Optim,
+    Schedule,
     Section,
     Stop,
     Track,
@@ -28,6 +30,7 @@ from nexuslab.core import ConfigError, RunError
 from nexuslab.fit import fit
 from nexuslab.setup import plan_steps
 from nexuslab.jobs import said_by
+from nexuslab.optim import learning_rate, make_optimizer
 from nexuslab.run import Run, new_folder
 from nexuslab.task import get_task
 
@@ -61,6 +64,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
 )
 number = st.floats(allow_nan=False)
 positive = st.floats(min_value=1e-300, max_value=1e300)
+share = st.floats(min_value=0, max_value=1, exclude_max=True)
 source = st.builds(Source, path=text, rate=st.none() | number, sizes=st.lists(st.integers(), max_size=3).map(tuple))
 stream = st.builds(Stream, address=text, inner=st.none() | source)
 data = st.builds(
@@ -83,7 +87,7 @@ configurations = st.builds(
     init_from=st.none() | text.filter(bool),
     data=data,
     budget=budget,
-    optim=st.builds(Optim, lr=positive, clip=st.none() | positive, betas=st.tuples(number, number)),
+    optim=st.builds(Optim, lr=positive, clip=st.none() | positive, betas=st.tuples(share, share)),
     stop=st.builds(Stop, baseline=st.none() | number, monitor=text),
     track=st.builds(Track, tags=st.lists(text, max_size=3).map(tuple), entity=st.none() | text),
 )
@@ -355,3 +359,28 @@ def test_old_options_are_answered(capsys):
         with pytest.raises(SystemExit):
             said_by(verb, old.split())
         assert new in capsys.readouterr().err.split(": error: ")[-1], old
+
+
+anything = share | share | share | st.floats(min_value=-1, max_value=2)
+sections = {
+    Optim: st.fixed_dictionaries({
+        "name": st.sampled_from(["adamw", "adam", "sgd", "muon"]), "betas": st.tuples(anything, anything),
+        "lr": anything, "eps": anything, "momentum": anything, "step_rms": anything, "weight_decay": anything,
+    }),
+    Schedule: st.fixed_dictionaries({
+        "name": st.sampled_from(["cosine", "linear", "step", "constant"]), "min_lr": anything,
+        "warmup_steps": st.integers(-1, 9), "warmup_ratio": st.none() | anything, "step_size": st.integers(-1, 9),
+    }),
+}
+
+
+@given(optim=sections[Optim], schedule=sections[Schedule])
+def test_every_accepted_optimiser_is_made(optim, schedule):
+    """What the configuration accepts, the optimiser and the schedule take; what they refuse, it refuses."""
+    try:
+        optim, schedule = Optim(**optim), Schedule(**schedule)
+    except ValidationError:
+        return
+    found = make_optimizer(optim, nn.Linear(2, 3))
+    assert sum(len(g["params"]) for g in found.param_groups) == 2
+    assert all(learning_rate(schedule, optim.lr, step, 20) >= 0 for step in range(20))
