@@ -40,7 +40,7 @@ from nexuslab.core import (
 from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
-from .run import Run, given_up, left_out
+from .run import Run, given_up, has_seals, left_out
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
 from .task import HasLatent, Task, get_task
@@ -450,11 +450,14 @@ def report(run: Run, output: Path | None = None) -> Path:
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
     for name in ("report", "analyse"):
         if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere, which is told
-            notebook.cells += received_cells(run.path / f"{name}.ipynb")
+            notebook.cells += received_cells(run.path / f"{name}.ipynb", has_seals(run))
     return write_html(notebook, output or run.path / "report.html", run.path.name)
 
 # %% ../nbs/engine/12_views.ipynb #57ef595f
-def received_cells(path: Path) -> list:
+def received_cells(
+    path: Path,  # of a notebook
+    sealed: bool = False,  # whether its job must have sealed it, as those of every run with seals did
+) -> list:
     "The cells of a notebook of unknown origin: sources, texts and pictures, without metadata, widgets and scripts."
     import nbformat
 
@@ -464,7 +467,8 @@ def received_cells(path: Path) -> list:
         told = json.loads(text)
         if told["nbformat"] != 4:  # of another format outputs stand elsewhere, and the seal knows nothing of it
             raise ValueError(f"format {told['nbformat']}")
-        if told["metadata"].get(SEAL) not in (None, digest(told["cells"], 64)):
+        seal = told["metadata"].get(SEAL)
+        if seal != digest(told["cells"], 64) and (sealed or seal is not None):
             changed = f"{path.name} is not as its job wrote it: it has been edited or damaged"
             warnings.warn(changed, stacklevel=2)
             cells.append(nbformat.v4.new_markdown_cell(f"**{changed}.**"))

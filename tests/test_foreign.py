@@ -2,6 +2,7 @@
 import shutil
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,9 @@ from nexuslab.core import CheckpointError, FormatError, RunError, digest, write_
 from nexuslab.data import Fetch, Key
 from nexuslab.evaluate import kept_figures, write_evaluation
 from nexuslab.jobs import main
+from nexuslab.kernels import RunStore
 from nexuslab.run import Run, comparison, given_up, left_out
+from nexuslab.views import report
 
 CADENCE = {"checkpoint.eval_every": 2, "checkpoint.save_every": 2}
 
@@ -139,3 +142,15 @@ def test_a_source_reaches_spawned_workers():
     loader = DataLoader(fetch, sampler=keys, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     [(x, y)] = list(loader)
     assert torch.equal(x, fetch[keys[0]][0]) and len(y) == 2
+
+
+def test_a_notebook_without_a_seal_is_told(pair):
+    """In a run whose files are sealed, a notebook that its job did not write is shown as what it is."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("loss 0.001")])
+    path = pair[0].path / "report.ipynb"
+    nbformat.write(book, path)
+    with pytest.warns(UserWarning, match="not as its job wrote it"):
+        text = report(pair[0]).read_text(encoding="utf-8")
+    assert "report.ipynb is not as its job wrote it" in text and "loss 0.001" in text
+    RunStore.write(nbformat.writes(book), f"nexuslab://train/x.ipynb?{path}")
+    assert "not as its job wrote it" not in report(pair[0]).read_text(encoding="utf-8")
