@@ -183,7 +183,10 @@ class Stop(Section):
     "Which scalar decides what is best, and early stopping on it."
 
     enabled: bool = Field(False, description="stop early")
-    monitor: str = Field("val/loss", description="scalar of an evaluation that decides which checkpoint is best")
+    monitor: str = Field(
+        "val/loss", pattern="^val/.",
+        description="scalar of an evaluation, val/ and its name, that decides which checkpoint is best"
+    )
     mode: Literal["min", "max"] = Field("min", description="whether smaller or larger is better")
     patience: int = Field(
         20, ge=1, description="evaluations that have the monitored scalar, without improvement, before stopping"

@@ -19,6 +19,7 @@ from tiny import Halt, Scripted, events
 from tiny import train as trained
 
 from nexuslab.config import SHORT, Config, fields_of, put, resolve
+from nexuslab.config import overlay
 from nexuslab.core import ConfigError, DataError, NexusError
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
@@ -562,10 +563,12 @@ def test_an_unknown_monitor_is_refused_before_the_first_step(tmp_path):
     """Afresh and on resume, whose run stays as it was; a part that only evaluations have is known."""
     seen = []
     task = Scripted(script=lambda step: 1.0, factor=lambda step: seen.append(step) or 1.0, steps=4)
-    for monitor in ("val/scor", "val/learning_rate", "train/loss"):
+    for monitor in ("val/scor", "val/learning_rate"):
         with pytest.raises(ConfigError, match="stop.monitor") as caught:
             trained(task, tmp_path, monitor=monitor)
         assert not seen and "val/loss, val/score" in caught.value.remedy
+    with pytest.raises(ConfigError, match="stop.monitor.*\n.*train/loss.*\n.*val/ and its name"):  # before any data
+        overlay(task.config, {"stop.monitor": "train/loss"})
     run = trained(task, tmp_path, [Halt(2)], monitor="val/score").run
     before = [(run.path / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
     with pytest.raises(ConfigError, match="stop.monitor"):

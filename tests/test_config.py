@@ -88,7 +88,7 @@ configurations = st.builds(
     data=data,
     budget=budget,
     optim=st.builds(Optim, lr=positive, clip=st.none() | positive, betas=st.tuples(share, share)),
-    stop=st.builds(Stop, baseline=st.none() | number, monitor=text),
+    stop=st.builds(Stop, baseline=st.none() | number, monitor=text.map("val/x{}".format)),
     track=st.builds(Track, tags=st.lists(text, max_size=3).map(tuple), entity=st.none() | text),
 )
 

@@ -19,6 +19,7 @@ from nexuslab.parameters import job_notebooks, parameters_of
 from nexuslab.task import get_task
 
 FULL = 10_000
+LIMIT = 120.0  # a dry run of a system builds its data where they are missing
 JOBS = ("prepare", "inspect", "train", "evaluate", "tune", "sample", "analyse", "compare")
 WORDS = (
     "", " ", "-", "--", "-o", "-h", "%", "%s", "%(x)s", "[", "]", "{", "{}", "[]", "{a: 1}", "[1, 2]", "null", "~",
