@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from tiny import Halt, Scripted, events
 from tiny import train as trained
 
-from nexuslab.config import SHORT, Config, fields_of, put, resolve
-from nexuslab.config import overlay
+from nexuslab.config import SHORT, Config, fields_of, overlay, put, resolve
 from nexuslab.core import ConfigError, DataError, NexusError
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
