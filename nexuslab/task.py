@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from torch import nn
 
 from .batch import examples_of, leaves
 from .config import Config
-from .core import ConfigError, ModelError, NexusError, local_systems, mix, module_of, system_modules
+from .core import ConfigError, ModelError, NexusError, local_systems, mix, module_of, system_modules, visible
 from .data import Source, Splits
 from .draws import box_muller, rows_of
 from .metrics import Part
@@ -60,6 +61,10 @@ class At:
     values: dict[str, Any] = field(default_factory=dict)  # of the updaters, such as a KL weight
     state: Any = None  # of a system that carries one (`HasState`): what the examples before these handed on
     drawn: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # names of draws made
+
+    def for_examples(self, ids: np.ndarray) -> "At":
+        "The same place in the run for other examples, whose draws are their own: a chunk of an evaluation."
+        return dataclasses.replace(self, ids=ids)
 
     def draw_seed(self, name: str) -> int:
         "The seed of a draw: a function of (seed, name, step), or of (seed, name) in evaluation."
@@ -310,12 +315,13 @@ class CanSample(ABC):
 
     @abstractmethod
     def sample(self, model: nn.Module, n: int, cfg: Config, meta: dict, at: At) -> dict[str, Any]:
-        """n new examples: name -> tensor or array of n rows, or a list of n of unequal length. All draws are those of
-        `at`, such as `at.normal((n, D), "latent")`: they are keyed by the example, so that chunks do not matter."""
+        """n new examples: name -> tensor or array of n rows, or a list of n arrays of unequal length, of n texts or
+        of n numbers. All draws are those of `at`, such as `at.normal((n, D), "latent")`: they are keyed by the
+        example, so that chunks do not matter."""
 
-    @abstractmethod
-    def contact_sheet(self, samples: dict[str, np.ndarray | list[np.ndarray]], cfg: Config, meta: dict):
-        "A matplotlib figure that shows some samples."
+    def contact_sheet(self, samples: dict[str, np.ndarray | list], cfg: Config, meta: dict):
+        "A matplotlib figure that shows some samples: by default the texts, or the numbers of the first array."
+        return show_samples(samples)
 
 class HasLatent(ABC):
     "A system whose model has a latent space: t-SNE, PCA, silhouette and interpolation come with it."
@@ -342,6 +348,25 @@ class HasOptimizer(ABC):
     @abstractmethod
     def optimizer(self, model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
         "The optimiser; the schedule multiplies the rate of each of its groups by the same factor."
+
+# %% ../nbs/engine/04_task.ipynb #7805ddf6
+def show_samples(samples: dict[str, np.ndarray | list]):
+    "A picture of samples: the first texts, if there are any, else the numbers of the first array."
+    texts = [rows for rows in samples.values() if isinstance(rows, list) and isinstance(rows[0], str)]
+    return show_texts(texts[0]) if texts else show_numbers(samples, "samples")
+
+def show_texts(texts: Sequence[str], most: int = 12, lines: int = 6, width: int = 100):
+    "A picture of the first texts, each in at most so many lines; what does not print is escaped."
+    import matplotlib.pyplot as plt  # late: training needs no plots
+
+    shown = []
+    for number, text in enumerate(texts[:most]):
+        wrapped = [part for line in text.splitlines() for part in textwrap.wrap(visible(line), width) or [""]]
+        rest = [f"… and {len(wrapped) - lines} lines"] if len(wrapped) > lines else []
+        shown += [f"{'' if k else number:>3}  {line}" for k, line in enumerate((wrapped or [""])[:lines] + rest)]
+    figure = plt.figure(figsize=(9, 0.3 + 0.18 * len(shown)))
+    figure.text(0.01, 0.98, "\n".join(shown), va="top", family="monospace", fontsize=9, parse_math=False)
+    return figure
 
 # %% ../nbs/engine/04_task.ipynb #f96fd864
 @dataclass(frozen=True)
