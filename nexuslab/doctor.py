@@ -380,7 +380,9 @@ def examine_figures(e: Examination) -> None:
     try:
         e.counts["evaluations"] = len(evaluated(e.run))
         for split, told in given_up(e.run).items():
-            again = f"nexuslab evaluate --run {called(e.run)} --split {shlex.quote(split)}"
+            own = evaluated(e.run)[split].get("data_path")
+            where = f"--data-path {shlex.quote(str(own))}" if own else f"--split {shlex.quote(split)}"
+            again = f"nexuslab evaluate --run {called(e.run)} {where}"
             e.found(path, f"the figures of {split} are {told}", "noted", again)
     except FormatError as error:
         e.lost(path, error, f"nexuslab evaluate --run {called(e.run)}")

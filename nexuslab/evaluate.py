@@ -25,13 +25,13 @@ from torch import nn
 from .checkpoint import Saved, fitting, model_of, open_checkpoint
 from .config import Config, difference, validated
 from nexuslab.core import (
-    FormatError, NexusError, RunError, digest, file_digest, is_there, mix, naming_files, plain, read_sealed,
-    system_modules, visible, write_sealed,
+    ConfigError, DataError, FormatError, NexusError, RunError, digest, file_digest, is_there, mix, naming_files, plain,
+    read_sealed, system_modules, visible, write_sealed,
 )
 from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
 from .setup import StepModule, initial_model, new_model, pick_device
-from .task import At, Costly, Task, get_task, register
+from .task import At, CanScore, Costly, Task, get_task, register
 from .watch import evaluate_source, examined_figures
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -44,11 +44,12 @@ def evaluate(
     splits: Splits | None = None,  # the data, if it is at hand already
     device: str = "auto",  # where to compute
     untrained: bool = True,  # whether the untrained model is evaluated as well
+    data_path: Path | str | None = None,  # a file of a user's own in place of the split, for a system that `CanScore`
 ) -> dict[str, float]:
     "Figures of a checkpoint on a split; written to evaluation.json with those of untrained models and baselines."
     started = time.perf_counter()
     evaluated(run)  # raises where the figures could not be added
-    saved, test, figures = assessed(task, run, split, checkpoint, splits, device)
+    saved, test, figures = assessed(task, run, split, checkpoint, splits, device, data_path)
     folder = run.root / "data" / task.name / "baselines"
     beside = untrained_models(test, folder) if untrained else []
     entry = {
@@ -63,7 +64,8 @@ def evaluate(
     if missing := left_out(run):
         entry["record"] = missing
         warnings.warn(f"{visible(run.path.name)}: {missing}", stacklevel=2)
-    write_evaluation(run, split, entry | {"seconds": round(time.perf_counter() - started, 2)})
+    entry |= {"data_path": str(data_path)} if data_path else {}
+    write_evaluation(run, entry_name(split, data_path), entry | {"seconds": round(time.perf_counter() - started, 2)})
     return figures
 
 # %% ../nbs/engine/09_evaluate.ipynb #372b5211
@@ -134,20 +136,47 @@ class Assessment:
 # %% ../nbs/engine/09_evaluate.ipynb #529b4b84
 def assessed(
     task: Task, run: Run, split: str = "test", checkpoint: str = "best", splits: Splits | None = None,
-    device: str = "auto",
+    device: str = "auto", data_path: Path | str | None = None,
 ) -> tuple[Saved, Assessment, dict[str, float]]:
     "A checkpoint, what is asked of it, and its figures; nothing is written."
     register(task)
+    if data_path:
+        split, data_path = "test", own_file(task, run, data_path)
     cfg, place = run.config, pick_device(device)
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model = model_of(cfg, saved).to(place)
     splits = splits or task.data(cfg, run.root)
     same_data(run, saved, splits)
+    splits = with_own_data(task, cfg, splits, data_path) if data_path else splits
     warn_untested(run, splits, split)
     with fitting(saved):
         at, setting = final_at(task, cfg, model, saved.state())
     test = Assessment(task, splits, split, cfg, at, setting, place)
     return saved, test, test.figures(model)
+
+# %% ../nbs/engine/09_evaluate.ipynb #dddac298
+def own_file(task: Task, run: Run, path: Path | str) -> Path:
+    "The file that a run is to be evaluated on; what cannot be is refused."
+    place = run.root / Path(path).expanduser()
+    if not isinstance(task, CanScore):
+        raise ConfigError("data_path", found=str(path), expected=f"none: {task.name} reads no other data",
+                          remedy="leave data_path out")
+    if not place.is_file():
+        raise DataError(f"data {place}", found="no such file", expected="a file",
+                        remedy="check data_path: a relative one begins at the project's root")
+    return place
+
+def entry_name(split: str, data_path: Path | str | None) -> str:
+    "The name of an evaluation in evaluation.json: that of the split, or of the file in its place."
+    name = Path(data_path).name if data_path else split
+    if data_path and name in ("train", "val", "test"):
+        raise ConfigError("data_path", found=name, expected="a file without the name of a split", remedy="rename it")
+    return name
+
+def with_own_data(task: CanScore, cfg: Config, splits: Splits, path: Path) -> Splits:
+    "The splits of a run with a user's own file as the test."
+    source = task.other(path, cfg, splits.meta)
+    return dataclasses.replace(splits, test=source, fingerprint=digest([splits.fingerprint, file_digest(path)], 64))
 
 # %% ../nbs/engine/09_evaluate.ipynb #85a46494
 def kept_figures(
@@ -305,13 +334,13 @@ def write_evaluation(run: Run, split: str, entry: dict[str, Any]) -> None:
 def evaluation_table(run: Run, split: str = "test") -> pd.DataFrame:
     "Figures as rows; the model, the untrained one and the baselines as columns, and which figures need no training."
     found, stale = run.evaluation, given_up(run)
+    own = found.get(split, {}).get("data_path")
+    again = f"nexuslab evaluate --run {run.path.name} " + (f"--data-path {own}" if own else f"--split {split}")
     if split not in found:
         raise RunError(
-            f"evaluation of {run.path.name}", found=f"splits {', '.join(found)}", expected=split,
-            remedy=f"nexuslab evaluate --run {run.path.name} --split {split}",
+            f"evaluation of {run.path.name}", found=f"splits {', '.join(found)}", expected=split, remedy=again,
         )
     if split in stale:
-        again = f"nexuslab evaluate --run {run.path.name} --split {split}"
         warnings.warn(f"{split} figures of {run.path.name} are {stale[split]}: {again}", stacklevel=2)
     return table_of(found[split], f"model, {stale[split]}" if split in stale else "model")
 

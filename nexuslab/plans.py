@@ -292,7 +292,8 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 # %% ../nbs/engine/18_plans.ipynb #62da3ac6
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
-    from nexuslab.sample import placed, seed_of, size_of, understood  # late: these import torch
+    from nexuslab.evaluate import own_file  # late: these import torch
+    from nexuslab.sample import placed, seed_of, size_of, understood
     from nexuslab.setup import pick_device
     from nexuslab.run import Run
     from nexuslab.task import get_task
@@ -304,6 +305,11 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
     if verb == "evaluate":
         rows |= {"split": known_split(given["split"]), "device": pick_device(given["device"])}
+        if given["data_path"]:
+            rows["data"] = own_file(task, run, given["data_path"])
+            if "split" in chosen:
+                raise ConfigError("split", found=f"{given['split']} and data_path", expected="one of the two",
+                                  remedy="leave one of them out: a file of your own takes the place of a split")
         rows["beside it"] = "untrained models and baselines" if given["untrained"] else "baselines"
         rows["writes"] = run.path / "evaluation.json"
     elif verb == "sample":

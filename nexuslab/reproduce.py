@@ -125,7 +125,12 @@ def differences_of_figures(run: Run, again: Run, task: Task, splits: Splits) -> 
             found.append(f"evaluation.json: the figures of {split} are {stale[split]}")
             continue
         known = entry.get("step") is not None
-        figures = assessed(task, again, split, entry["checkpoint"], splits)[2] if known else {}
+        own = entry.get("data_path")  # a file beside the splits
+        if own and not is_there(run.root / own):
+            found.append(f"evaluation.json: {split} cannot be evaluated again: {own} is gone")
+            continue
+        own = own and run.root / own
+        figures = assessed(task, again, split, entry["checkpoint"], splits, data_path=own)[2] if known else {}
         for k, v in entry["figures"].items():
             recorded = np.nan if v is None else v  # JSON has no NaN: a figure that is not defined is null there
             if not np.isclose(recorded, figures.get(k, np.nan), rtol=1e-9, atol=0, equal_nan=True):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task', 'Costly', 'CanPredict',
-           'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'Group', 'HasGroups', 'list_tasks', 'register',
-           'get_task', 'refuse_hidden']
+           'CanScore', 'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'Group', 'HasGroups', 'list_tasks',
+           'register', 'get_task', 'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
@@ -309,6 +309,13 @@ class CanPredict(ABC):
 
     def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027 (most systems refuse nothing)
         "Raise `ConfigError` for a choice that does nothing with a model of this configuration."
+
+class CanScore(ABC):
+    "A system that can be evaluated on a file of a user's own, besides the splits it was trained with."
+
+    @abstractmethod
+    def other(self, path: Path, cfg: Config, meta: dict) -> Source:
+        "The data of a file, read as the model was trained to read them; what does not fit the model is refused."
 
 class CanSample(ABC):
     "A system that makes new examples. Keyword-only parameters of its `sample` are what a user may choose."

@@ -307,6 +307,7 @@ def test_released_defaults_are_those_of_the_notebooks():
         (["evaluate", "--split", "tset"], "did you mean test?"),
         (["evaluate", "--checkpoint", "step_7"], "checkpoint 'step_7'"),
         (["evaluate", "--device", "cuda:99"], "compute.device"),
+        (["evaluate", "--data-path", "mine.txt"], "toy_graphs reads no other data"),
         (["sample", "--inputs", "[1]"], "answers no inputs"),
         (["sample", "--how", "{nosuch: 1}"], "unknown choice 'nosuch'"),
         (["analyse", "--views", "latnt"], "did you mean latent?"),

@@ -2,17 +2,20 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
-from tiny import Halt
+import torch
+from tiny import Halt, Scripted, train
 
 from nexuslab.config import overlay
-from nexuslab.core import Interrupted, RunError, write_sealed
+from nexuslab.core import ConfigError, DataError, Interrupted, RunError, write_sealed
+from nexuslab.data import Tensors
 from nexuslab.store import Store
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
-from nexuslab.reproduce import reproduce
+from nexuslab.reproduce import differences_of_figures, reproduce
 from nexuslab.run import Run
-from nexuslab.task import get_task
+from nexuslab.task import CanScore, get_task
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,36 @@ def test_an_unfinished_run_is_refused(tmp_path):
     run = Run.create(get_task("toy_graphs").presets["smoke"](), tmp_path)
     with pytest.raises(RunError, match="finished"):
         reproduce(run)
+
+
+class Reading(Scripted, CanScore):
+    """Reads points and their values from a table."""
+
+    def other(self, path, cfg, meta):
+        rows = torch.from_numpy(np.loadtxt(path, ndmin=2)).float()
+        return Tensors(rows[:, :3], rows[:, 3:])
+
+
+def test_figures_of_a_file_of_ones_own(tmp_path):
+    """They stand beside those of the splits, under the file's name, and are asked again; a file that is gone is told."""
+    task, home = Reading(steps=4), tmp_path / "home"
+    run = train(task, home).run
+    splits = task.data(run.config, home)
+    np.savetxt(home / "mine.txt", np.hstack([part.numpy() for part in splits.val.tensors]))
+    known = evaluate(task, run, "val")
+    assert evaluate(task, run, data_path="mine.txt")["loss"] == pytest.approx(known["loss"], rel=1e-5)
+    entry = run.evaluation["mine.txt"]
+    assert set(run.evaluation) == {"val", "mine.txt"} and entry["data_path"] == "mine.txt" and entry["examples"] == 8
+    assert entry["baselines"]["untrained"]["loss"] == pytest.approx(
+        run.evaluation["val"]["baselines"]["untrained"]["loss"], rel=1e-5)
+    assert differences_of_figures(run, run, task, splits) == []
+    np.savetxt(home / "mine.txt", np.ones((2, 4)))
+    assert "mine.txt loss was" in "".join(differences_of_figures(run, run, task, splits))
+    (home / "mine.txt").unlink()
+    assert "mine.txt cannot be evaluated again: mine.txt is gone" in "".join(
+        differences_of_figures(run, run, task, splits))
+    with pytest.raises(DataError, match="no such file"):
+        evaluate(task, run, data_path="mine.txt")
+    with pytest.raises(ConfigError, match="tiny reads no other data"):
+        evaluate(Scripted(steps=4), run, data_path="mine.txt")
+    assert set(run.evaluation) == {"val", "mine.txt"}
