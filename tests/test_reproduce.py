@@ -112,7 +112,7 @@ class Reading(Scripted, CanScore):
 
 
 def test_figures_of_a_file_of_ones_own(tmp_path):
-    """They stand beside those of the splits, under the file's name, and are asked again; a file that is gone is told."""
+    """They stand beside those of the splits, under the file's name; they are asked again, and a lost file is told."""
     task, home = Reading(steps=4), tmp_path / "home"
     run = train(task, home).run
     splits = task.data(run.config, home)
