@@ -317,6 +317,7 @@ class CanScore(ABC):
     def other(self, path: Path, cfg: Config, meta: dict) -> Source:
         "The data of a file, read as the model was trained to read them; what does not fit the model is refused."
 
+# %% ../nbs/engine/04_task.ipynb #0548aa4a
 class CanSample(ABC):
     "A system that makes new examples. Keyword-only parameters of its `sample` are what a user may choose."
 
