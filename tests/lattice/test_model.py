@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 import torch
 from nexuslab.core import NexusError
+from nexuslab.systems.lattice.batch import collate, flat
 from nexuslab.systems.lattice.circuit import LINEAR, draw_circuits
 from nexuslab.systems.lattice.data import Plan, make_block, profile_of
 from nexuslab.systems.lattice.loss import losses
 from nexuslab.systems.lattice.model import (
-    AdvancedGNNOptimizer, AlongTheOrder, collate, flat, place_shares, predict_circuits, propose,
+    AdvancedGNNOptimizer, AlongTheOrder, place_shares, predict_circuits, propose,
 )
 
 SMALL = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nexuslab.core import ConfigError
+from nexuslab.systems.lattice.batch import flat
 from nexuslab.systems.lattice.data import Plan, make_block, profile_of
-from nexuslab.systems.lattice.model import AdvancedGNNOptimizer, flat
+from nexuslab.systems.lattice.model import AdvancedGNNOptimizer
 from nexuslab.systems.lattice.rivals import (
     RIVALS,
     TREES,
@@ -58,7 +59,7 @@ def test_counts_do_not_know_the_order(arrays):
     """Wires led elsewhere change the growth, and not what `counts` is told."""
     led = {**arrays, "source": arrays["source"] * 0}
     assert (pooled(led, ASKED) == pooled(arrays, ASKED)).all()
-    with_growth = pooled({**led, "circuit_growth": arrays["circuit_growth"] + 1}, ASKED, growth=True)
+    with_growth = pooled({**led, "circuit_growth": arrays["circuit_growth"] + 1}, ASKED, told="rlwe")
     assert (with_growth[:, -1] == arrays["circuit_growth"][ASKED] + 1).all()
 
 

@@ -21,12 +21,13 @@ from ...core import ConfigError, DataError, digest
 from ...data import Source, Splits
 from ...metrics import Mean, Part
 from ...store import Store, existing_store, store_path
+from .batch import Batch, collate
 from .circuit import KINDS, Circuits, adder, from_features, hash_rounds, read_circuit, stack
 from nexuslab.systems.lattice.data import (
     LEVELS, Plan, build, manifest, profile_of, statistics_of, validate, write_records,
 )
 from .loss import CLOSE, cost_estimates, figures, losses, watched
-from .model import AdvancedGNNOptimizer, Batch, Output, collate, predict_circuits, propose
+from .model import AdvancedGNNOptimizer, Output, predict_circuits, propose
 from .predict import Proposals
 from .rivals import RIVALS, dealt, rival_figures
 from ...task import CanPredict, Costly, StepOut, Task
@@ -85,6 +86,7 @@ class LatticeLoss(Section):
 
     metrics: float = Field(100.0, gt=0, description="squared error of the three costs")
     choice: float = Field(0.05, ge=0, description="likelihoods of the right choices")
+    lengths: float = Field(1.0, gt=0, description="error of the two lengths that profile lnp reads")
 
 class LatticeConfig(Config):
     "A run of the lattice system."
@@ -131,7 +133,8 @@ def shallow() -> LatticeConfig:
 
 def lnp() -> LatticeConfig:
     "Proofs of Lantern's kind in place of encrypted evaluation."
-    return changed(base(), "lnp", data={"profile": "lnp", "num_samples": 12_000, "beyond": 300})
+    return changed(base(), "lnp", data={"profile": "lnp", "num_samples": 12_000, "beyond": 300},
+                   model={"channels": 4}, optim={"lr": 2e-2}, budget={"epochs": 20})
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #2a1d5a9c
 def smoke() -> LatticeConfig:
@@ -207,7 +210,7 @@ def split_figures(model: AdvancedGNNOptimizer, source: LatticeSet, batch_size: i
 def objective(model: AdvancedGNNOptimizer, batch: Batch, weights: LatticeLoss) -> tuple[torch.Tensor, dict, Output]:
     "The loss of a batch, its parts with their weights, and the model's output."
     out = model(batch)
-    weight = {"param_loss": 1.0, "metrics_loss": weights.metrics}
+    weight = {"param_loss": 1.0, "metrics_loss": weights.metrics, "lengths": weights.lengths}
     parts = {name: Part(value, batch.size, weight=weight.get(name, weights.choice))
              for name, value in losses(model, batch, out).items()}
     return sum(p.weight * p.value for p in parts.values()), parts, out
