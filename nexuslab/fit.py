@@ -27,7 +27,9 @@ from .listen import Console, Listener, Mirror, go_blind
 from .resume import restore, save, take_up
 from .run import ExperimentTracker, Record, Run, record_bytes
 from .setup import Loop, emit, gathered, plan_steps, ranks, say, set_up, training_mode
-from .step import Unusable, carry_on, clip, gradient, last_out, leave_out, optimise, seed_step, set_rate
+from nexuslab.step import (
+    Unusable, carry_on, clip, gradient, last_out, leave_out, optimise, refuse_outlier, seed_step, set_rate,
+)
 from .task import StepOut, Task
 from nexuslab.watch import (
     aside, evaluate_loop, finished, judge, log_row, measure, measured, refuse_unknown_monitor, signals, state_name,
@@ -72,6 +74,7 @@ def fit(
                     try:
                         out = gradient(loop, micro)
                         norm = clip(loop)
+                        refuse_outlier(loop, norm)
                         rate = set_rate(loop)
                         optimise(loop, out)
                     except Unusable as why:

@@ -110,6 +110,8 @@ class Progress:
     skipped: int = 0  # steps left out in a row
     split: int = 1  # parts a micro-batch is cut into after running out of memory
     running_loss: float | None = None  # of the spike detector
+    running_norm: float | None = None  # of the gradient, where outliers are left out
+    outliers: int = 0  # steps left out in a row for their gradient
     periodic: list[int] = field(default_factory=list)  # steps saved on schedule
 
 # %% ../nbs/engine/08c_setup.ipynb #159f37a5

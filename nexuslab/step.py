@@ -245,6 +245,8 @@ def leave_out(loop: Loop, micro: list[tuple[Key, Any]], why: Unusable) -> None:
         emit(loop, "rescaled", scale=loop.scaler.get_scale(), ids=ids)
         return
     emit(loop, why.event, ids=ids, parts=parts, why=str(why))
+    if why.event == "spike":
+        return
     loop.progress.skipped += 1
     lenient = loop.cfg.guard.nonfinite == "skip" or why.event == "empty"
     if loop.progress.skipped > (loop.cfg.guard.max_skips if lenient else 0):
@@ -262,6 +264,21 @@ def hopeless(loop: Loop, ids: list[int], parts: dict[str, float], what: str, eve
     row = f", {loop.progress.skipped} steps in a row" if loop.progress.skipped > 1 else ""
     found, expected = f"examples {ids}, parts {parts}{row}", "items and finite numbers"
     return TrainingError(f"{what} at step {loop.progress.step}", found=found, expected=expected, remedy=remedy)
+
+# %% ../nbs/engine/08d_step.ipynb #ad8da4ff
+NORMS, IN_A_ROW = 20, 3  # steps before any is left out; as many are left out one after the other
+
+def refuse_outlier(loop: Loop, norm: float) -> None:
+    "A step whose gradient is far longer than those before it is unusable, if so configured."
+    p, limit = loop.progress, loop.cfg.guard.outlier
+    if limit is None:
+        return
+    mean = p.running_norm
+    if mean is not None and p.step >= NORMS and norm > limit * mean and p.outliers < IN_A_ROW:
+        p.outliers += 1
+        raise Unusable("spike", f"a gradient of norm {norm:.3g}, {norm / mean:.3g} times the running mean", norm)
+    p.running_norm, p.outliers = norm if mean is None else 0.9 * mean + 0.1 * norm, 0
+
 
 # %% ../nbs/engine/08d_step.ipynb #a3b7ac28
 def set_rate(loop: Loop) -> float:

@@ -53,7 +53,7 @@ PROVED = {  # option -> the test that shows it acting; "file::test" where it is 
     "checkpoint.save_every": "test_periodic_checkpoints",
     "checkpoint.best_only": "test_periodic_checkpoints",
     "checkpoint.save_total_limit": "test_periodic_checkpoints", "checkpoint.save_minutes": "test_save_minutes",
-    "guard.nonfinite": "test_skip_nonfinite", "guard.max_skips": "test_skip_nonfinite", "guard.spike": "test_spike",
+    "guard.nonfinite": "test_skip_nonfinite", "guard.max_skips": "test_skip_nonfinite", "guard.spike": "test_spike", "guard.outlier": "test_an_outlier_is_left_out",
     "guard.overfit": "test_overfit_event",
     "guard.halve_on_oom": "test_halve_on_oom",
     "track.log_every": "test_log_every", "track.wandb": "test_trackers.py::test_wandb_offline",
@@ -484,6 +484,20 @@ def test_spike(tmp_path):
     assert [e["step"] for e in found] == [7] and found[0]["loss"] > 10 * found[0]["running_mean"]
     task.config = overlay(task.config, {"guard.spike": None})
     assert not events(train(task, tmp_path).run, "spike")
+
+
+def test_an_outlier_is_left_out(tmp_path):
+    """A finite bad batch is found at its step and moves no weight: the run ends as if the step had not been."""
+    bad = lambda step: 1e4 if step == 30 else 1.0
+    ends = {}
+    for name, task in {"clean": Scripted(), "guarded": Scripted(factor=bad, **{"guard.outlier": 5.0}),
+                       "clipped": Scripted(factor=bad)}.items():
+        done = train(task, tmp_path / name, steps=60, restore_best=False)
+        ends[name] = torch.cat([p.flatten() for p in done.model.parameters()])
+        spikes = [e for e in events(done.run, "spike") if "why" in e]
+        assert [e["step"] for e in spikes] == ([30] if name == "guarded" else [])
+    far = {name: float((end - ends["clean"]).detach().norm()) for name, end in ends.items()}
+    assert 0 < far["guarded"] < far["clipped"]
 
 
 def test_overfit_event(tmp_path):
