@@ -228,8 +228,9 @@ class Guard(Section):
         10.0, gt=1, description="an event when the loss exceeds this multiple of its running mean; None is silent"
     )
     outlier: float | None = Field(
-        None, gt=1, description="leave out a step whose gradient norm exceeds this multiple of its running mean, and say "
-        "so; None takes every step, clipped"
+        None, gt=1,
+        description="leave out a step whose gradient norm exceeds this multiple of its running mean, and say so; None "
+        "takes every step, clipped"
     )
     overfit: float | None = Field(
         1.2, gt=0, description="an event when val/loss exceeds this multiple of train/loss; None is silent"
