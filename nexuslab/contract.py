@@ -27,6 +27,7 @@ from .config import Config, overlay, validated
 from .core import NexusError, digest, parse_yaml, project_root
 from .batch import content
 from .data import Fetch, Key, Source, Splits, load
+from .metrics import Measures
 from .fit import fit, start_clock
 from .listen import Listener
 from .setup import Loop, StepModule, set_up, training_mode, position
@@ -239,7 +240,7 @@ def figures_have_rivals(case: Case) -> str:
     "A baseline gives a figure that the evaluation gives; a system that has no figure besides the loss is told."
     found = case.task.baselines(case.splits, "val", case.cfg)
     given = {figure for figures in found.values() if not isinstance(figures, Costly) for figure in figures}
-    known, examines = {"loss", *case.task.metrics(case.cfg)}, type(case.task).examine is not Task.examine
+    known, examines = {"loss"} | Measures(case.task.metrics(case.cfg)).names, type(case.task).examine is not Task.examine
     require(
         bool(given & known) or examines and bool(found), "figures: a rival gives one that the evaluation gives",
         sorted(given), f"a baseline, such as the mean or a lookup table, with one of {sorted(known)}",
@@ -251,11 +252,14 @@ def perfect_is_ideal(case: Case) -> str:
     "Metrics fed with a perfect prediction."
     source = case.splits.val
     fed, expected = case.task.perfect_prediction(case.batch(source, some_ids(source), case.setting()), case.cfg)
-    metrics = case.task.metrics(case.cfg)
-    require(set(expected) == set(metrics), "metrics: an ideal value for each", sorted(expected), sorted(metrics))
+    measures = Measures(case.task.metrics(case.cfg))
     for name, arguments in fed.items():
-        metrics[name].update(*arguments)
-        value = float(metrics[name].compute())
+        measures.feed(name, arguments)
+    found = measures.compute()
+    idle = measures.members.keys() - measures.fed
+    require(set(expected) == set(found) and not idle, "metrics: each is fed, and has an ideal value", sorted(expected),
+            sorted(found.keys() | idle))
+    for name, value in found.items():
         require(
             math.isclose(value, expected[name], abs_tol=1e-6), f"metrics: a perfect prediction has the ideal {name}",
             value, expected[name],

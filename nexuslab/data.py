@@ -390,9 +390,11 @@ class Items(Source):
 
 # %% ../nbs/engine/02_data.ipynb #a9ba94d5
 def as_source(data: Any) -> Source:
-    "A source from what a user has: a `Source`, a map-style `Dataset`, a `DataLoader`."
+    "A source from what a user has: a `Source`, a map-style `Dataset`, a `DataLoader`, a tuple of arrays."
     if isinstance(data, Source):
         return data
+    if isinstance(data, tuple) and any(isinstance(part, (torch.Tensor, np.ndarray)) for part in data):
+        return Tensors(*columns(data))
     collate = default_collate
     if isinstance(data, DataLoader):
         refuse_own_order(data)
@@ -401,7 +403,7 @@ def as_source(data: Any) -> Source:
         return Tensors(*data.tensors)
     if isinstance(data, IterableDataset) or not isinstance(data, Sized) or not len(data):
         found = f"{type(data).__name__} without length or examples"
-        expected = "a Source, a map-style Dataset or its DataLoader"
+        expected = "a Source, a map-style Dataset or its DataLoader, or a tuple of arrays"
         remedy = "write a Source whose batch(ids, ...) is a function of the ids; with size None if it has no end"
         raise DataError("a dataset", found=found, expected=expected, remedy=remedy)
     source = Items(data, collate)
@@ -412,6 +414,19 @@ def as_source(data: Any) -> Source:
         expected = "examples that can be put into a batch"
         raise DataError("the first example", found=str(error), expected=expected, remedy=remedy) from error
     return source
+
+# %% ../nbs/engine/02_data.ipynb #01252c23
+def columns(arrays: tuple) -> list[torch.Tensor]:
+    "Arrays with a row an example as tensors, NumPy's floats of torch's default type; of unequal length: refused."
+    told = [f"{type(a).__name__} {tuple(getattr(a, 'shape', ()))}" for a in arrays]
+    known = all(isinstance(a, (torch.Tensor, np.ndarray)) and a.ndim and len(a) == len(arrays[0]) > 0 for a in arrays)
+    if not known or any(isinstance(a, np.ndarray) and a.dtype.kind not in "biuf" for a in arrays):
+        raise DataError("a tuple of arrays", found=", ".join(told),
+                        expected="arrays of numbers with a row for each example, all of one length",
+                        remedy="pass (x, y) with len(x) == len(y); examples one by one stand in a list")
+    found = [torch.as_tensor(np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a) for a in arrays]
+    return [t.to(torch.get_default_dtype()) if isinstance(a, np.ndarray) and t.is_floating_point() else t
+            for a, t in zip(arrays, found)]
 
 # %% ../nbs/engine/02_data.ipynb #952bbfd9
 def seed_generators(seed: int) -> None:

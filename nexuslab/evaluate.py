@@ -13,7 +13,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from nexuslab.core import (
 )
 from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
-from .setup import StepModule, initial_model, new_model, pick_device
-from .task import At, CanScore, Costly, Task, get_task, register
+from .setup import StepModule, arithmetic_of, initial_model, new_model, placed
+from .task import WAYS, At, CanScore, Costly, Task, declared_aims, get_task, register
 from .watch import evaluate_source, examined_figures
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -45,22 +45,23 @@ def evaluate(
     device: str = "auto",  # where to compute
     untrained: bool = True,  # whether the untrained model is evaluated as well
     data_path: Path | str | None = None,  # a file of a user's own in place of the split, for a system that `CanScore`
+    precision: str = "fp32",  # arithmetic of loss, parts and metrics: fp32, bf16, fp16, or auto as in training
 ) -> dict[str, float]:
     "Figures of a checkpoint on a split; written to evaluation.json with those of untrained models and baselines."
     started = time.perf_counter()
     evaluated(run)  # raises where the figures could not be added
-    saved, test, figures = assessed(task, run, split, checkpoint, splits, device, data_path)
+    saved, test, figures = assessed(task, run, split, checkpoint, splits, device, data_path, precision)
     folder = run.root / "data" / task.name / "baselines"
     beside = untrained_models(test, folder) if untrained else []
     entry = {
         "checkpoint": checkpoint, "step": saved.manifest["step"], "manifest": saved.seal,
-        "examples": test.source.size, "figures": figures,
+        "examples": test.source.size, "precision": test.precision, "figures": figures,
         "baselines": baselines_of(test, folder),
         "changed": changed_since(saved, test.cfg),
     }
     if beside:
         entry["baselines"] = {"untrained": beside[0]} | parent_figures(test, run, folder) | entry["baselines"]
-        entry["untrained"] = compared(figures, beside, test.aims())
+        entry["untrained"] = compared(figures, beside, test.aims(figures))
     if missing := left_out(run):
         entry["record"] = missing
         warnings.warn(f"{visible(run.path.name)}: {missing}", stacklevel=2)
@@ -109,6 +110,7 @@ class Assessment:
     at: At
     setting: dict[str, Any]  # of the source
     device: torch.device
+    precision: str = "fp32"  # of loss, parts and metrics; what a system examines is computed in fp32, as in training
 
     @property
     def source(self) -> Source:
@@ -119,30 +121,30 @@ class Assessment:
         "Loss, parts, metrics and what the system examines, of a model on the device."
         module = StepModule(self.task, model, self.cfg)
         averages, metrics = evaluate_source(
-            self.task, module, self.source, self.cfg, self.at, self.device, setting=self.setting
+            self.task, module, self.source, self.cfg, self.at, self.device,
+            arithmetic_of(self.device, self.precision), self.setting,
         )
         model.eval()
         examined = examined_figures(self.task, model, self.splits, self.split, self.cfg, self.at)
         return averages.compute() | metrics | examined
 
-    def aims(self) -> dict[str, float]:
-        "What figures ought to be, where that is known: the loss, the metrics' ideal values, the monitored figure."
+    def aims(self, names: Iterable[str]) -> dict[str, float]:
+        "What figures ought to be, where that is known: by the task, its metrics, a perfect prediction, the monitor."
         stop, key = self.cfg.stop, eval_keys(self.source, self.cfg.loader, self.setting)[0]
         ideal = self.task.perfect_prediction(Fetch(self.source, self.cfg.seed)[key], self.cfg)[1]
-        return {"loss": -math.inf} | ideal | {
-            stop.monitor.removeprefix("val/"): -math.inf if stop.mode == "min" else math.inf
-        }
+        monitored = {stop.monitor.removeprefix("val/"): WAYS[stop.mode]}
+        return {"loss": -math.inf} | ideal | monitored | declared_aims(self.task, self.cfg, names)
 
 # %% ../nbs/engine/09_evaluate.ipynb #529b4b84
 def assessed(
     task: Task, run: Run, split: str = "test", checkpoint: str = "best", splits: Splits | None = None,
-    device: str = "auto", data_path: Path | str | None = None,
+    device: str = "auto", data_path: Path | str | None = None, precision: str = "fp32",
 ) -> tuple[Saved, Assessment, dict[str, float]]:
     "A checkpoint, what is asked of it, and its figures; nothing is written."
     register(task)
     if data_path:
         split, data_path = "test", own_file(task, run, data_path)
-    cfg, place = run.config, pick_device(device)
+    place, arithmetic, _ = placed(cfg := run.config, device, precision)
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model = model_of(cfg, saved).to(place)
     splits = splits or task.data(cfg, run.root)
@@ -151,7 +153,7 @@ def assessed(
     warn_untested(run, splits, split)
     with fitting(saved):
         at, setting = final_at(task, cfg, model, saved.state())
-    test = Assessment(task, splits, split, cfg, at, setting, place)
+    test = Assessment(task, splits, split, cfg, at, setting, place, arithmetic)
     return saved, test, test.figures(model)
 
 # %% ../nbs/engine/09_evaluate.ipynb #dddac298
@@ -240,10 +242,11 @@ def compared(
     untrained: list[dict[str, float]],  # of untrained models; the first is the run's own
     aims: dict[str, float],  # what figures ought to be; infinite where larger, or smaller, is always better
 ) -> dict[str, Any]:
-    "How many untrained models there were, the spread of their figures, and the names of figures that they reach."
+    "How many untrained models there were, the spread of their figures, and which figures they reach, or may reach."
     spread = {k: float(np.std([u.get(k, math.nan) for u in untrained], ddof=1)) for k in untrained[0]}
     alike = [k for k in figures if k in spread and reaches(untrained[0][k], figures[k], spread[k], aims.get(k))]
-    return {"models": len(untrained), "spread": spread, "reached": alike}
+    unknown = [k for k in figures if k in spread and k not in aims and k not in alike]
+    return {"models": len(untrained), "spread": spread, "reached": alike, "unknown": unknown}
 
 def reaches(untrained: float, trained: float, spread: float, aim: float | None) -> bool:
     "Whether an untrained model's figure cannot be told from the trained one's, or is better."
@@ -266,7 +269,7 @@ def made_from(test: Assessment) -> dict[str, Any]:
     return {
         "system": test.task.name, "data": test.splits.fingerprint, "split": test.split, "config": tree,
         "values": test.at.values, "setting": test.setting, "code": code_of(test.task.name),
-        "torch": torch.__version__, "device": test.device.type,
+        "torch": torch.__version__, "device": test.device.type, "precision": test.precision,
     }
 
 def kept_or_computed(test: Assessment, folder: Path, compute: Callable, **about: Any) -> dict[str, float]:
@@ -342,7 +345,9 @@ def evaluation_table(run: Run, split: str = "test") -> pd.DataFrame:
         )
     if split in stale:
         warnings.warn(f"{split} figures of {run.path.name} are {stale[split]}: {again}", stacklevel=2)
-    return table_of(found[split], f"model, {stale[split]}" if split in stale else "model")
+    used = found[split].get("precision", "fp32")
+    heading = ["model", used if used != "fp32" else "", stale.get(split, "")]
+    return table_of(found[split], ", ".join(filter(None, heading)))
 
 def table_of(
     entry: dict[str, Any],  # of evaluation.json
@@ -351,9 +356,10 @@ def table_of(
     "One split's figures as a table."
     table = pd.DataFrame({model: entry["figures"], **entry["baselines"]})
     told = entry.get("untrained")  # absent in runs that were evaluated before there was such a column
-    names = told.get("reached") if isinstance(told, dict) else None
+    names, unknown = (told.get(k) if isinstance(told, dict) else None for k in ("reached", "unknown"))
     if "untrained" in entry["baselines"] and isinstance(names, list):
-        marks = ["yes" if name in names else "" for name in table.index]
+        odd = unknown if isinstance(unknown, list) else []  # of an older version: there was no such list
+        marks = ["yes" if name in names else "?" if name in odd else "" for name in table.index]
         table.insert(list(table).index("untrained") + 1, REACHED, marks)
     return table
 

@@ -6,7 +6,7 @@
 __all__ = ['OwnTask']
 
 # %% ../nbs/engine/08a_own.ipynb #c1a270e9
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,29 +15,30 @@ from torch.utils.data import DataLoader
 
 from .batch import examples_of
 from .config import Config
-from .core import ConfigError, digest
+from .core import ConfigError, ModelError, digest
 from .data import Splits, as_source, fingerprint_of, said_by_loader
 from .optim import make_optimizer
 from .task import HasOptimizer, StepOut, Task, register
 
 # %% ../nbs/engine/08a_own.ipynb #5bf6f498
 class OwnTask(Task, HasOptimizer):
-    "An adapter for a user's own model, loss and data; a split is a `Source`, a map-style `Dataset` or a `DataLoader`."
+    "An adapter for a user's own model, loss and data; a split is whatever `as_source` takes."
 
     def __init__(
         self,
         name: str,  # of the system: in the configuration, and of the runs' folder
         make: Callable[[], nn.Module],  # builds the untrained model
         loss: Callable[[nn.Module, Any], Any],  # (model, batch) -> mean loss, or (mean loss, metric -> its arguments)
-        train: Any,
+        train: Any,  # a `Source`, a map-style `Dataset`, a `DataLoader`, or a tuple of arrays with a row an example
         val: Any,
         config: Config | None = None,  # the defaults where there is none; what loaders say is added
         count_items: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean
         test: Any = None,  # the validation set serves where there is none
-        metrics: Callable[[], dict[str, Any]] = dict,  # makes the metrics of torchmetrics, by name
+        metrics: Callable[[], Any] = dict,  # makes the metrics of torchmetrics, or collections of them, by name
         optimizer: Callable[[nn.Module, Config], torch.optim.Optimizer] | None = None,  # the configured one by default
         fingerprint: str | None = None,  # what the data are, where their content cannot be read or takes too long
     ):
+        refuse_made(make=make, loss=loss, metrics=metrics, optimizer=optimizer)
         self.sources = [as_source(data) for data in (train, val, test) if data is not None]
         config = own_config(name, config, train, val)
         self.name, self.title, self.presets = name, name, {"base": lambda: config}
@@ -55,18 +56,50 @@ class OwnTask(Task, HasOptimizer):
         return self.count(batch)
 
     def model(self, cfg, meta):
-        return self.make()
+        return of_kind("make", self.make(), nn.Module, "a torch.nn.Module")
 
     def step(self, model, batch, cfg, at):
-        told = self.loss(model, batch)
-        loss, fed = told if isinstance(told, tuple) else (told, {})
+        loss, fed = loss_and_fed(self.loss(model, batch))
         return StepOut(loss, self.count_items(batch), out=fed)
 
     def metrics(self, cfg):
-        return self.measures()
+        return of_kind("metrics", self.measures(), (Mapping, nn.ModuleDict), "metrics by name: {'accuracy': ...}")
 
     def optimizer(self, model, cfg):
         return self.build(model, cfg) if self.build else make_optimizer(cfg.optim, model)
+
+# %% ../nbs/engine/08a_own.ipynb #4ba7e6ab
+def refuse_made(**given: Any) -> None:
+    "Refuse what is no function, or an object where a function is expected that makes one."
+    for name, value in given.items():
+        made = isinstance(value, (nn.Module, torch.optim.Optimizer, Mapping))
+        if name == "loss" and isinstance(value, nn.Module):
+            made = isinstance(value, nn.modules.loss._Loss)  # any other module may take a model and a batch
+        if made or value is not None and not callable(value):
+            raise ConfigError(f"{name} of OwnTask", found=type(value).__name__, **EXPECTED[name])
+
+EXPECTED = {
+    "make": {"expected": "a function that builds the untrained model", "remedy": "write lambda: Net(...)"},
+    "loss": {"expected": "a function of model and batch",
+             "remedy": "write lambda model, batch: mse_loss(model(batch[0]), batch[1])"},
+    "metrics": {"expected": "a function that makes metrics by name",
+                "remedy": "write lambda: {'accuracy': BinaryAccuracy()}"},
+    "optimizer": {"expected": "a function of model and configuration",
+                  "remedy": "write lambda model, cfg: SGD(model.parameters(), lr=cfg.optim.lr)"},
+}
+
+def loss_and_fed(told: Any) -> tuple[Any, Mapping]:
+    "The loss, and what is fed to metrics, of what a user's loss gave."
+    loss, fed = told if isinstance(told, tuple) and len(told) == 2 else (told, {})
+    return loss, of_kind("loss", fed, Mapping, "the mean loss, or (mean loss, {metric: its arguments})")
+
+def of_kind(name: str, value: Any, kind: Any, expected: str) -> Any:
+    "What a user's function gave, if it is of this kind."
+    if isinstance(value, kind):
+        return value
+    parts = f" of {', '.join(type(v).__name__ for v in value)}" if isinstance(value, tuple) else ""
+    raise ModelError(f"what {name} of OwnTask gives", found=type(value).__name__ + parts, expected=expected,
+                     remedy=f"let {name} return that")
 
 # %% ../nbs/engine/08a_own.ipynb #8b1a5a1b
 def own_config(name: str, config: Config | None, train: Any, val: Any = None) -> Config:

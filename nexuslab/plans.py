@@ -293,8 +293,8 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
     from nexuslab.evaluate import own_file  # late: these import torch
-    from nexuslab.sample import placed, seed_of, size_of, understood
-    from nexuslab.setup import pick_device
+    from nexuslab.sample import seed_of, size_of, understood
+    from nexuslab.setup import placed
     from nexuslab.run import Run
     from nexuslab.task import get_task
     from nexuslab.views import known_views
@@ -304,7 +304,8 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
     if "checkpoint" in given:
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
     if verb == "evaluate":
-        rows |= {"split": known_split(given["split"]), "device": pick_device(given["device"])}
+        rows["split"] = known_split(given["split"])
+        rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
         if given["data_path"]:
             rows["data"] = own_file(task, run, given["data_path"])
             if "split" in chosen:

@@ -24,7 +24,7 @@ from .core import CheckpointError
 from .optim import load_moments
 from .setup import Loop, Progress, emit, gathered, say
 from .state import go_on, to_save, together
-from .watch import early_stop, fresh_metric
+from .watch import early_stop, fresh_measures
 
 # %% ../nbs/engine/08f_resume.ipynb #574207b5
 def state_of(loop: Loop) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         "window": loop.window.state_dict(),
         "others": gathered(loop, loop.window.state_dict())[1:],  # the windows of the other processes
         "interval": loop.interval.state_dict(), "metrics": loop.metrics,
-        "measures": {name: dict(metric.state_dict()) for name, metric in loop.measures.items()},
+        "measures": loop.measures.state_dict() if loop.measures else {},
         **({"carried": together(gathered(loop, to_save(loop.carried)))} if loop.carried else {}),
     }
 
@@ -192,10 +192,9 @@ def restore_progress(loop: Loop, state: dict[str, Any]) -> None:
     restore_window(loop, windows)
     loop.interval.load_state_dict(state["interval"])
     loop.metrics = state["metrics"]
-    for name, saved in state.get("measures", {}).items():
-        loop.measures[name] = fresh_metric(loop, name)
-        loop.measures[name].load_state_dict(saved)
-        loop.measures[name].to(loop.device)
+    if saved := state.get("measures"):
+        loop.measures = fresh_measures(loop)
+        loop.measures.load_state_dict(saved)
     if loop.carried:
         go_on(loop.carried, state["carried"])
     loop.clock["row_step"] = loop.progress.step

@@ -30,7 +30,7 @@ from nexuslab.core import (
 )
 from .store import Store, write_store
 from .run import Run, refuse_links, write_picture
-from .setup import pick_device, pick_precision
+from .setup import placed
 from .task import At, CanPredict, CanSample, Task, register
 
 # %% ../nbs/engine/09a_sample.ipynb #024439db
@@ -103,15 +103,6 @@ def size_of(cfg: Config, chunk: int | None) -> int:
     "Examples at once: a batch of the evaluation by default."
     usual = cfg.loader.eval_batch_size or cfg.loader.batch_size
     return usual if chunk is None else whole_number("chunk", chunk)
-
-def placed(cfg: Config, device: str, precision: str) -> tuple[torch.device, str, Callable]:
-    "The device, the arithmetic that it will use, and a maker of the context that switches it on."
-    place, asked = pick_device(device), overlay(cfg, {"compute.precision": precision}).compute.precision
-    arithmetic, why = pick_precision(asked, place)
-    if why:
-        print(why)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic)
-    return place, arithmetic, (lambda: torch.autocast(place.type, dtype)) if dtype else contextlib.nullcontext
 
 # %% ../nbs/engine/09a_sample.ipynb #4b53d2fd
 SHEET = "contact sheet of samples"  # the description in the picture

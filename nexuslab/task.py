@@ -11,7 +11,9 @@ __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', '
 import contextlib
 import dataclasses
 import difflib
+import fnmatch
 import importlib
+import math
 import os
 import textwrap
 from abc import ABC, abstractmethod
@@ -30,7 +32,7 @@ from .config import Config
 from .core import ConfigError, ModelError, NexusError, local_systems, mix, module_of, system_modules, visible
 from .data import Source, Splits
 from .draws import box_muller, rows_of
-from .metrics import Part
+from .metrics import Measures, Part
 
 # %% ../nbs/engine/04_task.ipynb #28363fff
 if TYPE_CHECKING:  # with its plots it takes as long to import as torch itself
@@ -247,6 +249,10 @@ class Task(Trainable):
         "Figures of a whole split that need more than batches: decoding, sampling, matching."
         return {}
 
+    def directions(self, cfg: Config) -> dict[str, str | float]:
+        "Which way figures are better: a name or a pattern, such as `exact_*` -> min, max, or the value it ought to be."
+        return {}
+
     def baselines(self, splits: Splits, split: str, cfg: Config) -> "dict[str, dict[str, float] | Costly]":
         "The same figures for the mean, the lookup table, the peer: baseline -> figure -> value, or a `Costly`."
         return {}
@@ -289,6 +295,28 @@ def refuse_misspelt(system: type) -> None:
                 f"the method {name} of {system.__name__}", found="a name that the engine never calls",
                 expected=near[0], remedy=f"call it {near[0]}, or give it a name that is not so close",
             )
+
+# %% ../nbs/engine/04_task.ipynb #5eac4012
+WAYS = {"min": -math.inf, "max": math.inf}  # what a figure ought to be, where less, or more, is always better
+
+def declared_aims(task: Task, cfg: Config, names: Iterable[str]) -> dict[str, float]:
+    "What figures ought to be, as far as the task, or else a metric, says it; infinite where more is always better."
+    metrics = [pair for members in Measures(task.metrics(cfg)).members.values() for pair in members.items()]
+    higher = {key: getattr(metric, "higher_is_better", None) for key, metric in metrics}
+    said = [(key, WAYS["max" if better else "min"]) for key, better in higher.items() if better is not None]
+    said += [(f"{key}_[0-9]*", aim) for key, aim in said]  # of a metric by class
+    said = [(pattern, aim_of(pattern, way)) for pattern, way in task.directions(cfg).items()] + said
+    first = {name: [aim for pattern, aim in said if fnmatch.fnmatchcase(name, pattern)] for name in names}
+    return {name: aims[0] for name, aims in first.items() if aims}
+
+def aim_of(name: str, way: str | float) -> float:
+    "What a figure ought to be, by its direction."
+    if isinstance(way, (int, float)) and not isinstance(way, bool) and math.isfinite(way):
+        return float(way)
+    if way not in WAYS:
+        raise ModelError(f"the direction of {name!r}", found=repr(way), expected="min, max, or the best number",
+                         remedy="correct `directions` of the task")
+    return WAYS[way]
 
 # %% ../nbs/engine/04_task.ipynb #4b61c911
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,40 +31,30 @@ from .config import Config
 from .core import STOPPING, ConfigError, DataError, TrainingError, mix
 from .data import Fetch, Key, Source, Splits, eval_keys, load_evaluation
 from .listen import Snapshot
-from .metrics import Averages
+from .metrics import Averages, Measures, arguments_of
 from .setup import Loop, StepModule, carried_for, emit, evaluating, gathered, over_processes, position
-from .step import OWN_NAMES, at_batch, count, portable, refuse_name
-from .task import At, StepOut, Task
+from .step import OWN_NAMES, at_batch, checked, count, portable, refuse_name
+from .task import WAYS, At, StepOut, Task, declared_aims
 
 # %% ../nbs/engine/08e_watch.ipynb #3888ade8
 def measure(loop: Loop, out: StepOut) -> None:
     "Feed the metrics of training with the last micro-batch of a step; the first process does it."
     if loop.rank != 0:
         return
+    loop.measures = loop.measures or fresh_measures(loop)
     for name, arguments in out.out.items():
-        if name not in loop.measures:
-            loop.measures[name] = fresh_metric(loop, name)
-        loop.measures[name].update(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
+        detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments_of(arguments)]
+        loop.measures.feed(name, detached)
 
-def fresh_metric(loop: Loop, name: str) -> Any:
-    "A metric of the task, empty, apart from those of other processes, with states that go into a checkpoint."
-    metric = apart(declared(loop.task.metrics(loop.cfg), name).to(loop.device))
-    metric.persistent(True)
-    return metric
+def fresh_measures(loop: Loop) -> Measures:
+    "The metrics of the task, empty, with states that go into a checkpoint."
+    return Measures(loop.task.metrics(loop.cfg), loop.device, keep=True)
 
 def measured(loop: Loop) -> dict[str, float]:
     "The metrics of training since the last evaluation, which begin anew."
-    found = {f"train/{name}": float(metric.compute()) for name, metric in loop.measures.items()}
-    loop.measures = {}
-    return found
-
-def declared(metrics: dict[str, Any], name: str) -> Any:
-    "A metric that a step feeds; one that the task does not have is refused."
-    if name not in metrics:
-        raise ConfigError(f"metric {name!r}, which the step feeds", found="none of that name in the task's metrics",
-                          expected=", ".join(metrics) or "no metric",
-                          remedy="add it to `metrics`, or leave it out of `out`")
-    return metrics[name]
+    found = loop.measures.compute() if loop.measures else {}
+    loop.measures = None
+    return {f"train/{name}": value for name, value in found.items()}
 
 # %% ../nbs/engine/08e_watch.ipynb #1709fd74
 def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: str = "") -> None:
@@ -142,7 +133,7 @@ def evaluate_source(
 ) -> tuple[Averages, dict[str, float]]:
     "Loss and parts as averages, and the metrics, of one pass over a split; in a group on the first process."
     averages, carried = Averages(), carried_for(task, module.model, source)
-    metrics = {name: apart(metric.to(device)) for name, metric in task.metrics(cfg).items()}
+    measures = Measures(task.metrics(cfg), device)
     keys = eval_keys(source, cfg.loader, setting or {}, rank, world, lanes=carried is not None)
     with evaluating(module), contextlib.closing(load_evaluation(source, keys, cfg.loader, cfg.seed)) as batches:
         for key, batch in batches:
@@ -152,12 +143,15 @@ def evaluate_source(
                 carried.keep([(key.ids, out.state)] if out else [])
                 carried.turn()
             for one in [out] if world == 1 else collected(out, rank, world, device):
-                count(averages, one)
+                count(averages, checked(one))
                 for name, arguments in one.out.items():
-                    declared(metrics, name).update(*arguments)
-    for name in metrics.keys() & (OWN_NAMES | averages.compute().keys()):
+                    measures.feed(name, arguments)
+    figures = measures.compute() if rank == 0 else {}
+    for name in (measures.names | figures.keys()) & (OWN_NAMES | averages.compute().keys()):
         refuse_name(name, "metric")
-    return averages, {name: float(metric.compute()) for name, metric in metrics.items()} if rank == 0 else {}
+    if rank == 0 and (idle := measures.members.keys() - measures.fed):
+        warnings.warn(f"never fed by the step, and left out: metric {', '.join(sorted(idle))}", stacklevel=2)
+    return averages, figures
 
 # %% ../nbs/engine/08e_watch.ipynb #29d59cc9
 def collected(out: StepOut | None, rank: int, world: int, device: torch.device) -> list[StepOut]:
@@ -166,11 +160,6 @@ def collected(out: StepOut | None, rank: int, world: int, device: torch.device) 
     dist.gather_object(out and portable(out), outs, dst=0)
     return [to_device(o, device) for o in outs or [] if o is not None]
 
-def apart(metric: nn.Module) -> nn.Module:
-    "A torchmetrics metric that computes from what it was fed: by itself it would wait for other processes."
-    for part in metric.modules():
-        part.distributed_available_fn = lambda: False
-    return metric
 
 # %% ../nbs/engine/08e_watch.ipynb #9742ee70
 def evaluate_loop(loop: Loop) -> dict[str, float]:
@@ -234,31 +223,44 @@ def refuse_unknown_monitor(loop: Loop) -> None:
     if not keys:
         raise DataError("the validation split", found="no examples", expected=f"some, since {monitor} is monitored",
                         remedy="prepare a larger dataset, or give the task other validation data")
-    known = {"val/loss"}
-    if monitor not in known:
-        known |= {f"val/{name}" for name in loop.task.metrics(loop.cfg)}
-    if monitor not in known and monitor not in (known := known | parts_foreseen(loop, keys, monitor)):
+    known = {"val/loss"} | {f"val/{name}" for name in Measures(loop.task.metrics(loop.cfg)).names}
+    if monitor != "val/loss" and monitor not in (known := {"val/loss"} | foreseen(loop, keys, monitor)):
         often = loop.cfg.checkpoint.examine_every
         known |= {f"val/{name}" for name in examined(loop)} if often else set()
         if monitor not in known:
             told = "a scalar of the validation; one that the system examines needs checkpoint.examine_every"
             remedy = f"choose one of {', '.join(sorted(known))}" + (", or set checkpoint.examine_every" * (not often))
             raise ConfigError("stop.monitor", found=monitor, expected=told, remedy=remedy)
+    refuse_wrong_way(loop.task, loop.cfg)
 
+# %% ../nbs/engine/08e_watch.ipynb #2b959da6
 @torch.no_grad()
-def parts_foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
-    "The names of the loss's parts in an evaluation, batch by batch until the wanted one is among them."
+def foreseen(loop: Loop, keys: list[Key], wanted: str) -> set[str]:
+    "The names of an evaluation's parts and metrics, batch by batch until the wanted one is among them."
     bare, fetch, found = StepModule(loop.task, loop.model, loop.cfg), Fetch(loop.splits.val, loop.cfg.seed), set()
+    measures = Measures(loop.task.metrics(loop.cfg), loop.device)
     first = min(loop.total_steps, loop.cfg.checkpoint.eval_every * loop.unit)  # step of the first evaluation
     at = dataclasses.replace(position(loop, training=False), step=first)
     with solvable(loop), evaluating(bare):
         for key in keys:
             with loop.autocast():
                 out = bare(to_device(fetch[key], loop.device), dataclasses.replace(at, ids=key.ids))
-            found |= {f"val/{name}" for name in out.parts}
+            for name, arguments in out.out.items():
+                measures.feed(name, arguments)
+            found |= {f"val/{name}" for name in out.parts.keys() | measures.compute().keys()}
             if wanted in found:
                 break
     return found
+
+# %% ../nbs/engine/08e_watch.ipynb #50e2428c
+def refuse_wrong_way(task: Task, cfg: Config) -> None:
+    "A monitored figure of which the least is kept, though more is better, or the other way round, is refused."
+    name, mode = cfg.stop.monitor.removeprefix("val/"), cfg.stop.mode
+    aim = {"loss": -math.inf}.get(name) or declared_aims(task, cfg, [name]).get(name, 0.0)
+    if math.isinf(aim) and aim != WAYS[mode]:
+        right = next(way for way, value in WAYS.items() if value == aim)
+        raise ConfigError("stop.mode", found=f"{mode}, which keeps the worst {name}",
+                          expected=f"{right}: the task or its metric says so", remedy=f"set stop.mode to {right}")
 
 # %% ../nbs/engine/08e_watch.ipynb #5ff39aea
 def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:

@@ -407,7 +407,10 @@ def test_every_parameter_of_a_job_is_used():
 # ---- jobs on runs: for each parameter, what must change the plan and what must be refused
 
 DONE = {
-    "evaluate": {"run": ["toy_tokens"], "split": ["val", "train"], "checkpoint": ["step_5"], "untrained": [False]},
+    "evaluate": {
+        "run": ["toy_tokens"], "split": ["val", "train"], "checkpoint": ["step_5"], "untrained": [False],
+        "precision": ["bf16"],
+    },
     "sample": {
         "run": ["toy_tokens"],
         "checkpoint": ["step_5"],
@@ -435,6 +438,7 @@ REFUSED = {
         "split": ["tset", None],
         "checkpoint": ["step_999", "bset"],
         "device": ["cuda:99", "gpu", "cpu:0", "", None],
+        "precision": ["fp8", "", None],
     },
     "sample": {
         "run": ["nosuch"],

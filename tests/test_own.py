@@ -23,10 +23,16 @@ from torch.utils.data import (
 )
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader as GraphLoader
-from torchmetrics import MeanSquaredError
+from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassRecall,
+)
 
 from nexuslab.config import Config, overlay
-from nexuslab.core import CheckpointError, ConfigError, DataError, RunError
+from nexuslab.core import CheckpointError, ConfigError, DataError, NexusError, RunError
 from nexuslab.data import Source, Tensors
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
@@ -360,3 +366,85 @@ def test_the_example_of_the_readme_trains_and_is_evaluated_from_the_shell(home):
     figure = Run(run).evaluation["test"]["figures"]["accuracy"]
     [shown] = re.findall(r"^accuracy +(\d\.\d+) +(\d\.\d+)", done.stdout, re.M)  # beside the untrained model's
     assert abs(float(shown[0]) - figure) < 1e-3 and float(shown[0]) >= 0.95 > 0.3 > float(shown[1])
+
+
+CLASSES = (X @ torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])).argmax(1)
+
+
+def classified(model, batch):
+    logits = model(batch[0])
+    fed = {"recall": [logits, batch[1]], "all": (logits, batch[1]), "confidence": logits.softmax(1).amax(1)}
+    return nn.functional.cross_entropy(logits, batch[1]), fed
+
+
+def test_what_users_commonly_give_works(tmp_path):
+    """Arrays in a tuple; a collection of metrics; figures by class; arguments in a list, or one by itself."""
+    columns = [(X[a:b].numpy().astype(np.float64), CLASSES[a:b].numpy()) for a, b in ENDS]
+    metrics = lambda: {
+        "recall": MulticlassRecall(3, average=None), "confidence": MeanMetric(),
+        "all": MetricCollection({"accuracy": MulticlassAccuracy(3, average="micro"), "f1": MulticlassF1Score(3)}),
+    }
+    base = overlay(settings("columns"), {"stop.monitor": "val/all_accuracy", "stop.mode": "max"})
+    task = OwnTask("columns", lambda: nn.Linear(3, 3), classified, *columns[:2], base, test=columns[2], metrics=metrics)
+    run, halt = Run.create(base, tmp_path), Halt(3)
+    fit(task, base, run, [halt])
+    assert run.status["step"] == 3
+    history = fit(task, base, run, resume="last").run.history()
+    last, figures = history.iloc[-1], evaluate(task, run, "test", "last")
+    assert last["train/recall_2"] >= 0 and {"val/all_f1", "train/all_f1", "val/confidence"} <= set(history)
+    with torch.no_grad():
+        answers = run.load("last")[0](X[40:]).argmax(1)
+    assert figures["all_accuracy"] == pytest.approx((answers == CLASSES[40:]).float().mean().item())
+    for k in range(3):
+        mine = CLASSES[40:] == k
+        assert figures[f"recall_{k}"] == pytest.approx((answers[mine] == k).float().mean().item() if mine.any() else 0)
+
+
+def broken(**more):
+    return lambda: make("broken", test=None, **more)
+
+
+MISTAKES = {  # what a user gets wrong -> what the error names
+    "no mean": (broken(), lambda m, b: (m(b[0]) - b[1]).square(), "the loss of a step(.|\n)*shape \\(8, 1\\)"),
+    "no tensor": (broken(), lambda m, b: squared(m, b)[0].item(), "the loss of a step(.|\n)*float"),
+    "no gradient": (broken(), lambda m, b: squared(m, b)[0].detach(), "the loss of a step(.|\n)*without a gradient"),
+    "nothing": (broken(), lambda m, b: None, "the loss of a step"),
+    "three things": (broken(), lambda m, b: (squared(m, b)[0], {}, 1), "the loss of a step(.|\n)*tuple"),
+    "no names": (broken(), lambda m, b: (squared(m, b)[0], m(b[0])), "what loss of OwnTask gives(.|\n)*Tensor"),
+    "one argument of two": (broken(), lambda m, b: (squared(m, b)[0], {"error": m(b[0])}), "metric 'error'"),
+    "other shapes": (broken(), lambda m, b: (squared(m, b)[0], {"error": (m(b[0])[:2], b[1])}), "metric 'error'"),
+    "an undeclared metric": (broken(), lambda m, b: (squared(m, b)[0], {"eror": 1}), "metric 'eror'"),
+    "metrics that are none": (broken(metrics=lambda: {"error": max}), squared, "metric 'error'"),
+    "metrics without names": (broken(metrics=MeanSquaredError), squared, "what metrics of OwnTask gives"),
+    "a matrix of figures": (broken(metrics=lambda: {"error": MulticlassConfusionMatrix(2)}),
+                            lambda m, b: (squared(m, b)[0], {"error": (b[1][:, 0] > 0, b[1][:, 0] > 0)}),
+                            "metric 'error'(.|\n)*shape \\(2, 2\\)"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_in_ones_own_task_is_named(kind, tmp_path, monkeypatch):
+    """Never an error of PyTorch's or torchmetrics' alone, and never a run that learnt nothing."""
+    task, loss, message = MISTAKES[kind]
+    monkeypatch.setattr(task := task(), "loss", loss)
+    with pytest.raises(NexusError, match=message):
+        trained(task, tmp_path)
+
+
+GIVEN = {
+    "make": nn.Linear(3, 1), "loss": nn.MSELoss(), "metrics": {"error": MeanSquaredError()},
+    "optimizer": torch.optim.SGD(nn.Linear(3, 1).parameters()),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_made_already_is_refused_where_a_function_is_expected(name):
+    given = {"make": lambda: nn.Linear(3, 1), "loss": squared} | {name: GIVEN[name]}
+    with pytest.raises(ConfigError, match=f"{name} of OwnTask"):
+        OwnTask("early", train=ROWS, val=ROWS, **given)
+
+
+@pytest.mark.parametrize("columns", [(X, Y[:40]), (X, "labels"), (X.numpy(), np.array(["a"] * 48)), (X[:0], Y[:0])])
+def test_a_tuple_of_odd_arrays_is_refused(columns):
+    with pytest.raises(DataError, match="tuple of arrays"):
+        make(train=columns)

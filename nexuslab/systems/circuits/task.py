@@ -395,8 +395,17 @@ class CircuitSet:
     def show(self, batch, cfg, meta):
         return picture(to_circuits(batch, np.asarray(meta["statistics"])))
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #12fcd445
+class CircuitFigures:
+    "Which way the figures of a circuit model are better."
+
+    def directions(self, cfg):
+        more = "graph_exact*", "parts_shared*", "pole_within*", "silhouette*", "purity*", "prior_*"
+        less = "pole_error*", "value_error*", "reconstruction", "transfer", "graph", "value", "poles", "zeros", "origin"
+        return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
+
 # %% ../../../nbs/systems/circuits/04_task.ipynb #229e6d27
-class CircuitTraining:
+class CircuitTraining(CircuitFigures):
     "What the engine asks about the model and its objective."
 
     def model(self, cfg, meta):

@@ -557,6 +557,10 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
             found.append((model.generate(batch.inputs.to(device)).cpu(), batch.targets.cpu(), batch.n.cpu()))
         return figures(*map(torch.cat, zip(*found)), cfg.code())
 
+    def directions(self, cfg):
+        more = "accuracy", "exact_match*", "all_or_nothing*", "valid", "lengths_right"
+        return dict.fromkeys(more, "max") | dict.fromkeys(("digits", "apex", "k_error", "k_prime_error"), "min")
+
     def updaters(self, cfg, model):
         return [Tilt(*cfg.data.tilt, cfg.data.hold)] if cfg.data.sampling == "balanced" else []
 

@@ -334,6 +334,12 @@ class LatticeTraining:
             found |= {f"{name}_beyond": value for name, value in split_figures(model, beyond, size).items()}
         return found
 
+    def directions(self, cfg):
+        more = "?_exact*", "parameter_accuracy*", "metrics_accuracy*", "infeasible_f1*", "r2*", "security_score"
+        less = "violations*", "regret*", "repaired_share*", "repair_steps*", "by_solver_share*", "*_loss"
+        return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
+
+
     def baselines(self, splits, split, cfg):
         source, train = splits.named(split), splits.train
         told = lambda name: rival_figures(name, train.arrays, train.members, source.members, source.profile, cfg.seed)
