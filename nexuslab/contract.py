@@ -240,7 +240,8 @@ def figures_have_rivals(case: Case) -> str:
     "A baseline gives a figure that the evaluation gives; a system that has no figure besides the loss is told."
     found = case.task.baselines(case.splits, "val", case.cfg)
     given = {figure for figures in found.values() if not isinstance(figures, Costly) for figure in figures}
-    known, examines = {"loss"} | Measures(case.task.metrics(case.cfg)).names, type(case.task).examine is not Task.examine
+    known = {"loss"} | Measures(case.task.metrics(case.cfg)).names
+    examines = type(case.task).examine is not Task.examine
     require(
         bool(given & known) or examines and bool(found), "figures: a rival gives one that the evaluation gives",
         sorted(given), f"a baseline, such as the mean or a lookup table, with one of {sorted(known)}",
