@@ -439,6 +439,7 @@ REFUSED = {
         "checkpoint": ["step_999", "bset"],
         "device": ["cuda:99", "gpu", "cpu:0", "", None],
         "precision": ["fp8", "", None],
+        "data_path": ["mine.txt"],
     },
     "sample": {
         "run": ["nosuch"],
