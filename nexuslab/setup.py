@@ -23,11 +23,11 @@ from torch import nn
 
 from .batch import examples_of
 from .checkpoint import load_weights, open_checkpoint, steps_kept
-from .config import DEVICES, Compute, Config, Section
+from .config import DEVICES, Compute, Config, Section, overlay
 from .core import ConfigError, DataError, ModelError, mix, system_modules
 from .data import Consecutive, Plan, Source, Splits
 from .listen import Listener
-from .metrics import Averages
+from .metrics import Averages, Measures
 from .optim import Plateau, make_optimizer
 from .own import OwnTask
 from .run import Record, Run
@@ -63,6 +63,21 @@ def pick_precision(name: str, device: torch.device) -> tuple[str, str | None]:
     if name == "bf16" and not bf16:
         return "fp32", f"{device} has no bf16; using fp32"
     return name, None
+
+# %% ../nbs/engine/08c_setup.ipynb #0e8d18f2
+def placed(cfg: Config, device: str, precision: str) -> tuple[torch.device, str, Callable]:
+    "The device, the arithmetic that it will use, and a maker of its context; auto is what the run was trained with."
+    place, asked = pick_device(device), overlay(cfg, {"compute.precision": precision}).compute.precision
+    asked = cfg.compute.precision if asked == "auto" else asked
+    arithmetic, why = pick_precision(asked, place)
+    if why:
+        print(why)
+    return place, arithmetic, arithmetic_of(place, arithmetic)
+
+def arithmetic_of(device: torch.device, precision: str) -> Callable:
+    "A maker of the context in which a device computes so."
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return (lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext
 
 # %% ../nbs/engine/08c_setup.ipynb #3805894c
 class StepModule(nn.Module):
@@ -156,7 +171,7 @@ class Loop(Setup):
     listeners: list[Listener] = field(default_factory=list)
     record: Record | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    measures: dict[str, Any] = field(default_factory=dict)  # metrics of training, by name
+    measures: Measures | None = None  # metrics of training since the last evaluation
     carried: Carried | None = None  # of a system that carries a state from step to step
     saved_at: int = -1  # step of the last checkpoint
     asked: str | None = None  # why a listener asks to stop
@@ -308,14 +323,13 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
     updaters = task.updaters(cfg, model)
     plan, total = plan_steps(cfg, splits.train, updaters, rank, world)
     by_epoch = (cfg.budget.unit or ("epochs" if cfg.budget.epochs else "steps")) == "epochs"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     optimizer, peak = optimizer_of(task, cfg, model)
     return Loop(
         task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module,
         optimizer=optimizer, peak=peak, plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
         plan=plan, total_steps=total,
         unit=(plan.steps_per_epoch if by_epoch else None) or 1,
-        autocast=(lambda: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext,
+        autocast=arithmetic_of(device, precision),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world, carried=carried_for(task, model, splits.train),
         differences=differences,

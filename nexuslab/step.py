@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import nn
 
 from .batch import to_device
-from .core import TrainingError, mix
+from .core import ModelError, TrainingError, mix
 from .data import Fetch, Key
-from .metrics import Averages
+from .metrics import Averages, arguments_of
 from .optim import learning_rate
 from .setup import Loop, buckets, emit, gathered, over_processes, saved_buffers, spread, position
 from .state import Carried, forget_nonfinite
@@ -64,7 +64,7 @@ def forward_backward(loop: Loop, micro: list[tuple[Key, Any]], at: At) -> StepOu
             continue
         with loop.autocast():
             out = loop.module(to_device(batch, loop.device), at_batch(loop.carried, at, key.ids))
-        left.append((key.ids, out.state))
+        left.append((key.ids, checked(out, training=True).state))
         loss = out.loss if share == 1.0 else out.loss * share
         (loop.scaler.scale(loss) if loop.scaler.is_enabled() else loss).backward()
         count(loop.window, out, weighted=True)
@@ -94,6 +94,18 @@ def carry_on(loop: Loop, out: StepOut | None) -> None:
         loop.carried.turn()
     if out is None:
         forget_nonfinite(loop.carried)
+
+# %% ../nbs/engine/08d_step.ipynb #7ee545e6
+def checked(out: StepOut, training: bool = False) -> StepOut:
+    "What a step gave, if it can be used: a `StepOut` whose loss is one number, with a gradient in training."
+    loss = out.loss if isinstance(out, StepOut) else None
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and (loss.requires_grad or not training):
+        return out
+    found = type(out if loss is None else loss).__name__
+    if isinstance(loss, torch.Tensor):
+        found = f"shape {tuple(loss.shape)}" if loss.numel() != 1 else "a number without a gradient"
+    raise ModelError("the loss of a step", found=found, expected="one number: the mean over n items, with its gradient",
+                     remedy="take the mean, as reduction='mean' does, and detach nothing on the way from the model")
 
 # %% ../nbs/engine/08d_step.ipynb #4bed1991
 OWN_NAMES = frozenset({"loss", "learning_rate", "grad_norm"})  # scalars of the engine
@@ -321,5 +333,5 @@ def portable(out: StepOut) -> StepOut:
         return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
 
     parts = {name: dataclasses.replace(part, value=small(part.value)) for name, part in out.parts.items()}
-    arguments = {name: tuple(small(v) for v in values) for name, values in out.out.items()}
+    arguments = {name: tuple(small(v) for v in arguments_of(values)) for name, values in out.out.items()}
     return StepOut(small(out.loss), out.n, parts, arguments)
