@@ -97,9 +97,9 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 # %% ../nbs/engine/07_checkpoint.ipynb #4558446c
-def free_name(path: Path) -> Path:
+def free_name(path: Path, word: str = "damaged") -> Path:
     "A name beside a damaged file under which nothing looks for it."
-    names = (path.with_name(f"damaged-{path.name.lstrip('.')}{n and f'-{n}' or ''}") for n in range(10_000))
+    names = (path.with_name(f"{word}-{path.name.lstrip('.')}{n and f'-{n}' or ''}") for n in range(10_000))
     return next(name for name in names if not os.path.lexists(name))
 
 def rests(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ __all__ = ['Finding', 'Examination', 'diagnose', 'next_step', 'verdict', 'as_tex
 # %% ../nbs/engine/15_doctor.ipynb #308d9bbe
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
@@ -22,12 +23,13 @@ from typing import Any
 
 from nexuslab.checkpoint import (
     FORMAT, POINTERS, Saved, clear_rest, examine_folder, free_name, kept_aside, newest_sound, point, rests, saves,
-    step_name, steps_kept, steps_saved,
+    step_name, steps_kept, steps_saved, vouched,
 )
 from .config import validated
 from nexuslab.core import (
-    LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, make_folder,
-    naming_files, parse_json, project_root, read_bytes, read_json, read_sealed, sync_folder, write_sealed,
+    LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, digest, held,
+    make_folder, naming_files, parse_json, plain, project_root, read_bytes, read_json, read_sealed, sync_folder,
+    visible,
 )
 from .store import Store, without_building
 from .watch import state_name
@@ -57,11 +59,16 @@ class Examination:
     counts: dict[str, int] = field(default_factory=dict)  # what was found sound: rows, checkpoints ...
     sound: dict[int, Saved] = field(default_factory=dict)  # the checkpoints that passed, by step
     unread: set[int] = field(default_factory=set)  # the steps of those that cannot be examined here
+    failed: bool = False  # whether something could not be read or written
 
     def found(self, path: Path, fault: object, outcome: str, done: str, act: Callable[[], Any] | None = None) -> None:
-        "Note a finding, and act on it."
-        if act and self.mend:
-            act()
+        "Note a finding, and act on it; where the system refuses that, the finding says so."
+        try:
+            with naming_files("mending"):
+                act() if act and self.mend else None
+        except NexusError as error:
+            self.failed, outcome = True, "noted"
+            done = f"not done: {one_line(error)}; {error.remedy or 'do it again'}"
         place = os.path.relpath(path, self.run.path)
         self.findings.append(Finding(place, one_line(fault).replace(f"{self.run.path}/", ""), outcome, done))
 
@@ -83,15 +90,38 @@ def one_line(fault: object) -> str:
     told = fault.brief if isinstance(fault, NexusError) else str(fault) or type(fault).__name__
     return "".join(c if c.isprintable() else "?" for c in " ".join(told.split())[:300])
 
+def typed(text: object) -> str:
+    "A text as a shell takes it, in one printable line."
+    if (said := str(text)).isprintable():
+        return shlex.quote(said)
+    said = said.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c)) for c in said) + "'"
+
 def called(run: Run) -> str:
     "A run as a shell takes it: by its name, or by its path where it lies outside the project."
     inside = run.path.parents[1] == project_root() / "runs"
-    return shlex.quote(run.path.name if inside else str(run.path))
+    return typed(run.path.name if inside else run.path)
 
 def move(path: Path, other: Path) -> None:
     "Rename, forced to the disk."
     os.rename(path, other)
     sync_folder(path.parent)
+
+def swap(path: Path, data: bytes) -> None:
+    "Write a file anew beside its place; only then what stands there is moved aside."
+    with held(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            if os.path.lexists(path):
+                os.rename(path, free_name(path))
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 # %% ../nbs/engine/15_doctor.ipynb #8918d075
 def split_record(data: bytes) -> tuple[list[bytes], list[bytes], bytes]:
@@ -105,6 +135,7 @@ def split_record(data: bytes) -> tuple[list[bytes], list[bytes], bytes]:
         return [*sound, tail], damaged, b""
     return sound, damaged, tail
 
+# %% ../nbs/engine/15_doctor.ipynb #3ebf3165
 def examine_record(e: Examination) -> None:
     "The rows of metrics.jsonl and their checks."
     path = e.run.path / "metrics.jsonl"
@@ -116,6 +147,10 @@ def examine_record(e: Examination) -> None:
         data = read_bytes(path, 2**40)
     except FormatError as error:
         return e.lost(path, error, "a training that goes on begins another one")
+    if b"\r\n" in data:
+        data = data.replace(b"\r\n", b"\n")
+        told = functools.partial(rewrite, path, data)
+        e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab", told)
     sound, damaged, tail = split_record(data)
     e.counts["rows"] = len(sound)
     aside = path.with_name(f"damaged-{path.name}")
@@ -138,17 +173,21 @@ def examine_log(e: Examination) -> None:
     "Whether log.txt begins with what the status knows of it."
     path = e.run.path / "log.txt"
     try:
-        if not log_changed(e.run, log_bytes(e.run)):
+        data = log_bytes(e.run)
+        if not log_changed(e.run, data):
             return
+        if b"\r\n" in data and not log_changed(e.run, data := data.replace(b"\r\n", b"\n")):
+            return e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
+                           functools.partial(rewrite, path, data))
         fault: object = "has changed since it was written" if os.path.lexists(path) else "is missing"
     except FormatError as error:
         fault = error
     other, there = free_name(path), os.path.lexists(path)
 
     def act() -> None:
+        e.run.set_status(log_bytes=0, log_check=0)  # first: a log that is still there is found again
         if there:
             move(path, other)
-        e.run.set_status(log_bytes=0, log_check=0)
 
     told = "metrics.jsonl has its figures"
     e.found(path, fault, "lost", f"moved to {other.name}; {told}" if there else told, act)
@@ -158,6 +197,11 @@ def set_aside(aside: Path, data: bytes) -> int:
     "The bytes of the lines that lie beside a record and that it does not hold; one that stands twice counts once."
     lines = read_bytes(aside, 2**40).split(b"\n") if os.path.lexists(aside) else []
     return sum(len(line) + 1 for line in set(lines) - set(data.split(b"\n")) if line)
+
+def rewrite(path: Path, data: bytes) -> None:
+    "Put other bytes in a file's place."
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 def uncounted(run: Run, aside: Path, data: bytes) -> int:
     "Those of them that the status still counts as bytes of the record."
@@ -172,8 +216,7 @@ def part_record(run: Run, sound: list[bytes], damaged: list[bytes], missing: int
     known = set(before.split(b"\n"))  # a call that was cut off may have written them
     new = [line for line in dict.fromkeys(damaged) if line not in known]
     for target, first, lines in ((aside, before, new), (path, b"", sound)):
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(first + b"".join(line + b"\n" for line in lines))
+        rewrite(target, first + b"".join(line + b"\n" for line in lines))
     count_record(run, missing)
 
 def count_record(run: Run, missing: int) -> None:
@@ -199,7 +242,7 @@ def examine_checkpoints(e: Examination) -> None:
         if e.linked(path) or any(map(Path.is_symlink, path.iterdir())):
             e.unread.add(step)
             continue
-        fault, saved = examine_folder(path)
+        fault, saved = judged(e, path)
         version = saved.manifest.get("format") if isinstance(saved.manifest, dict) else None
         if isinstance(version, int) and version > FORMAT:
             e.unread.add(step)
@@ -209,6 +252,28 @@ def examine_checkpoints(e: Examination) -> None:
         else:
             e.sound[step] = saved
             e.count("checkpoints")
+
+# %% ../nbs/engine/15_doctor.ipynb #e888f3ee
+def whole(path: Path, saved: Saved) -> bool:
+    "Whether a checkpoint agrees with itself and its name, whatever the record knows, and whatever lies beside it."
+    manifest = saved.manifest
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return False
+    sealed = saved.seal == digest(manifest, 64) or (saved.seal, manifest.get("format")) == (None, 1)
+    files = {name: digest(data, 64) for name, data in saved.files.items()}
+    return sealed and files == manifest["files"] and path.name == step_name(manifest["step"])
+
+def judged(e: Examination, path: Path) -> tuple[str | None, Saved]:
+    "What is wrong with a checkpoint, and its content; what is none of its files is moved out of its folder."
+    fault, saved = examine_folder(path)
+    if fault is None or not whole(path, saved):
+        return fault, saved
+    for stray in sorted(p for p in path.iterdir() if p.name not in {*saved.files, "manifest.json"}):
+        other = free_name(path.with_name(f"{path.name}-{stray.name.lstrip('.')}"), "stray")
+        e.found(stray, "is no file of the checkpoint", "mended", f"moved to checkpoints/{other.name}",
+                functools.partial(move, stray, other))
+    known = vouched(path.parent, saved.manifest["step"])
+    return (fault if known and saved.seal not in known else None), saved
 
 # %% ../nbs/engine/15_doctor.ipynb #3e0cc3a4
 def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
@@ -271,9 +336,14 @@ def examine_pointers(e: Examination) -> None:
 
 def repoint(folder: Path, name: str, step: int | None) -> None:
     "Write a pointer anew; something else in its place is moved aside."
-    if (folder / POINTERS[name]).is_dir():
-        move(folder / POINTERS[name], free_name(folder / POINTERS[name]))
-    point(folder, name, step)
+    path = folder / POINTERS[name]
+    other = free_name(path) if path.is_dir() else path
+    move(path, other) if other != path else None
+    try:
+        point(folder, name, step)
+    except NexusError:
+        move(other, path) if other != path else None
+        raise
 
 # %% ../nbs/engine/15_doctor.ipynb #4dac776f
 def examine_config(e: Examination) -> None:
@@ -298,11 +368,9 @@ def examine_config(e: Examination) -> None:
 
 def rewrite_config(e: Examination, tree: dict) -> None:
     "A configuration as a file of the run; what stood there is moved aside."
-    path, presets = e.run.path / "config.yaml", get_task(tree["system"]).presets
-    if os.path.lexists(path):
-        move(path, free_name(path))
+    presets = get_task(tree["system"]).presets
     make = presets.get(tree["preset"]) or next(iter(presets.values()))
-    e.run.write_text("config.yaml", validated(type(make()), tree).yaml())
+    swap(e.run.path / "config.yaml", validated(type(make()), tree).yaml().encode())
 
 def examine_environment(e: Examination) -> None:
     "Whether environment.json can be read."
@@ -349,10 +417,8 @@ def examine_status(e: Examination) -> None:
 
 def rewrite_status(e: Examination, made: dict) -> None:
     "A status of what is known; what stood there is moved aside."
-    path = e.run.path / "status.json"
-    if os.path.lexists(path):
-        move(path, free_name(path))
-    write_sealed(path, made | {"updated": round(time.time(), 3)})
+    said = plain(made | {"updated": round(time.time(), 3)})
+    swap(e.run.path / "status.json", json.dumps(said | {SEAL: digest(said, 64)}, indent=2).encode())
 
 # %% ../nbs/engine/15_doctor.ipynb #93884dd3
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -381,7 +447,7 @@ def examine_figures(e: Examination) -> None:
         e.counts["evaluations"] = len(evaluated(e.run))
         for split, told in given_up(e.run).items():
             own = evaluated(e.run)[split].get("data_path")
-            where = f"--data-path {shlex.quote(str(own))}" if own else f"--split {shlex.quote(split)}"
+            where = f"--data-path {typed((own))}" if own else f"--split {typed(split)}"
             again = f"nexuslab evaluate --run {called(e.run)} {where}"
             e.found(path, f"the figures of {split} are {told}", "noted", again)
     except FormatError as error:
@@ -451,32 +517,45 @@ def examine_links(e: Examination) -> None:
             e.found(path, "is a link", "noted", "neither it nor what follows from it is examined: put a copy here")
 
 # %% ../nbs/engine/15_doctor.ipynb #b9e53583
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.nexuslab)?\.tmp")  # without its second part of older versions
+TEMPORARY = re.compile(rf"\.(.+?)\.([0-9a-f]{{8}}{re.escape(LEFT)}|[a-z0-9_]{{8}}\.tmp)")  # the latter: older versions
+FILES = (r"(status|evaluation|environment)\.json|(damaged-)?metrics\.jsonl|config\.yaml|stop|wandb_id"
+         r"|checkpoints/(last|best)\.json")
+
+def is_temporary(run: Run, path: Path) -> bool:
+    "Whether a name is one that nexuslab makes while it writes; of an older version, also the name of what was written."
+    found = TEMPORARY.fullmatch(path.name)
+    written = found and path.with_name(found[1]).relative_to(run.path).as_posix()
+    return bool(found) and (found[2].endswith(LEFT) or bool(re.fullmatch(f"{FILES}|{own_names(run)}", written)))
 
 def examine_left(e: Examination) -> None:
     "Temporary files of processes that are gone."
     folder = e.run.path / "checkpoints"
     if not e.linked(folder):
-        move_back(e, folder)
-        for path in rests(folder):
+        back = move_back(e, folder)
+        for path in (path for path in rests(folder) if path not in back):
             aside = free_name(path) if clear_rest(path, act=False) else None
             e.found(path, "a checkpoint that was being written or removed", "mended",
                     f"no folder: moved to {aside.name}" if aside else "removed", functools.partial(clear_rest, path))
     places = [e.run.path / name for name in ("", "checkpoints", "figures", "samples")]
     left = (path for place in places if not e.linked(place) for path in place.glob(".*.tmp"))
-    for path in sorted(path for path in left if TEMPORARY.fullmatch(path.name)):
+    for path in sorted(path for path in left if is_temporary(e.run, path)):
         if path.is_file() and not path.is_symlink() and abandoned(path):
             e.found(path, "a temporary file that no process holds", "mended", "removed", path.unlink)
 
-def move_back(e: Examination, folder: Path) -> None:
-    "Give a checkpoint its name again that was moved aside for a successor that never came."
+def move_back(e: Examination, folder: Path) -> list[Path]:
+    """Give a checkpoint its name again that was moved aside for a successor that never came, if a pointer names it or
+    if it is sound; returns what was moved."""
+    named, moved = set(), []
     for name in POINTERS:
         with contextlib.suppress(NexusError, KeyError, TypeError, ValueError):
-            path = folder / step_name(named_by(folder, name)[0] or 0)
-            old = path.with_name(f".{path.name}.old")
-            if old.is_dir() and not old.is_symlink() and not os.path.lexists(path):
-                e.found(path, "was moved aside, and nothing came in its place", "mended", "moved back",
-                        functools.partial(move, old, path))
+            named.add(step_name(named_by(folder, name)[0] or 0))
+    for old in (p for p in rests(folder) if p.suffix == ".old" and p.is_dir() and not p.is_symlink()):
+        path = old.with_name(old.name[1:].removesuffix(".old"))
+        if not os.path.lexists(path) and (path.name in named or examine_folder(old)[0] is None):
+            e.found(path, "was moved aside, and nothing came in its place", "mended", "moved back",
+                    functools.partial(move, old, path))
+            moved.append(old)
+    return moved
 
 # %% ../nbs/engine/15_doctor.ipynb #c005685e
 @functools.lru_cache(maxsize=256)  # runs share their data
@@ -498,7 +577,7 @@ def examine_data(e: Examination) -> None:
             verified(path, *stamp(path))
     except Exception as error:  # of any system
         absent = isinstance(error, DataError) and error.found == "no such file"
-        build = f"nexuslab prepare --config {shlex.quote(str(e.run.path / 'config.yaml'))}"
+        build = f"nexuslab prepare --config {typed(e.run.path / 'config.yaml')}"
         told = build if absent else "mend this to train or evaluate here"
         return e.found(e.run.path / "config.yaml", error, "noted", told)
     if trained and splits.fingerprint not in trained:
@@ -513,6 +592,9 @@ CHECKS: dict[Callable[[Examination], None], tuple[str, ...]] = {  # a check -> w
     examine_status: ("status.json",), examine_log: ("log.txt", "status.json"), examine_figures: ("evaluation.json",),
     examine_results: (), examine_data: (),
 }
+
+class Busy(RunError):
+    "A process trains in the run directory."
 
 def busy(run: Run) -> bool:
     "Whether a process trains in a run directory."
@@ -529,14 +611,15 @@ def examine(e: Examination, check: Callable[[Examination], None]) -> None:
         with naming_files("examining"):
             check(e)
     except NexusError as error:
+        e.failed = True
         e.found(e.run.path, error, "noted", f"not examined to the end; {error.remedy or 'do it again'}")
 
 # %% ../nbs/engine/15_doctor.ipynb #2c8a6c20
 def diagnose(run: Run, mend: bool = True) -> Examination:
     "Examine a run directory, and mend it if it holds no links; one in which a process trains is refused."
     if busy(run):
-        raise RunError(f"run {run.path.name}", found="a process that trains in it", expected="a run at rest",
-                       remedy="wait for it, or stop it: touch stop in the run directory")
+        raise Busy(f"run {run.path.name}", found="a process that trains in it", expected="a run at rest",
+                   remedy="wait for it, or stop it: touch stop in the run directory")
     mend = mend and not any(path.is_symlink() for path in run.path.iterdir())  # else nothing is written in it
     e = Examination(run, mend)
     with run.exclusive() if mend else contextlib.nullcontext():
@@ -547,14 +630,14 @@ def diagnose(run: Run, mend: bool = True) -> Examination:
 
 def next_step(e: Examination) -> str:
     "What to type next."
-    name, config = called(e.run), shlex.quote(str(e.run.path / "config.yaml"))
+    name, config = called(e.run), typed(e.run.path / "config.yaml")
     if any(f.place == "config.yaml" and f.outcome == "lost" for f in e.findings):
-        return f"restore {config} from a copy, then nexuslab doctor {shlex.quote(str(e.run.path))}"
+        return f"restore {config} from a copy, then nexuslab doctor {typed(e.run.path)}"
     state, saved = "unknown", e.sound or e.unread or e.linked(e.run.path / "checkpoints")
     with contextlib.suppress(FormatError):
         state = e.run.status["state"]
     if links := [f.place for f in e.findings if f.fault == "is a link" and "/" not in f.place]:
-        return f"replace {', '.join(map(shlex.quote, links))} by copies, then nexuslab doctor {name}"
+        return f"replace {', '.join(map(typed, links))} by copies, then nexuslab doctor {name}"
     if not e.mend and e.findings:
         return f"nexuslab doctor {name}"
     if not saved and any(f.place.startswith("checkpoints/step_") and f.outcome == "lost" for f in e.findings):
@@ -572,15 +655,16 @@ def verdict(e: Examination) -> str:
 # %% ../nbs/engine/15_doctor.ipynb #2c030c85
 def as_text(e: Examination) -> str:
     "What was found in a run, for people."
-    lines = [f"run: {e.run.path}", "sound: " + (", ".join(f"{n} {what}" for what, n in e.counts.items()) or "nothing")]
+    sound = ", ".join(f"{n} {what}" for what, n in e.counts.items()) or "nothing"
+    lines = [f"run: {visible(str(e.run.path))}", f"sound: {sound}"]
     for f in e.findings:
         outcome = "to mend" if f.outcome == "mended" and not e.mend else f.outcome
-        lines.append(f"{outcome}: {f.place}: {f.fault}; {f.done}")
+        lines.append(visible(f"{outcome}: {f.place}: {f.fault}; {f.done}"))
     return "\n".join([*lines, f"next: {next_step(e)}"])
 
 def as_object(e: Examination) -> dict[str, Any]:
     "The same for programs."
-    return {"run": str(e.run.path), "verdict": verdict(e), "mend": e.mend, "counts": e.counts,
+    return {"run": str(e.run.path), "verdict": verdict(e), "mend": e.mend, "failed": e.failed, "counts": e.counts,
             "findings": [asdict(f) for f in e.findings], "next": next_step(e)}
 
 # %% ../nbs/engine/15_doctor.ipynb #2b3dbd23

@@ -23,7 +23,7 @@ from nexuslab.core import (
 from nexuslab.parameters import (
     READERS, counted, edited, job_notebooks, joined, parameters_of, parse_changes,
 )
-from .plans import dry_run, runs_to_compare
+from .plans import dry_run, printable, runs_to_compare
 from .kernels import RunStore, exit_code, new_report, result_of, run_job
 
 # %% ../nbs/engine/20_jobs.ipynb #7bbde020
@@ -160,17 +160,17 @@ def runs_command(arguments: list[str]) -> dict[str, Any]:
     if not said.latest:
         rows = runs_table(system=said.system)
         told = rows if any(rows.remark) else rows.drop(columns="remark")
-        table = told.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        table = printable(told)
         print(table.to_string(index=False) if len(table) else f"no runs in {project_root() / 'runs'}")
         return {"runs": json.loads(rows.to_json(orient="records"))}
     from nexuslab.evaluate import evaluation_table  # late: imports torch
 
     run = runs_to_compare(None, said.system)[-1]
-    print(f"run: {visible(str(run.path))}\nstate: {run.status['state']} ({run.status.get('reason')})")
+    print(f"run: {visible(str(run.path))}\nstate: {run.status['state']} ({visible(str(run.status.get('reason')))})")
     if missing := left_out(run):
         print(f"record: {missing}")
     known = is_there(run.path / "evaluation.json")
-    print(evaluation_table(run).to_string(float_format=lambda v: f"{v:.4g}", na_rep="") if known else
+    print(printable(evaluation_table(run)).to_string(float_format=lambda v: f"{v:.4g}", na_rep="") if known else
           "not evaluated yet")
     return {"path": run.path, "status": run.status, "evaluation": run.evaluation if known else {}}
 
@@ -205,7 +205,7 @@ def report_command(arguments: list[str]) -> dict[str, Any]:
     from nexuslab.views import report
 
     path = report(Run.open(said.run), said.output)
-    print(path)
+    print(visible(str(path)))
     return {"path": path}
 
 # %% ../nbs/engine/20_jobs.ipynb #d79c1b17
@@ -223,24 +223,25 @@ def doctor_command(arguments: list[str]) -> dict[str, Any]:
     if said.run is None:
         return survey_command(root, said.system, not said.dry_run)
     e = diagnose(patient(said.run, root, said.system), not said.dry_run)
-    print("\n".join(map(visible, as_text(e).split("\n"))))
-    return as_object(e) | {"exit_code": int(any(f.outcome == "lost" for f in e.findings))}
+    print(as_text(e))
+    return as_object(e) | {"exit_code": int(e.failed or any(f.outcome == "lost" for f in e.findings))}
 
 def survey_command(root: Path, system: str | None, mend: bool) -> dict[str, Any]:
     "The same for all runs, a line each."
-    from nexuslab.doctor import as_object, left_beside, next_step, survey, verdict  # late: imports torch
+    from nexuslab.doctor import Busy, as_object, left_beside, next_step, survey, verdict  # late: imports torch
     from nexuslab.run import run_name
 
-    objects, lost, left = [], 0, left_beside(root, mend)
+    objects, lost, left, failed = [], 0, left_beside(root, mend), False
     for run, e in survey(root, system, mend):
         refused = isinstance(e, NexusError)
         objects.append({"run": str(run.path), "verdict": f"not examined: {e.brief}"} if refused else as_object(e))
         told = objects[-1]["verdict"] if refused or not e.findings else f"{verdict(e)}; {next_step(e)}"
         lost += not refused and any(f.outcome == "lost" for f in e.findings)
+        failed |= not isinstance(e, Busy) if refused else e.failed
         print(f"{visible(run_name(run))}: {visible(told) if refused or e.findings else 'sound'}", flush=True)
     done = "removed" if mend else "to remove"
     print(f"{len(objects)} runs, {lost} with losses, {len(left)} temporary files beside them {done}")
-    return {"runs": objects, "left": [str(p) for p in left], "exit_code": int(lost > 0)}
+    return {"runs": objects, "left": [str(p) for p in left], "exit_code": int(lost > 0 or failed)}
 
 # %% ../nbs/engine/20_jobs.ipynb #88a8b199
 HIDDEN = re.compile(r"(?!\x1b\[[AK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

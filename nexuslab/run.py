@@ -165,6 +165,7 @@ def is_whole(line: bytes) -> bool:
 
 def row_of(line: bytes) -> dict | None:
     "A row without its check; None of a line that was cut short or has changed. Rows of older runs have no check."
+    line = line.removesuffix(b"\r")  # of a file that passed through Windows
     found = CHECK.search(line)
     text = line[: found.start()] + b"}" if found else line
     changed = not is_whole(line) if found else re.search(rb'"[0-9a-f]{8}"}$|"check": "', line)

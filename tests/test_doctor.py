@@ -1,21 +1,23 @@
 """`nexuslab doctor`: a run that is damaged in each way is told, mended where that invents nothing, and goes on."""
+import errno
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
 
 import pytest
 from tiny import comparable, same_weights
 
 from nexuslab.config import overlay, resolve
 from nexuslab.checkpoint import step_name
-from nexuslab.core import LEFT, SEAL, held, read_json, write_json
+from nexuslab.core import LEFT, SEAL, held, read_json, write_json, write_sealed
 from nexuslab.doctor import as_text, diagnose, next_step, survey, verdict
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import main
-from nexuslab.run import Run, runs_table
+from nexuslab.run import Run, left_out, runs_table
 from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.views import plot_curves
@@ -101,8 +103,8 @@ DAMAGES = {
     "a half checkpoint": (lambda r: shutil.copytree(last(r), last(r).with_name(".step_00000099.tmp")), ".step_",
                           "mended", "removed"),
     "a temporary file": (lambda r: (r.path / f".status.json.0a1b2c3d{LEFT}").touch(), ".status", "mended", "removed"),
-    "one of an older version": (lambda r: (r.path / "samples" / ".x.h5.ab12cd3_.tmp").touch(), ".x.h5", "mended",
-                                "removed"),
+    "one of an older version": (lambda r: store(r).with_name(f".{store(r).name}.ab12cd3_.tmp").touch(), ".h5",
+                                "mended", "removed"),
     "a status cut short": (lambda r: cut(r.path / "status.json"), "status.json", "mended", "finished at step"),
     "a status that is gone": (lambda r: (r.path / "status.json").unlink(), "status.json", "mended", "from the record"),
     "a folder as status": (lambda r: ((r.path / "status.json").unlink(), (r.path / "status.json").mkdir()),
@@ -249,6 +251,9 @@ def test_all_runs_a_line_each(run, home, capsys):
 def test_files_of_a_person_stay(run):
     """Beside the run's own, with endings that doctor examines: nothing is moved, whole or not."""
     rows = run.path / "figures" / ".rows.tmp"
+    for name in (".notes.20261122.tmp", ".draft.chapter1.tmp", "figures/.x.original.tmp", "samples/.x.h5.ab12cd3_.tmp",
+                 ".status.json.notahexa.nexuslab.tmp"):
+        (run.path / name).write_text("mine")
     for place in ("", "figures", "samples"):
         for name in ("notes.html", "photo.png", "fig.svg", "table.csv", "mine.ipynb", "data.h5", ".rows.tmp"):
             (run.path / place / name).write_text("mine")
@@ -366,6 +371,86 @@ def test_what_is_to_be_typed_can_be_typed(run, home, tmp_path, monkeypatch):
     for told in (next_step(e), *(f.done.partition("; ")[2] for f in e.findings if f.outcome == "lost")):
         assert str(far.path) in shlex.split(told), told
     assert "prepare" in e.findings[-1].done and str(far.path / "config.yaml") in shlex.split(e.findings[-1].done)
+
+
+def test_the_only_copy_of_a_checkpoint_is_kept(run):
+    """It was moved aside for a successor, and no pointer can be read: it is sound, and gets its name again."""
+    newest = last(run)
+    newest.rename(newest.with_name(f".{newest.name}.old"))
+    for name in ("last", "best"):
+        cut(pointer(run, name), 0)
+    told = diagnose(run, mend=False)
+    assert [f.done for f in told.findings][:1] == ["moved back"] and "removed" not in {f.done for f in told.findings}
+    assert verdict(diagnose(run)) == "3 mended" and last(run) == newest and run.load("last")
+
+
+def test_a_file_that_others_left_in_a_checkpoint_is_moved_out(run):
+    """Of a file manager and of Jupyter, in the folder of a checkpoint: that stays, and so do the files."""
+    newest = last(run)
+    (newest / ".DS_Store").write_text("mine")
+    (newest / ".ipynb_checkpoints").mkdir()
+    told = diagnose(run, mend=False)
+    assert max(told.sound) == int(newest.name[5:]) and (newest / ".DS_Store").exists()
+    assert verdict(diagnose(run)) == "2 mended" and last(run) == newest and run.load("last")
+    assert (newest.parent / f"stray-{newest.name}-DS_Store").read_text() == "mine"
+    (newest / "notes.txt").write_text("mine")
+    cut(newest / "model.safetensors")
+    assert verdict(diagnose(run)).startswith("1 lost")
+    assert (newest.with_name(f"damaged-{newest.name}") / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_line_ends_of_windows_are_no_damage(run, name):
+    """A record or a log that passed through a program that writes CRLF is read, and has its own line ends again."""
+    path, rows = run.path / name, len(run.history())
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"\n", b"\r\n"))
+    assert len(run.history()) == rows and left_out(run) == ""
+    assert [(f.place, f.outcome) for f in diagnose(run).findings] == [(name, "mended")]
+    assert path.read_bytes() == before and verdict(diagnose(run)) == "sound"
+
+
+@pytest.mark.parametrize("names", [("config.yaml", "status.json"), ("log.txt",), ("metrics.jsonl",)])
+def test_what_cannot_be_written_leaves_everything_in_its_place(run, home, monkeypatch, capsys, names):
+    """On a full disk: no damaged file is renamed before the new one is whole, and the command fails."""
+    for name in names:
+        flip(run.path / name, 0)
+    before = content(run)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(["doctor", run.path.name]) == 1
+    said = capsys.readouterr().out
+    assert said.count("not done: ") == len(names) and "No space left" in said and "free some space" in said
+    assert content(run) == before
+    assert main(["doctor", run.path.name]) == (len(names) == 1) and verdict(diagnose(run)) == "sound"
+
+
+def test_a_line_is_a_finding(run, home, capsys):
+    """Line feeds and escapes in the names of files, splits, figures and of the run make no line of their own."""
+    odd = Run(run.path.rename(run.path.with_name("a\nnext: rm -rf ~\033[A\033[K\r")))
+    (odd.path / "a\nnext: rm -rf ~\nb.csv").write_text("x")
+    (odd.path / "l\nnext: rm -rf ~").symlink_to("nowhere")
+    figures = {k: v for k, v in odd.evaluation.items()}
+    other = figures["test"] | {"manifest": "0" * 64, "figures": {"\033[A\rloss\nforged": 0.5}}
+    write_sealed(odd.path / "evaluation.json", figures | {"val\nnext: rm -rf ~": other})
+    assert main(["doctor", str(odd.path)]) == 0
+    said = capsys.readouterr().out
+    assert sum(line.startswith("next: ") for line in said.splitlines()) == 1 and not set(said) & set("\033\r")
+    typed = said.splitlines()[-1].removeprefix("next: ").partition(", then ")[2]
+    shown = subprocess.run(["bash", "-c", f"set -- {typed}; printf %s \"$3\""], capture_output=True).stdout.decode()
+    assert shown == odd.path.name
+    (odd.path / "l\nnext: rm -rf ~").unlink()
+    edit = {k: v for k, v in read_json(odd.path / "status.json").items() if k != SEAL}
+    write_sealed(odd.path / "status.json", edit | {"reason": "\033[A\033[Krun: good\nforged: yes"})
+    for words in (["runs", "--latest"], ["report", str(odd.path)], ["evaluate", str(odd.path), "--dry-run"],
+                  ["doctor"], ["runs"]):
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert not set(said) & set("\033\r") and not re.search("^(forged|next: rm)", said, re.M), words
 
 
 def test_a_call_that_was_cut_off_counts_nothing_twice(run, monkeypatch):
