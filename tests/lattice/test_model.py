@@ -4,7 +4,7 @@ import pytest
 import torch
 from nexuslab.core import NexusError
 from nexuslab.systems.lattice.batch import collate, flat
-from nexuslab.systems.lattice.circuit import LINEAR, draw_circuits
+from nexuslab.systems.lattice.circuit import LINEAR, draw_circuits, edge_features, node_features
 from nexuslab.systems.lattice.data import Plan, make_block, profile_of
 from nexuslab.systems.lattice.loss import losses
 from nexuslab.systems.lattice.model import (
@@ -121,3 +121,23 @@ def test_nodes_without_edges_and_one_node():
                       np.array([0, 1, 2]), np.array([0, 0, 0]))
     rows = predict_circuits(AdvancedGNNOptimizer(**SMALL).eval(), lonely)
     assert [row["feasible"] for row in rows] == [True, True] and rows[0]["margin"] >= 0
+
+
+@pytest.mark.parametrize(("change", "wish", "says"), [
+    (lambda x, e, a: (x[:0], e[:, :0], a[:0]), {}, "at least one node"),
+    (lambda x, e, a: (x, np.stack([e[0], e[0]]), a), {}, "cycle"), (lambda x, e, a: (x[:, :9], e, a), {}, "shape"),
+    (lambda x, e, a: (x, e, a[:, :3]), {}, "shape"), (lambda x, e, a: (x * np.nan, e, a), {}, "nan"),
+    (None, {"lambda_bits": 100}, "128, 192, 256"), (None, {"lambda_bits": float("nan")}, "128, 192, 256"),
+    (None, {"weights": (1, -1, 1)}, "weights"), (None, {"weights": (0, 0, 0)}, "weights"),
+    (None, {"weights": (1, float("nan"), 1)}, "weights"),
+])
+@pytest.mark.parametrize("profile", ["rlwe", "lnp"])
+def test_bad_input_is_refused_before_anything_is_computed(monkeypatch, profile, change, wish, says):
+    """Neither the network nor the statistics nor the estimator are asked."""
+    one = draw_circuits(np.random.default_rng(0), [20])
+    given = node_features(one), np.stack([one.source, one.target]), edge_features(one)
+    model = AdvancedGNNOptimizer(**{**SMALL, "profile": profile})
+    monkeypatch.setattr(type(model), "forward", None)
+    monkeypatch.setattr("nexuslab.systems.lattice.model.statistics", None)
+    with pytest.raises(NexusError, match=says):
+        model.predict_parameters(*(change(*given) if change else given), **wish)

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 def test_figures_are_in_groups_and_nothing_unverified_is_left(run):
     text = (run.path / "evaluation.json").read_text(encoding="utf-8")
     for name in ("violations_raw", "violations_repaired", "regret_mean", "regret_p95", "n_exact", "repaired_share",
-                 "infeasible_f1", "parameter_accuracy", "metrics_accuracy", "r2"):
+                 "infeasible_f1", "parameter_accuracy", "metrics_accuracy", "r2", "r2_expected"):
         assert f'"{name}"' in text and f'"{name}_beyond"' in text, name
     assert all(rival in text for rival in ("mean", "table", "untrained"))
 

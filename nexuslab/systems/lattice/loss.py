@@ -131,8 +131,18 @@ def accuracy(profile: Profile, right: Proposals, proposals: Proposals) -> dict[s
     if not some.any():
         return {"parameter_accuracy": float("nan"), "r2": float("nan")}
     steps = np.array([len(axis) - 1 for axis in profile.axes.values()])
-    wanted, given = right.places[some] / steps, proposals.places[some] / steps
-    close = (np.abs(given - wanted) <= CLOSE).all(1) & proposals.feasible[some]
+    close = (np.abs(proposals.places - right.places)[some] <= CLOSE * steps).all(1) & proposals.feasible[some]
+    return {"parameter_accuracy": float(close.mean()), "r2": explained(profile, right, proposals.places / steps)}
+
+def explained(
+    profile: Profile,
+    right: Proposals,
+    given: np.ndarray,  # (B, 3) n, log q and sigma, each 0 to 1 over its axis
+) -> float:
+    "The share of the variance of the right answers that is explained, over circuits that have one."
+    if not right.feasible.any():
+        return float("nan")
+    steps = np.array([len(axis) - 1 for axis in profile.axes.values()])
+    wanted = (right.places / steps)[right.feasible]
     spread = ((wanted - wanted.mean(0)) ** 2).sum()
-    missed = ((given - wanted) ** 2).sum()
-    return {"parameter_accuracy": float(close.mean()), "r2": float(1 - missed / max(spread, 1e-12))}
+    return float(1 - ((given[right.feasible] - wanted) ** 2).sum() / max(spread, 1e-12))

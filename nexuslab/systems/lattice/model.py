@@ -400,8 +400,8 @@ def predict_circuits(
     ms_per_operation: float | None = None,  # of a micro-benchmark
 ) -> list[dict[str, Any]]:
     "A verified answer for each circuit of a batch, as `report` writes it."
-    told, level = statistics(circuits), trained_level(lambda_bits, len(circuits))
-    level, weights = wishes(len(circuits), level, weights)
+    level, weights = wishes(len(circuits), trained_level(lambda_bits, len(circuits)), weights)
+    told = statistics(circuits)
     batch = batch_of(circuits, told, level, weights).to(next(model.parameters()).device)
     training = model.training
     with torch.no_grad():

@@ -17,7 +17,7 @@ from ...store import Ragged
 from .batch import collate
 from .circuit import GATES, KINDS
 from .data import ANSWER, LEVELS, profile_of, statistics_of
-from .loss import figures, losses
+from .loss import explained, figures, losses
 from .model import AdvancedGNNOptimizer, propose
 from .predict import Proposals
 from .profile import Profile, pick
@@ -196,6 +196,4 @@ def expected_r2(model: AdvancedGNNOptimizer, arrays, asked: np.ndarray, profile:
     model.eval()
     batches = [collate(arrays, ids, profile.axes) for ids in np.array_split(asked, -(-len(asked) // at_once))]
     made = np.concatenate([model(batch).expected().numpy() for batch in batches])
-    right, steps = answers(arrays, asked, profile), np.array([len(axis) - 1 for axis in profile.axes.values()])
-    wanted, made = (right.places / steps)[right.feasible], made[right.feasible]
-    return float(1 - ((made - wanted) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
+    return explained(profile, answers(arrays, asked, profile), made)
