@@ -26,7 +26,7 @@ from .circuit import KINDS, Circuits, adder, from_features, hash_rounds, read_ci
 from nexuslab.systems.lattice.data import (
     LEVELS, Plan, build, manifest, profile_of, statistics_of, validate, write_records,
 )
-from .loss import CLOSE, cost_estimates, figures, losses, watched
+from .loss import CLOSE, cost_estimates, explained, figures, losses, watched
 from .model import AdvancedGNNOptimizer, Output, predict_circuits, propose
 from .predict import Proposals
 from .rivals import RIVALS, dealt, rival_figures
@@ -185,26 +185,29 @@ class LatticeSet(Source):
 # %% ../../../nbs/systems/lattice/04_task.ipynb #7402f594
 def answered(
     model: AdvancedGNNOptimizer, source: LatticeSet, batch_size: int
-) -> tuple[Proposals, Proposals, np.ndarray]:
-    "Proposals and right answers of all examples of a source, and how far the estimated costs are off, (B, 3) log2."
-    device, made, right, off = next(model.parameters()).device, [], [], []
+) -> tuple[Proposals, Proposals, np.ndarray, np.ndarray]:
+    """Proposals and right answers of all examples of a source, how far the estimated costs are off, (B, 3) log2, and
+    the expected n, log q and sigma, (B, 3), each 0 to 1."""
+    device, made, right, off, expected = next(model.parameters()).device, [], [], [], []
     for low in range(0, source.size, batch_size):
         batch = source.batch(np.arange(low, min(low + batch_size, source.size)), {}, None).to(device)
         with torch.no_grad():
             out = model(batch)
             made.append(propose(model, out, batch.level))
             off.append((cost_estimates(model, batch, out, made[-1]) - batch.metrics).cpu().numpy())
+            expected.append(out.expected().cpu().numpy())
         right.append(Proposals(batch.places.cpu().numpy(), batch.feasible.cpu().numpy()))
     joined = lambda parts: Proposals(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("places", "feasible")))
-    return joined(made), joined(right), np.concatenate(off)
+    return joined(made), joined(right), np.concatenate(off), np.concatenate(expected)
 
 def split_figures(model: AdvancedGNNOptimizer, source: LatticeSet, batch_size: int) -> dict[str, float]:
     "The figures of a split."
-    made, right, off = answered(model, source, batch_size)
+    made, right, off, expected = answered(model, source, batch_size)
     told, ids = statistics_of(source.arrays, source.members), source.members
     found = figures(source.profile, told, source.arrays["level"][ids], source.arrays["weights"][ids], right, made)
     close = (np.abs(2.0**off - 1) <= CLOSE).all(1)[right.feasible]
-    return found | {"metrics_accuracy": float(close.mean()) if len(close) else float("nan")}
+    return found | {"metrics_accuracy": float(close.mean()) if len(close) else float("nan"),
+                    "r2_expected": explained(source.profile, right, expected)}
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #95e05e43
 def objective(model: AdvancedGNNOptimizer, batch: Batch, weights: LatticeLoss) -> tuple[torch.Tensor, dict, Output]:
