@@ -203,8 +203,8 @@ def restore_progress(loop: Loop, state: dict[str, Any]) -> None:
 # %% ../nbs/engine/08f_resume.ipynb #565c5b2b
 def forget_best(loop: Loop) -> None:
     "The best value, and what early stopping and a plateau compare with, begin anew."
-    p = loop.progress
-    p.best, p.best_step, p.reference, p.waited = None, None, None, 0
+    loop.progress.best_now(None)
+    loop.progress.compare_with(None)
     loop.plateau.forget()
 
 def count_anew(loop: Loop, changed: dict[str, tuple]) -> None:
@@ -213,9 +213,9 @@ def count_anew(loop: Loop, changed: dict[str, tuple]) -> None:
     enabled, _ = changed.get("stop.enabled", (stop.enabled, None))
     patience, _ = changed.get("stop.patience", (stop.patience, None))
     if p.waited >= stop.patience and (not enabled or p.waited < patience or "stop.min_delta" in changed):
-        p.waited = 0
+        p.compare_with(p.reference)
     if "stop.baseline" in changed and stop.baseline is not None:
-        p.reference, p.waited = None, 0
+        p.compare_with(None)
 
 # %% ../nbs/engine/08f_resume.ipynb #1c094341
 def name_checkpoints(loop: Loop, folder: Path) -> None:
@@ -223,7 +223,7 @@ def name_checkpoints(loop: Loop, folder: Path) -> None:
     p = loop.progress
     if p.best_step is not None and not holds(folder / step_name(p.best_step), p.best):
         say(loop, f"the best checkpoint so far, of step {p.best_step}, is not there any more: best begins anew")
-        p.best, p.best_step = None, None
+        p.best_now(None)
     if loop.rank != 0:
         return
     clear_unnamed(folder)

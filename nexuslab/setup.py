@@ -129,6 +129,18 @@ class Progress:
     outliers: int = 0  # steps left out in a row for their gradient
     periodic: list[int] = field(default_factory=list)  # steps saved on schedule
 
+    def best_now(self, value: float | None) -> None:
+        "The step at hand has the best value so far; None forgets what was best."
+        self.best, self.best_step = value, None if value is None else self.step
+
+    def compare_with(self, reference: float | None, waited: int = 0) -> None:
+        "What early stopping compares with from now on, and the evaluations since it improved."
+        self.reference, self.waited = reference, waited
+
+    def count_skipped(self, left_out: bool) -> None:
+        "A step was left out, or taken."
+        self.skipped = self.skipped + 1 if left_out else 0
+
 # %% ../nbs/engine/08c_setup.ipynb #159f37a5
 @dataclass
 class Setup:

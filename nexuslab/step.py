@@ -259,7 +259,7 @@ def leave_out(loop: Loop, micro: list[tuple[Key, Any]], why: Unusable) -> None:
     emit(loop, why.event, ids=ids, parts=parts, why=str(why))
     if why.event == "spike":
         return
-    loop.progress.skipped += 1
+    loop.progress.count_skipped(left_out=True)
     lenient = loop.cfg.guard.nonfinite == "skip" or why.event == "empty"
     if loop.progress.skipped > (loop.cfg.guard.max_skips if lenient else 0):
         raise hopeless(loop, ids, parts, f"non-finite loss part {', '.join(bad)}" if bad else str(why), why.event)
@@ -310,7 +310,7 @@ def optimise(loop: Loop, out: StepOut) -> None:
     else:
         loop.optimizer.step()
     forget_gradient(loop)
-    loop.progress.skipped = 0
+    loop.progress.count_skipped(left_out=False)
     if loop.updaters:
         at, out = position(loop), last_out(loop, out)
         for updater in loop.updaters:

@@ -266,7 +266,7 @@ class Task(Trainable):
         return {"optim.lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True)}
 
     def views(self) -> dict[str, Callable]:
-        "The figures of this science: name -> function of a run, returning a figure or a table."
+        "The figures of this science: name -> function of a run (`run.task` is this task), giving a figure or a table."
         return {}
 
 # %% ../nbs/engine/04_task.ipynb #58eb219d

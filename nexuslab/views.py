@@ -43,7 +43,7 @@ from .evaluate import table_of
 from .run import Run, given_up, has_seals, left_out
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
-from .task import HasLatent, Task, get_task
+from .task import HasLatent, Task, get_task, register
 
 # %% ../nbs/engine/12_views.ipynb #abbd0a2d
 PALETTE = BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
@@ -335,6 +335,7 @@ def render_views(
     write: Callable[[str], None] = print,
 ) -> dict[str, Path]:
     "Draw views that a system declares into the run's figures/, with their docstrings as captions; name -> PNG or CSV."
+    register(task)  # `run.task` is this one
     files, views = {}, task.views()
     for name in known_views(task, names):
         started = time.perf_counter()

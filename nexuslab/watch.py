@@ -278,12 +278,12 @@ def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
     loop.plateau.observe(value)
     best = math.isfinite(value) and (p.best is None or sign * value < sign * p.best)
     if best:
-        p.best, p.best_step = value, p.step
+        p.best_now(value)
     reference = p.reference if p.reference is not None else stop.baseline
     if math.isfinite(value) and (reference is None or sign * value < sign * reference - stop.min_delta):
-        p.reference, p.waited = value, 0
+        p.compare_with(value)
     else:
-        p.waited += 1
+        p.compare_with(p.reference, p.waited + 1)
     note = "new best" if best else f"no improvement {p.waited}/{stop.patience}" if stop.enabled else ""
     return best, note if stop.verbose else ""
 
@@ -335,34 +335,35 @@ STATUS_SECONDS = 2.0  # how often status.json is refreshed
 
 # %% ../nbs/engine/08e_watch.ipynb #bb01f3bf
 def finished(loop: Loop) -> str | None:
-    "Why the loop ends now, or None: the only place that decides it."
+    "Why the loop ends now, or None: the only place that decides it, and whether a save is overdue."
     now, every = time.perf_counter(), loop.cfg.checkpoint
-    loop.reason = loop.asked or early_stop(loop)
+    reason = loop.asked or early_stop(loop)
     if loop.progress.step >= loop.total_steps:
-        loop.reason = loop.reason or "budget reached"
+        reason = reason or "budget reached"
     elif loop.signalled:
-        loop.reason = f"interrupted by {loop.signalled}"
+        reason = f"interrupted by {loop.signalled}"
     elif loop.cfg.budget.max_minutes and now - loop.clock["start"] > 60 * loop.cfg.budget.max_minutes:
-        loop.reason = f"paused after {loop.cfg.budget.max_minutes:g} minutes; resume to go on"
+        reason = f"paused after {loop.cfg.budget.max_minutes:g} minutes; resume to go on"
     elif now - loop.clock["check"] > CHECK_SECONDS:
         loop.clock["check"] = now
-        loop.reason = loop.run.stop_requested() or loop.reason
+        reason = loop.run.stop_requested() or reason
         if loop.rank == 0 and now - loop.clock["status"] > STATUS_SECONDS:
             loop.clock["status"] = now
             loop.run.set_status(
                 step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, record=loop.record.reach
             )
-    loop.overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
-    if loop.world > 1:
-        loop.reason = agreed(loop)
+    overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
+    loop.reason, loop.overdue = agreed(loop, reason, overdue)
     return loop.reason
 
-def agreed(loop: Loop) -> str | None:
+def agreed(loop: Loop, reason: str | None, overdue: bool) -> tuple[str | None, bool]:
     "All processes end, for the first reason, or save when one of them would: only the last step asks why."
-    due = torch.tensor([loop.reason is not None, loop.overdue], dtype=torch.float32)
+    if loop.world == 1:
+        return reason, overdue
+    due = torch.tensor([reason is not None, overdue], dtype=torch.float32)
     dist.all_reduce(due)
-    loop.overdue = due[1].item() > 0
-    return next(r for r in gathered(loop, loop.reason) if r) if due[0].item() else None
+    ends, saves = (due > 0).tolist()
+    return next(r for r in gathered(loop, reason) if r) if ends else None, saves
 
 STATES = {"budget": "finished", "early": "finished", "interrupted": "interrupted", "paused": "paused"}
 

@@ -13,6 +13,7 @@ from nexuslab.fit import fit
 from nexuslab.own import OwnTask
 from nexuslab.run import Run
 from nexuslab.task import get_task
+from nexuslab.views import render_views
 
 FIGURES = {  # figure -> of the untrained model, of a trained one
     "recall": (0.9, 0.4), "precision": (0.2, 0.8), "slope": (1.02, 1.3), "cost": (7.0, 9.0), "steps": (3.0, 8.0),
@@ -108,3 +109,15 @@ def test_every_system_says_which_way_its_figures_are_better(system):
     task = get_task(system)
     ways = task.directions(task.presets["smoke"]())
     assert len(ways) > 5 and set(ways.values()) == {"min", "max"}
+
+
+def test_a_view_is_given_a_run_that_knows_its_task(judged, monkeypatch):
+    """The task that the views were asked of, also if it is another one of that name than the session knew before."""
+    task, run = judged
+    seen = []
+    monkeypatch.setattr(Judged, "views", lambda self: {"mine": lambda given: (seen.append(given), given.history())[1]})
+    again = Judged("judged", task.make, squared, points(32, 1), points(8, 2), task.presets["base"]())
+    render_views(task, run, write=seen.append)
+    assert seen[0] is run and run.task is task is not again
+    render_views(again, Run(run.path), write=seen.append)
+    assert run.task is again and run.config == task.presets["base"]()

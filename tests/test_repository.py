@@ -1,6 +1,7 @@
 """What must be true of the repository as a whole: notebooks, modules, imports, cells, words. Each guard counts what it
 examined."""
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from nexuslab.setup import Loop, Progress
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -28,6 +31,8 @@ LATE_IMPORTS = {  # the same inside a function
 }
 LONG_FUNCTIONS: set[str] = set()  # module.function
 LONG_CELLS: set[str] = set()  # notebook: first definition, or the cell's id
+# pieces of the loop's state that `resume` writes, too, when it puts a checkpoint back; and times, by the row
+SHARED_STATE = {"measures", "metrics", "saved_at", "clock"}
 IDLE: set[str] = set()  # module: definition that nothing uses
 OPEN_ENDED: set[str] = set()  # notebooks that assert nothing after their last definition
 UNPROVED: set[str] = set()  # notebook: section
@@ -532,3 +537,22 @@ def test_guards_would_notice(tmp_path):
         assert any(p.search(text) for p in FORBIDDEN), text
     for text in ("network/work", "the issue is", "its roots/poles"):
         assert not any(p.search(text) for p in FORBIDDEN), text
+
+
+def test_each_piece_of_the_loops_state_has_one_writer():
+    """What `fit` knows of a run (`Progress`, and the last fields of `Loop`) is assigned in one function of the engine."""
+    state, writers = {f.name for c in (Loop, Progress) for f in dataclasses.fields(c)}, {}
+    for path in (p for p in MODULES if p.parent == ROOT / "nexuslab" and p.stem not in ("contract", "views")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                given = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                for target in (t for g in given for t in getattr(g, "elts", [g])):
+                    owner = ast.unparse(target.value) if isinstance(target, ast.Attribute) else ""
+                    if owner in ("loop", "p", "loop.progress") or owner == "self" and path.stem == "setup":
+                        if target.attr in state:
+                            writers.setdefault(target.attr, set()).add(f"{path.stem}.{function.name}")
+    assert {"overdue", "reason", "best", "waited", "skipped", "step"} <= writers.keys()
+    nested = {"watch.signals"}  # a function in it is the writer
+    rehearsed = {"fit.rehearse"}  # of a loop that is never run
+    many = {name for name, found in writers.items() if len(found - nested - rehearsed) > 1}
+    only_shrinks(many, SHARED_STATE, "a piece of state that several functions write")

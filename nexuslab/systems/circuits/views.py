@@ -40,7 +40,6 @@ from nexuslab.systems.circuits.reconstruct import (
     verdict,
 )
 from .schematic import draw_circuit, with_prefix
-from ...task import get_task
 from ...views import ORANGE, PALETTE, STYLE, once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3
@@ -88,7 +87,7 @@ def look(
 ) -> Scene:
     "What the views of a run are drawn from: its best checkpoint on a split."
     model, cfg, _ = run.load(checkpoint)
-    task = get_task(cfg.system)
+    task = run.task
     source = task.data(cfg, run.root).named(split)
     ids = np.arange(min(most, source.size))
     with torch.no_grad():

@@ -27,7 +27,6 @@ from ...run import Run
 from .data import Batch, long_step, make_batch
 from .metrics import right_rows
 from .model import CollatzTransformer, widened
-from ...task import get_task
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #14335848
 WATCHED = re.compile(r"(blocks|writers)\.\d+(\.(attention|cross|mlp))?")
@@ -285,7 +284,7 @@ def probe_checkpoints(
     steps, tables = steps_kept(run.path / "checkpoints"), []
     if not steps:
         find_checkpoint(run.path / "checkpoints", "last")  # says what is wrong and what to do
-    splits = get_task(run.tree["system"]).data(run.config, run.root)
+    splits = run.task.data(run.config, run.root)
     fitted, held = some(splits.val, fit), some(splits.test, score)
     for step in spread(steps, most):
         model, cfg, _ = run.load(f"step_{step}")

@@ -34,7 +34,6 @@ from nexuslab.systems.collatz.metrics import (
     right_rows,
 )
 from .model import CollatzTransformer
-from ...task import get_task
 from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, once_a_checkpoint
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #6a58f69f
@@ -72,7 +71,7 @@ def look(
 ) -> Scene:
     "What the views of a run are drawn from: the answers of its best checkpoint."
     model, cfg, _ = run.load(checkpoint)
-    source = get_task(cfg.system).data(cfg, run.root).named(split)
+    source = run.task.data(cfg, run.root).named(split)
     batch = some(source, most if sum(p.numel() for p in model.parameters()) < LARGE else most // 8)
     tokens = torch.cat([model.generate(rows) for rows in batch.inputs.split(ROWS)])
     value, valid = source.code.decode(tokens)
@@ -164,7 +163,7 @@ def class_history(run: Run) -> pd.DataFrame:
 
 def validation_numbers(run: Run) -> np.ndarray:
     "The numbers on which the curves of a run were measured, (V,) int64."
-    return get_task(run.config.system).data(run.config, run.root).val.n
+    return run.task.data(run.config, run.root).val.n
 
 def explained_absence(ax, text: str) -> None:
     "A panel with nothing to show says why."
