@@ -540,7 +540,7 @@ def test_guards_would_notice(tmp_path):
 
 
 def test_each_piece_of_the_loops_state_has_one_writer():
-    """What `fit` knows of a run (`Progress`, and the last fields of `Loop`) is assigned in one function of the engine."""
+    """What `fit` knows of a run (`Loop` and its `Progress`) is assigned in one function of the engine."""
     state, writers = {f.name for c in (Loop, Progress) for f in dataclasses.fields(c)}, {}
     for path in (p for p in MODULES if p.parent == ROOT / "nexuslab" and p.stem not in ("contract", "views")):
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
