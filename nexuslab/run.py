@@ -403,12 +403,15 @@ def named(name: str, runs: list[Run]) -> list[Run]:
     return exact or [r for r in runs if experiment.fullmatch(r.path.name)] or [r for r in runs if name in run_name(r)]
 
 # %% ../nbs/engine/06_run.ipynb #36ef2a63
-def config(self: Run) -> Config:
-    "The configuration, checked against the system's classes; a key that the run was made without has its default."
+def its_task(self: Run):
+    "The task of the run: the one that is registered under the system's name. A view is given the run, and asks here."
     from nexuslab.task import get_task  # late: it imports torch, which listing runs does not need
 
-    tree = self.tree
-    presets = get_task(tree["system"]).presets
+    return get_task(self.tree["system"])
+
+def config(self: Run) -> Config:
+    "The configuration, checked against the system's classes; a key that the run was made without has its default."
+    tree, presets = self.tree, self.task.presets
     make = presets.get(tree["preset"]) or next(iter(presets.values()))
     return validated(type(make()), tree)
 
@@ -820,7 +823,7 @@ class Run:
         return f"Run({run_name(self)}: {self.status.get('state')})"
 
     create, open = staticmethod(create_run), staticmethod(open_run)
-    root, tree, config = property(root), property(tree), property(config)
+    root, tree, config, task = property(root), property(tree), property(config), property(its_task)
     status, log, environment = property(status), property(log), property(its_environment)
     history, events, evaluation = history, events, property(evaluation)
     checkpoint, load = checkpoint, load

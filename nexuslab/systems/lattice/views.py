@@ -26,7 +26,6 @@ from .model import propose
 from .predict import Proposals, Verified, verify
 from .profile import Profile, Solution, pick
 from .rivals import RIVALS, answers
-from ...task import get_task
 from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, once_a_checkpoint
 
 # %% ../../../nbs/systems/lattice/05_views.ipynb #44f12d4a
@@ -79,7 +78,7 @@ def look(
 ) -> Scene:
     "What the views of a run are drawn from: the proposals of its best checkpoint, verified."
     model, cfg, _ = run.load(checkpoint)
-    splits = get_task(cfg.system).data(cfg, run.root)
+    splits = run.task.data(cfg, run.root)
     source, train = splits.named(split), splits.train
     arrays, profile, ids = source.arrays, source.profile, source.members[:MOST]
     places, feasible, exists, sure = answered(model, arrays, ids, profile, source)
