@@ -32,10 +32,8 @@ class Section(BaseModel):
     def _no_boolean_numbers(cls, values):
         "Refuse `epochs: true`, which Python would read as 1."
         for name, field in cls.model_fields.items():
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and not accepts_boolean(
-                field.annotation
-            ):
-                raise ValueError(f"{name} must not be a boolean")
+            if isinstance(values, dict) and odd_boolean(values.get(name), field.annotation):
+                raise ValueError(f"{name} must not be a boolean, nor hold one")
         return values
 
     @model_validator(mode="after")
@@ -54,6 +52,22 @@ def accepts_boolean(annotation) -> bool:
     "Whether a field's type has room for True and False."
     return annotation in (bool, Any) or any(accepts_boolean(a) for a in typing.get_args(annotation))
 
+def odd_boolean(value: Any, annotation) -> bool:
+    "Whether a boolean stands where a field's type has no room for it, also within dictionaries and tuples."
+    kinds, origin = typing.get_args(annotation), typing.get_origin(annotation)
+    if isinstance(value, bool) or not kinds:
+        return isinstance(value, bool) and not accepts_boolean(annotation)
+    if origin in (typing.Union, UnionType):
+        return all(odd_boolean(value, kind) for kind in kinds if kind is not type(None))
+    if origin is Annotated:
+        return odd_boolean(value, kinds[0])
+    if origin is dict and isinstance(value, dict):
+        return any(odd_boolean(entry, kinds[1]) for entry in value.values())
+    if origin in (tuple, list) and isinstance(value, (tuple, list)):
+        last = len(kinds) - 1 - (kinds[-1] is ...)
+        return any(odd_boolean(entry, kinds[min(k, last)]) for k, entry in enumerate(value))
+    return False
+
 def sections_in(annotation) -> list[type[Section]]:
     "The section classes among a field's types: `Source | None` has one, a number or a dictionary none."
     if typing.get_origin(annotation) in (typing.Union, UnionType, Annotated):
@@ -63,9 +77,15 @@ def sections_in(annotation) -> list[type[Section]]:
 
 def is_dictionary(annotation) -> bool:
     "Whether a field holds a dictionary, whose keys are the user's own."
+    return entries_in(annotation) is not None
+
+def entries_in(annotation) -> Any:
+    "The type of a dictionary's entries; None for what is no dictionary."
     if typing.get_origin(annotation) in (typing.Union, UnionType, Annotated):
-        return any(map(is_dictionary, typing.get_args(annotation)))
-    return (typing.get_origin(annotation) or annotation) is dict
+        return next(filter(None, map(entries_in, typing.get_args(annotation))), None)
+    if (typing.get_origin(annotation) or annotation) is dict:
+        return (*typing.get_args(annotation), Any, Any)[1]
+    return None
 
 # %% ../nbs/engine/01_config.ipynb #5d993def
 DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"  # what a device may be called
@@ -319,11 +339,11 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 # %% ../nbs/engine/01_config.ipynb #dba37020
 def put(
     tree: dict,  # changed in place
-    name: str,  # dotted
+    name: str | list[str],  # dotted, or its parts
     value: Any,
 ) -> None:
     "Set one dotted name of nested dictionaries; what was None or absent on the way becomes a dictionary."
-    *way, last = name.split(".")
+    *way, last = name.split(".") if isinstance(name, str) else name
     for part in way:
         tree[part] = tree[part] if isinstance(tree.get(part), dict) else {}
         tree = tree[part]
@@ -503,9 +523,36 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
             found = f"{key} beside {cleared[0]} = None"
             raise ConfigError(key, found=found, expected="one of the two", remedy="drop one of the two")
         begun = key in sections and any(k.startswith(f"{key}.") for k in present)
-        if not (begun and dotted[key] == {}):  # {} begins a section, and leaves one that is there as it is
-            put(tree, key, dotted[key])
+        parts, removable = way_to(key, cls)
+        if removable and dotted[key] is None:
+            remove(tree, parts)
+        elif not (begun and dotted[key] == {}):  # {} begins a section, and leaves one that is there as it is
+            put(tree, parts, dotted[key])
     return validated(cls, tree)
+
+# %% ../nbs/engine/01_config.ipynb #996ae1f6
+def way_to(name: str, cls: type[Config]) -> tuple[list[str], bool]:
+    "The parts of a dotted name, with a dictionary's keys in one piece; and whether it is an entry that None removes."
+    known = fields_of(cls)
+    holder = next((k for k, f in known.items() if is_dictionary(f.annotation) and name.startswith(f"{k}.")), None)
+    if holder is None:
+        return name.split("."), False
+    kind, rest = entries_in(known[holder].annotation), name.removeprefix(f"{holder}.")
+    fields = [field for section in sections_in(kind) for field in fields_of(section)]
+    entry = next((rest[: -len(field) - 1] for field in fields if rest.endswith(f".{field}")), rest)
+    inner = rest.removeprefix(entry)[1:]
+    none = kind is Any or type(None) in typing.get_args(kind)
+    return [*holder.split("."), entry, *(inner.split(".") if inner else ())], not inner and not none
+
+def remove(tree: dict, way: list[str]) -> None:
+    "Take an entry out of a dictionary; one that is not there is refused."
+    *before, last = way
+    for part in before:
+        tree = tree.get(part) or {}
+    if last not in tree:
+        raise ConfigError(".".join(way), found="null, and no entry of that name",
+                          expected=f"one of {', '.join(tree) or 'none'}", remedy="correct the name, or leave it out")
+    del tree[last]
 
 # %% ../nbs/engine/01_config.ipynb #5ff5d577
 def refuse_labels(dotted: dict[str, Any], base: Config) -> None:

@@ -384,3 +384,25 @@ def test_every_accepted_optimiser_is_made(optim, schedule):
     found = make_optimizer(optim, nn.Linear(2, 3))
     assert sum(len(g["params"]) for g in found.param_groups) == 2
     assert all(learning_rate(schedule, optim.lr, step, 20) >= 0 for step in range(20))
+
+
+def test_keys_of_dictionaries_may_hold_dots_and_entries_can_go():
+    """An entry by its own name, a field of an entry, an entry that is removed; nothing else changes."""
+    given = {"weights": {"a.b": 1.0, "c": 2.0}, "parts": {"x.y": Source(), "z": Source()}}
+    base = RichConfig(system="rich", data=given)
+    found = overlay(base, {"data.weights.a.b": 3.0, "data.weights.c": None, "data.weights.d.e.f": 4.0}).data.weights
+    assert found == {"a.b": 3.0, "d.e.f": 4.0}
+    parts = overlay(base, {"data.parts.x.y.rate": None, "data.parts.z": None, "data.parts.new.1.path": "p"}).data.parts
+    assert parts == {"x.y": Source(rate=None), "new.1": Source(path="p")}
+    assert overlay(base, {"data": {"weights": {"only": 1.0}}}).data.weights == {"only": 1.0}
+    with pytest.raises(ConfigError, match="data.weights.nosuch"):
+        overlay(base, {"data.weights.nosuch": None})
+
+
+@pytest.mark.parametrize("changes", [
+    {"data.weights.a": True}, {"data": {"weights": {"b": False}}}, {"data.source": {"sizes": [True]}},
+    {"data.parts": {"x": {"rate": True}}}, {"optim.betas": [True, 0.9]},
+])
+def test_true_is_no_number_anywhere(changes):
+    with pytest.raises(ConfigError, match="boolean"):
+        overlay(RichConfig(system="rich"), changes)
