@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from nexuslab.checkpoint import (
     FORMAT, POINTERS, Saved, clear_rest, examine_folder, free_name, kept_aside, newest_sound, point, rests, saves,
     step_name, steps_kept, steps_saved, vouched,
 )
-from .config import validated
+from .config import flatten, validated
 from nexuslab.core import (
     LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, digest, held,
     make_folder, naming_files, parse_json, plain, project_root, read_bytes, read_json, read_sealed, sync_folder,
@@ -34,8 +35,8 @@ from nexuslab.core import (
 from .store import Store, without_building
 from .watch import state_name
 from nexuslab.run import (
-    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, once, open_run, read_lines, record_bytes,
-    recorded, row_of, stamp,
+    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, once, open_run, read_lines,
+    record_bytes, recorded, row_of, stamp, written_config,
 )
 from .task import get_task
 
@@ -60,6 +61,8 @@ class Examination:
     sound: dict[int, Saved] = field(default_factory=dict)  # the checkpoints that passed, by step
     unread: set[int] = field(default_factory=set)  # the steps of those that cannot be examined here
     failed: bool = False  # whether something could not be read or written
+    own_record: bool = True  # whether metrics.jsonl is of this training
+    own_status: bool = True  # whether status.json is, and as new as the record
 
     def found(self, path: Path, fault: object, outcome: str, done: str, act: Callable[[], Any] | None = None) -> None:
         "Note a finding, and act on it; where the system refuses that, the finding says so."
@@ -139,6 +142,8 @@ def split_record(data: bytes) -> tuple[list[bytes], list[bytes], bytes]:
 def examine_record(e: Examination) -> None:
     "The rows of metrics.jsonl and their checks."
     path = e.run.path / "metrics.jsonl"
+    if not e.own_record:
+        return
     if not os.path.lexists(path):
         if steps_kept(e.run.path / "checkpoints"):
             e.found(path, "the record is gone", "lost", "a training that goes on begins another one")
@@ -154,8 +159,8 @@ def examine_record(e: Examination) -> None:
     sound, damaged, tail = split_record(data)
     e.counts["rows"] = len(sound)
     aside = path.with_name(f"damaged-{path.name}")
-    counted = uncounted(e.run, aside, data)
-    missing = record_bytes(e.run) - len(data) - counted
+    counted = uncounted(e.run, aside, data) if e.own_status else 0
+    missing = record_bytes(e.run) - len(data) - counted if e.own_status else 0
     act = functools.partial(part_record, e.run, sound, [*damaged, tail] if tail else damaged, missing)
     if damaged:
         e.found(path, f"{len(damaged)} damaged rows", "lost", f"moved to {aside.name}", act)
@@ -174,7 +179,7 @@ def examine_log(e: Examination) -> None:
     path = e.run.path / "log.txt"
     try:
         data = log_bytes(e.run)
-        if not log_changed(e.run, data):
+        if not (e.own_status and log_changed(e.run, data)):
             return
         if b"\r\n" in data and not log_changed(e.run, data := data.replace(b"\r\n", b"\n")):
             return e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
@@ -234,7 +239,9 @@ def examine_checkpoints(e: Examination) -> None:
         e.lost(folder, "is no folder", "its place is free again", "mended")
     if not folder.is_dir():
         e.found(folder, "is missing", "mended", "made again, empty", functools.partial(make_folder, folder))
-    for step in steps_gone(folder):
+    if e.own_record:
+        bring_back(e, folder)
+    for step in steps_gone(folder) if e.own_record else []:
         told = "is not there, and the record says that it was saved"
         e.found(folder / step_name(step), told, "lost", "restore it from a copy, if there is one")
     for step in steps_kept(folder):
@@ -243,6 +250,8 @@ def examine_checkpoints(e: Examination) -> None:
             e.unread.add(step)
             continue
         fault, saved = judged(e, path)
+        if step in e.unread:
+            continue
         version = saved.manifest.get("format") if isinstance(saved.manifest, dict) else None
         if isinstance(version, int) and version > FORMAT:
             e.unread.add(step)
@@ -272,8 +281,23 @@ def judged(e: Examination, path: Path) -> tuple[str | None, Saved]:
         other = free_name(path.with_name(f"{path.name}-{stray.name.lstrip('.')}"), "stray")
         e.found(stray, "is no file of the checkpoint", "mended", f"moved to checkpoints/{other.name}",
                 functools.partial(move, stray, other))
-    known = vouched(path.parent, saved.manifest["step"])
+    known = vouched(path.parent, saved.manifest["step"]) if e.own_record else set()
+    if known == {""} and akin(e.run, saved.manifest):
+        e.unread.add(saved.manifest["step"])
+        e.found(path, "metrics.jsonl does not tell of it", "noted", "it stays: to use it, restore that from a copy")
     return (fault if known and saved.seal not in known else None), saved
+
+def bring_back(e: Examination, folder: Path) -> None:
+    "Give checkpoints that were moved aside their names again, if they are sound and the record knows them."
+    known = {row.get("manifest") for row in latest(saves(folder))} - {None}
+    for aside in sorted(folder.glob("damaged-step_*")):
+        if e.linked(aside) or not aside.is_dir() or any(map(Path.is_symlink, aside.iterdir())):
+            continue
+        fault, saved = examine_folder(aside)
+        path = aside if fault else folder / step_name(saved.manifest["step"])
+        if saved.seal in known and not os.path.lexists(path):
+            e.found(aside, "is sound, and metrics.jsonl knows it", "mended", f"is {path.name} again",
+                    functools.partial(move, aside, path))
 
 # %% ../nbs/engine/15_doctor.ipynb #3e0cc3a4
 def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
@@ -311,6 +335,17 @@ def recorded_step(e: Examination, name: str) -> int | None:
         kept = [row["step"] for row in rows if row.get("event") == "best" and row["step"] in e.sound]
     return kept[-1] if kept else max(e.sound, default=None) if name == "last" else None
 
+# %% ../nbs/engine/15_doctor.ipynb #108b1b2e
+def newer_step(e: Examination, name: str, step: int | None) -> int | None:
+    "The sound checkpoint that a pointer came to name after this step, by the record; None if there is none."
+    folder = e.run.path / "checkpoints"
+    saved = steps_saved(folder, name)
+    if step in saved:
+        saved = saved[len(saved) - saved[::-1].index(step):]
+    elif step is not None and step not in steps_saved(folder, "last"):
+        return None
+    return next((s for s in reversed(saved) if s in e.sound), None)
+
 # %% ../nbs/engine/15_doctor.ipynb #20d088d4
 def examine_pointers(e: Examination) -> None:
     "Whether `last` and `best` name sound checkpoints."
@@ -326,6 +361,8 @@ def examine_pointers(e: Examination) -> None:
                 fault = f"names step {step}, of which there is no sound checkpoint"
             elif saved and seal not in (None, saved.seal):
                 fault = f"names another checkpoint of step {step}"
+            elif e.own_record and (newer := newer_step(e, name, step)) is not None:
+                fault = f"names {'no checkpoint' if step is None else f'step {step}'}, and the record step {newer}"
         except (NexusError, KeyError, TypeError, ValueError) as error:
             fault = error if there else "is missing"
         known = recorded_step(e, name)
@@ -361,6 +398,7 @@ def examine_config(e: Examination) -> None:
         e.found(path, error, "mended", f"written anew from {saved.path.name}", lambda: rewrite_config(e, tree))
         if not e.mend:
             return
+    examine_edits(e)
     try:
         e.run.config
     except Exception as error:  # a system that is not here, or one of a stranger
@@ -368,9 +406,13 @@ def examine_config(e: Examination) -> None:
 
 def rewrite_config(e: Examination, tree: dict) -> None:
     "A configuration as a file of the run; what stood there is moved aside."
+    swap(e.run.path / "config.yaml", config_of(tree).encode())
+
+def config_of(tree: dict) -> str:
+    "A configuration as a run's file has it."
     presets = get_task(tree["system"]).presets
     make = presets.get(tree["preset"]) or next(iter(presets.values()))
-    swap(e.run.path / "config.yaml", validated(type(make()), tree).yaml().encode())
+    return validated(type(make()), tree).yaml()
 
 def examine_environment(e: Examination) -> None:
     "Whether environment.json can be read."
@@ -381,6 +423,51 @@ def examine_environment(e: Examination) -> None:
     except FormatError as error:
         told = "what the run was made with is not known any more"
         e.lost(path, error, told) if os.path.lexists(path) else e.found(path, "is missing", "lost", told)
+
+# %% ../nbs/engine/15_doctor.ipynb #16bca4bc
+def differing(e: Examination) -> tuple[Saved | None, dict[str, tuple[Any, Any]]]:
+    "The newest sound checkpoint, and the keys of its configuration that config.yaml has otherwise: then, and now."
+    place = e.run.path / "checkpoints"
+    newest = None if e.linked(place) else newest_sound(place)
+    saved = examine_folder(newest)[1] if newest else None
+    then, now = flatten(saved.manifest.get("config") or {}) if saved else {}, flatten(e.run.tree)
+    changed = {key for row in saves(place) if row["event"] == "start" for key in row.get("changes") or {}}
+    keys = sorted(k for k in (then.keys() & now.keys()) - changed if then[k] != now[k])
+    return saved, {k: (then[k], now[k]) for k in keys}
+
+def config_bytes(run: Run) -> bytes:
+    "The content of config.yaml; nothing where it cannot be read."
+    with contextlib.suppress(FormatError):
+        return read_bytes(run.path / "config.yaml")
+    return b""
+
+def examine_edits(e: Examination) -> None:
+    "Whether config.yaml is as nexuslab wrote it."
+    path, data, written = e.run.path / "config.yaml", config_bytes(e.run), written_config(e.run).get("sha256")
+    if not e.own_status or written == digest(data, 64):
+        return
+    if digest(unix := data.replace(b"\r\n", b"\n"), 64) == written:
+        return e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
+                       functools.partial(rewrite, path, unix))
+    saved, keys = differing(e)
+    if written is None and not keys:  # the status is lost: the checkpoints say what was asked
+        return
+    told = [f"{key} is {now}, in {saved.path.name} {then}" for key, (then, now) in list(keys.items())[:3]]
+    e.found(path, "is not as nexuslab wrote it: it has been edited or damaged", "noted",
+            "; ".join(told) or "no key differs from the newest checkpoint's")
+
+# %% ../nbs/engine/15_doctor.ipynb #c1286438
+def config_marks(e: Examination) -> dict[str, Any]:
+    "What a new status says of config.yaml; where that was edited, the digest of what the newest checkpoint has."
+    with contextlib.suppress(FormatError):
+        tree, data = e.run.tree, config_bytes(e.run)
+        saved, keys = differing(e)
+        if saved and keys:
+            data = config_of(saved.manifest["config"]).encode()
+        total = tree["budget"].get("steps") if isinstance(tree.get("budget"), dict) else None
+        marks = {"sha256": digest(data, 64), "preset": tree["preset"], "monitor": flatten(tree).get("stop.monitor")}
+        return {"config": marks} | ({"total_steps": total} if isinstance(total, int) else {})
+    return {}
 
 # %% ../nbs/engine/15_doctor.ipynb #345400bc
 def status_by_record(run: Run) -> dict[str, Any]:
@@ -402,6 +489,8 @@ def ended_as(reason: str) -> str:
 def examine_status(e: Examination) -> None:
     "Whether status.json can be read, and says what is."
     path = e.run.path / "status.json"
+    if not e.own_status:
+        return
     try:
         said = recorded(e.run).get("state")
         state = e.run.status["state"]
@@ -415,10 +504,103 @@ def examine_status(e: Examination) -> None:
         told = f"written anew from the record: {made['state']} at step {made['step']}"
         e.found(path, error, "mended", told, lambda: rewrite_status(e, made))
 
+# %% ../nbs/engine/15_doctor.ipynb #006639b4
 def rewrite_status(e: Examination, made: dict) -> None:
     "A status of what is known; what stood there is moved aside."
-    said = plain(made | {"updated": round(time.time(), 3)})
+    if made.get("reason") == "budget reached":
+        made = made | {"total_steps": made["step"]}
+    with contextlib.suppress(FormatError):
+        made = made | log_marks(log_bytes(e.run))
+    made = made | {"record": sum(stamp(e.run.path / "metrics.jsonl")[2:])}
+    said = plain(config_marks(e) | made | {"updated": round(time.time(), 3)})
     swap(e.run.path / "status.json", json.dumps(said | {SEAL: digest(said, 64)}, indent=2).encode())
+
+# %% ../nbs/engine/15_doctor.ipynb #936c5d48
+def seals_kept(folder: Path) -> dict[int, tuple[str, dict]]:
+    "Step -> seal and manifest of the checkpoints whose manifests are as they were sealed."
+    found = {}
+    for step in steps_kept(folder):
+        with contextlib.suppress(FormatError):
+            manifest = read_sealed(folder / step_name(step) / "manifest.json")
+            found[step] = digest(manifest, 64), manifest
+    return found
+
+def akin(run: Run, manifest: dict[str, Any]) -> bool:
+    "Whether a checkpoint was made with the seed, the data and the model of config.yaml; where that is lost, yes."
+    try:
+        tree, made = run.tree, manifest.get("config")
+    except FormatError:
+        return True
+    return isinstance(made, dict) and all(made.get(k) == tree.get(k) for k in ("system", "seed", "data", "model"))
+
+def fits(status: dict[str, Any], rows: list[dict]) -> bool | None:
+    "Whether the best value or the start in a status is one of a record; None if there is nothing to compare."
+    told, starts = [], [row.get("time") or 0 for row in rows if row.get("event") == "start"]
+    if status.get("best") is not None:
+        told.append(any(row.get("event") == "best" and row.get("value") == status["best"] for row in rows))
+    if status.get("started") and starts:
+        told.append(any(abs(start - status["started"]) < START_SECONDS for start in starts))
+    return any(told) if told else None
+
+START_SECONDS = 5.0  # between the start in the status and the row of it: what a slow disk takes
+
+# %% ../nbs/engine/15_doctor.ipynb #e4acfb50
+def is_foreign(run: Run, status: dict[str, Any], rows: list[dict]) -> bool:
+    "Whether a record is of another training than the checkpoints beside it, which agree with config.yaml."
+    folder = run.path / "checkpoints"
+    told = {row["step"]: row["manifest"] for row in saves(folder) if row.get("manifest")}
+    here, named = seals_kept(folder), set()
+    for name in POINTERS:
+        with contextlib.suppress(NexusError, KeyError, TypeError, ValueError):
+            named.add(named_by(folder, name)[1])
+    seals = {seal for seal, _ in here.values()}
+    if not told or not seals or seals & {row.get("manifest") for row in saves(folder)}:
+        return False
+    vouched_for = len(seals) > 1 or seals & named
+    return bool(vouched_for and all(akin(run, manifest) for _, manifest in here.values())
+                and (told.keys() & here.keys() or fits(status, rows) is not True))
+
+def examine_origin(e: Examination) -> None:
+    "Whether metrics.jsonl and status.json are of the training whose checkpoints lie here, and equally new."
+    path = e.run.path / "metrics.jsonl"
+    rows, _, damaged = read_lines(path)
+    status: dict[str, Any] = {}
+    with contextlib.suppress(FormatError):
+        status = recorded(e.run)
+    if is_foreign(e.run, status, rows):
+        other, e.own_record = free_name(path, "foreign"), False
+        e.found(path, "is of another training: it knows no checkpoint here, and they agree with config.yaml", "lost",
+                f"moved to {other.name}; restore this run's own from a copy", functools.partial(move, path, other))
+    elif rows and status:
+        examine_age(e, status, rows, damaged)
+
+# %% ../nbs/engine/15_doctor.ipynb #1f034d06
+def examine_age(e: Examination, status: dict[str, Any], rows: list[dict], damaged: int) -> None:
+    "Whether a status is of the training that the record tells of, and knows of its end."
+    path, last, attempt = e.run.path / "status.json", rows[-1], status.get("attempt") or 0
+    known = {row.get("manifest") for row in saves(e.run.path / "checkpoints")} - {None}
+    edited = written_config(e.run).get("sha256") not in (None, digest(config_bytes(e.run), 64))
+    sure = known & {seal for seal, _ in seals_kept(e.run.path / "checkpoints").values()} or edited
+    made = status_by_record(e.run)
+    told = f"{made['state']} at step {made['step']}"
+    ended = last.get("event") == "end" and (status.get("step") or 0) < last["step"]
+    if fits(status, rows) is False and sure and not damaged:
+        fault = "is of another training: metrics.jsonl has neither its best value nor its start"
+        act = functools.partial(rewrite_status, e, made)
+    elif attempt < last.get("attempt", 0) or ended and status["state"] == "running":
+        fault = f"is older than metrics.jsonl: {status['state']} at step {status.get('step')}"
+        act = functools.partial(renew, e, made)
+    else:
+        return
+    e.found(path, fault, "mended", f"written anew from the record: {told}", act)
+    e.own_status = e.mend and not e.failed
+
+def renew(e: Examination, made: dict[str, Any]) -> None:
+    "Let a status that is older than the record say what that says; the log is taken as it is if it begins as it did."
+    status, log = recorded(e.run), log_bytes(e.run)
+    same = zlib.crc32(log[: status.get("log_bytes") or 0]) == (status.get("log_check") or 0)
+    size = (e.run.path / "metrics.jsonl").stat().st_size
+    e.run.set_status(**made, record=size, damaged=None, **(log_marks(log) if same else {}))
 
 # %% ../nbs/engine/15_doctor.ipynb #93884dd3
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -587,7 +769,8 @@ def examine_data(e: Examination) -> None:
 # %% ../nbs/engine/15_doctor.ipynb #f3451a8b
 RECORD = ("metrics.jsonl", "damaged-metrics.jsonl", "status.json")
 CHECKS: dict[Callable[[Examination], None], tuple[str, ...]] = {  # a check -> what it examines
-    examine_links: (), examine_left: (), examine_record: RECORD, examine_checkpoints: ("checkpoints",),
+    examine_links: (), examine_left: (), examine_origin: (*RECORD, "checkpoints"), examine_record: RECORD,
+    examine_checkpoints: ("checkpoints",),
     examine_pointers: ("checkpoints",), examine_config: ("config.yaml",), examine_environment: ("environment.json",),
     examine_status: ("status.json",), examine_log: ("log.txt", "status.json"), examine_figures: ("evaluation.json",),
     examine_results: (), examine_data: (),
@@ -622,7 +805,8 @@ def diagnose(run: Run, mend: bool = True) -> Examination:
                    remedy="wait for it, or stop it: touch stop in the run directory")
     mend = mend and not any(path.is_symlink() for path in run.path.iterdir())  # else nothing is written in it
     e = Examination(run, mend)
-    with run.exclusive() if mend else contextlib.nullcontext():
+    with run.exclusive() if mend else contextlib.nullcontext(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"config\.yaml of ")  # a finding says it
         for check, places in CHECKS.items():
             if not any(e.linked(run.path / place) for place in places):
                 examine(e, check)

@@ -6,9 +6,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 
 import pytest
-from tiny import comparable, same_weights
+from tiny import Halt, Scripted, comparable, same_weights, train
 
 from nexuslab.config import overlay, resolve
 from nexuslab.checkpoint import step_name
@@ -17,7 +18,7 @@ from nexuslab.doctor import as_text, diagnose, next_step, survey, verdict
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import main
-from nexuslab.run import Run, left_out, runs_table
+from nexuslab.run import Run, checked, left_out, runs_table
 from nexuslab.sample import sample
 from nexuslab.task import get_task
 from nexuslab.views import plot_curves
@@ -451,6 +452,133 @@ def test_a_line_is_a_finding(run, home, capsys):
         assert main(words) == 0
         said = capsys.readouterr().out
         assert not set(said) & set("\033\r") and not re.search("^(forged|next: rm)", said, re.M), words
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two runs that differ in their seed, and what the first one's files said at its step 4; copied, never changed."""
+    root, early = tmp_path_factory.mktemp("pair"), {}
+    task = Scripted(steps=8, **{"checkpoint.eval_every": 2, "checkpoint.save_every": 2,
+                                "checkpoint.save_total_limit": None})
+    run = Run.create(task.config, root)
+
+    def look(snapshot):
+        if snapshot.step == 5 and not early:
+            early.update({name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "status.json")})
+            early.update({f"{name}.json": pointer(run, name).read_bytes() for name in ("last", "best")})
+            early["log.txt"] = (run.path / "log.txt").read_bytes()
+
+    fit(task, run.config, run, [Halt(look=look)])
+    time.sleep(0.01)
+    other = train(task, root, seed=1).run
+    edit_status(other, started=run.status["started"] + 60)  # of the next minute
+    shift = [json.loads(line) for line in (other.path / "metrics.jsonl").read_bytes().splitlines()]
+    rows = [json.dumps({k: v + 60 if k == "time" else v for k, v in row.items() if k != "check"}) for row in shift]
+    (other.path / "metrics.jsonl").write_bytes(b"".join(checked(row.encode()) + b"\n" for row in rows))
+    return run, other, early
+
+
+@pytest.fixture
+def two(pair, home):
+    """Copies of them, and the early files."""
+    shutil.copytree(pair[0].root, home, dirs_exist_ok=True)
+    return *(Run(home / "runs" / "tiny" / run.path.name) for run in pair[:2]), pair[2]
+
+
+def test_a_foreign_record_accuses_no_checkpoint(two):
+    """The record of the run next door: it is moved aside, the checkpoints stay, and its own fits again."""
+    run, other, _ = two
+    own, kept = (run.path / "metrics.jsonl").read_bytes(), sorted((run.path / "checkpoints").glob("step_*"))
+    pointers = [pointer(run, name).read_bytes() for name in ("last", "best")]
+    shutil.copy(other.path / "metrics.jsonl", run.path)
+    told = diagnose(run, mend=False)
+    assert len(told.sound) == len(kept) == 4 and lost(told) == ["metrics.jsonl"]
+    e = diagnose(run)
+    assert [f.place for f in e.findings if f.outcome == "lost"] == ["metrics.jsonl"] and len(e.sound) == 4
+    assert sorted((run.path / "checkpoints").glob("step_*")) == kept and last(run) == kept[-1]
+    assert [pointer(run, name).read_bytes() for name in ("last", "best")] == pointers
+    assert (run.path / "foreign-metrics.jsonl").read_bytes() == (other.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(own)
+    assert not lost(diagnose(run)) and last(run) == kept[-1]
+
+
+def lost(e):
+    return [f.place for f in e.findings if f.outcome != "noted" or "step_" in f.place]
+
+
+def test_an_older_record_accuses_no_checkpoint(two):
+    """A backup of the record: what it does not tell of stays, told, and is sound once the record is back."""
+    run, _, early = two
+    own = (run.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(early["metrics.jsonl"])
+    e = diagnose(run)
+    assert lost(e) == ["metrics.jsonl", "checkpoints/step_00000006"] and e.unread == {6} and 8 in e.sound
+    (run.path / "metrics.jsonl").write_bytes(own)
+    assert not lost(diagnose(run))
+
+
+def test_a_checkpoint_that_was_moved_aside_comes_back(two):
+    """With the pointers that were emptied meanwhile: once the record knows it again."""
+    run, other, _ = two
+    folder = run.path / "checkpoints"
+    for path in list(folder.glob("step_*")):
+        path.rename(path.with_name(f"damaged-{path.name}"))
+    for name in ("last", "best"):
+        write_sealed(pointer(run, name), {"step": None, "manifest": None})
+    stranger = folder / "damaged-step_00000009"
+    shutil.copytree(last(other), stranger)
+    e = diagnose(run)
+    assert len(e.sound) == 4 and last(run).name == "step_00000008" and stranger.is_dir()
+    assert pointer(run, "best").read_bytes() and run.checkpoint("best").is_dir() and not lost(diagnose(run))
+
+
+def test_a_checkpoint_of_another_run_is_still_moved(two):
+    """In the place of the run's own: the record and the others agree, and it does not."""
+    run, other, _ = two
+    shutil.rmtree(last(run))
+    shutil.copytree(other.path / "checkpoints" / "step_00000008", run.path / "checkpoints" / "step_00000008")
+    assert "checkpoints/step_00000008" in lost(diagnose(run))
+    shutil.rmtree(run.path / "checkpoints")
+    shutil.copytree(other.path / "checkpoints", run.path / "checkpoints")
+    assert sum(place.startswith("checkpoints/step_") for place in lost(diagnose(run))) == 4
+
+
+def test_a_stale_pointer_is_written_anew(two):
+    """Of a backup, or a copy of the other pointer: the record says what came after."""
+    run, _, early = two
+    for content in (early["last.json"], pointer(run, "best").read_bytes()):
+        before = pointer(run, "last").read_bytes()
+        pointer(run, "last").write_bytes(early["last.json"])
+        assert lost(diagnose(run)) == ["checkpoints/last.json"] and pointer(run, "last").read_bytes() == before
+
+
+@pytest.mark.parametrize("whose", ["older", "foreign"])
+def test_a_status_is_compared_with_the_record(two, whose):
+    """Of a backup, or of the run next door: it is written anew, and neither the record nor the log is accused."""
+    run, other, early = two
+    was, log = run.status, (run.path / "log.txt").read_bytes()
+    said = json.loads(early["status.json"]) | {"pid": 2**22 + 1} if whose == "older" else other.status
+    write_sealed(run.path / "status.json", {k: v for k, v in said.items() if k != SEAL})
+    assert lost(diagnose(run, mend=False)) == ["status.json"]
+    assert lost(diagnose(run)) == ["status.json"] and (run.path / "log.txt").read_bytes() == log
+    kept = ("state", "step", "best", "best_step", "attempt", "reason", "total_steps", "log_bytes", "config")
+    assert {k: run.status.get(k) for k in kept} == {k: was.get(k) for k in kept} and not lost(diagnose(run))
+
+
+def test_an_edited_configuration_is_a_finding(two, capsys, recwarn):
+    """Once, with the keys; and still after the status was lost."""
+    run, *_ = two
+    path = run.path / "config.yaml"
+    whole = path.read_bytes()
+    path.write_text(path.read_text().replace("lr: 0.05", "lr: 0.01"))
+    for gone in (False, True, False):
+        if gone:
+            (run.path / "status.json").unlink()
+        said = [f for f in diagnose(run).findings if "edited" in f.fault]
+        assert [f.done for f in said] == ["optim.lr is 0.01, in step_00000008 0.05"] and not recwarn.list
+    assert runs_table(run.root).total.tolist() == [8, 8]
+    path.write_bytes(whole)
+    assert not [f for f in diagnose(run).findings if "edited" in f.fault]
 
 
 def test_a_call_that_was_cut_off_counts_nothing_twice(run, monkeypatch):
