@@ -30,13 +30,13 @@ from .config import flatten, validated
 from nexuslab.core import (
     LEFT, SEAL, DataError, FormatError, NexusError, RunError, abandoned, atomic_path, clear_left, digest, held,
     make_folder, naming_files, parse_json, plain, project_root, read_bytes, read_json, read_sealed, sync_folder,
-    visible,
+    visible, write_sealed,
 )
 from .store import Store, without_building
 from .watch import state_name
 from nexuslab.run import (
-    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, once, open_run, read_lines,
-    record_bytes, recorded, row_of, stamp, written_config,
+    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, losses, lost_before, once,
+    open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, written_config,
 )
 from .task import get_task
 
@@ -50,6 +50,7 @@ class Finding:
     outcome: str  # mended, lost or noted
     done: str  # what was done, or what to do
 
+# %% ../nbs/engine/15_doctor.ipynb #a9a12df3
 @dataclass
 class Examination:
     "What is known of a run directory while it is examined."
@@ -61,6 +62,7 @@ class Examination:
     sound: dict[int, Saved] = field(default_factory=dict)  # the checkpoints that passed, by step
     unread: set[int] = field(default_factory=set)  # the steps of those that cannot be examined here
     failed: bool = False  # whether something could not be read or written
+    before: list[dict[str, str]] = field(default_factory=list)  # what was lost before: place, fault, day
     own_record: bool = True  # whether metrics.jsonl is of this training
     own_status: bool = True  # whether status.json is, and as new as the record
 
@@ -101,10 +103,20 @@ def typed(text: object) -> str:
     return "$'" + "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c)) for c in said) + "'"
 
 def called(run: Run) -> str:
-    "A run as a shell takes it: by its name, or by its path where it lies outside the project."
-    inside = run.path.parents[1] == project_root() / "runs"
-    return typed(run.path.name if inside else run.path)
+    "A run as a shell takes it: by its name, with its system where needed, by its path where it is of no project."
+    runs, name = project_root() / "runs", run.path.name
+    if run.path.parents[1] != runs:
+        return typed(run.path)
+    plain_name = name != "last" and name[0] != "-" and sum(os.path.lexists(p / name) for p in runs.glob("*")) <= 1
+    return typed(name if plain_name else run_name(run))
 
+def configured(run: Run) -> str:
+    "The options of a command that names a run's configuration; the system is named as well, which has a default."
+    with contextlib.suppress(FormatError):
+        return f"--config {typed(run.path / 'config.yaml')} --system {typed(run.tree['system'])}"
+    return f"--config {typed(run.path / 'config.yaml')}"
+
+# %% ../nbs/engine/15_doctor.ipynb #4e59e59d
 def move(path: Path, other: Path) -> None:
     "Rename, forced to the disk."
     os.rename(path, other)
@@ -307,7 +319,6 @@ def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
     pointer = read_sealed(path) if SEAL in pointer else {"step": int(pointer["step"]), "manifest": None}
     return pointer["step"], pointer["manifest"]
 
-# %% ../nbs/engine/15_doctor.ipynb #1d57a864
 def steps_gone(folder: Path) -> list[int]:
     "The steps of checkpoints that were saved, were not pruned, and are not there."
     named: set[int | None] = set()
@@ -335,7 +346,6 @@ def recorded_step(e: Examination, name: str) -> int | None:
         kept = [row["step"] for row in rows if row.get("event") == "best" and row["step"] in e.sound]
     return kept[-1] if kept else max(e.sound, default=None) if name == "last" else None
 
-# %% ../nbs/engine/15_doctor.ipynb #108b1b2e
 def newer_step(e: Examination, name: str, step: int | None) -> int | None:
     "The sound checkpoint that a pointer came to name after this step, by the record; None if there is none."
     folder = e.run.path / "checkpoints"
@@ -402,17 +412,9 @@ def examine_config(e: Examination) -> None:
     try:
         e.run.config
     except Exception as error:  # a system that is not here, or one of a stranger
-        e.found(path, error, "noted", "install the system, or correct the file")
+        e.found(path, error, "noted", INSTALL)
 
-def rewrite_config(e: Examination, tree: dict) -> None:
-    "A configuration as a file of the run; what stood there is moved aside."
-    swap(e.run.path / "config.yaml", config_of(tree).encode())
-
-def config_of(tree: dict) -> str:
-    "A configuration as a run's file has it."
-    presets = get_task(tree["system"]).presets
-    make = presets.get(tree["preset"]) or next(iter(presets.values()))
-    return validated(type(make()), tree).yaml()
+INSTALL = "install the system, or correct the file"  # where a configuration cannot be used here
 
 def examine_environment(e: Examination) -> None:
     "Whether environment.json can be read."
@@ -469,6 +471,26 @@ def config_marks(e: Examination) -> dict[str, Any]:
         return {"config": marks} | ({"total_steps": total} if isinstance(total, int) else {})
     return {}
 
+def rewrite_status(e: Examination, made: dict) -> None:
+    "A status of what is known; what stood there is moved aside."
+    if made.get("reason") == "budget reached":
+        made = made | {"total_steps": made["step"]}
+    with contextlib.suppress(FormatError):
+        made = made | log_marks(log_bytes(e.run))
+    made = made | {"record": sum(stamp(e.run.path / "metrics.jsonl")[2:])}
+    said = plain(config_marks(e) | made | {"updated": round(time.time(), 3)})
+    swap(e.run.path / "status.json", json.dumps(said | {SEAL: digest(said, 64)}, indent=2).encode())
+
+def rewrite_config(e: Examination, tree: dict) -> None:
+    "A configuration as a file of the run; what stood there is moved aside."
+    swap(e.run.path / "config.yaml", config_of(tree).encode())
+
+def config_of(tree: dict) -> str:
+    "A configuration as a run's file has it."
+    presets = get_task(tree["system"]).presets
+    make = presets.get(tree["preset"]) or next(iter(presets.values()))
+    return validated(type(make()), tree).yaml()
+
 # %% ../nbs/engine/15_doctor.ipynb #345400bc
 def status_by_record(run: Run) -> dict[str, Any]:
     "The status that the record of a run implies."
@@ -503,17 +525,6 @@ def examine_status(e: Examination) -> None:
         made = status_by_record(e.run)
         told = f"written anew from the record: {made['state']} at step {made['step']}"
         e.found(path, error, "mended", told, lambda: rewrite_status(e, made))
-
-# %% ../nbs/engine/15_doctor.ipynb #006639b4
-def rewrite_status(e: Examination, made: dict) -> None:
-    "A status of what is known; what stood there is moved aside."
-    if made.get("reason") == "budget reached":
-        made = made | {"total_steps": made["step"]}
-    with contextlib.suppress(FormatError):
-        made = made | log_marks(log_bytes(e.run))
-    made = made | {"record": sum(stamp(e.run.path / "metrics.jsonl")[2:])}
-    said = plain(config_marks(e) | made | {"updated": round(time.time(), 3)})
-    swap(e.run.path / "status.json", json.dumps(said | {SEAL: digest(said, 64)}, indent=2).encode())
 
 # %% ../nbs/engine/15_doctor.ipynb #936c5d48
 def seals_kept(folder: Path) -> dict[int, tuple[str, dict]]:
@@ -700,7 +711,7 @@ def examine_links(e: Examination) -> None:
 
 # %% ../nbs/engine/15_doctor.ipynb #b9e53583
 TEMPORARY = re.compile(rf"\.(.+?)\.([0-9a-f]{{8}}{re.escape(LEFT)}|[a-z0-9_]{{8}}\.tmp)")  # the latter: older versions
-FILES = (r"(status|evaluation|environment)\.json|(damaged-)?metrics\.jsonl|config\.yaml|stop|wandb_id"
+FILES = (r"(status|evaluation|environment|doctor)\.json|(damaged-)?metrics\.jsonl|config\.yaml|stop|wandb_id"
          r"|checkpoints/(last|best)\.json")
 
 def is_temporary(run: Run, path: Path) -> bool:
@@ -759,12 +770,29 @@ def examine_data(e: Examination) -> None:
             verified(path, *stamp(path))
     except Exception as error:  # of any system
         absent = isinstance(error, DataError) and error.found == "no such file"
-        build = f"nexuslab prepare --config {typed(e.run.path / 'config.yaml')}"
+        build = f"nexuslab prepare {configured(e.run)}"
         told = build if absent else "mend this to train or evaluate here"
         return e.found(e.run.path / "config.yaml", error, "noted", told)
     if trained and splits.fingerprint not in trained:
         e.found(e.run.path / "config.yaml", f"the data here have the fingerprint {splits.fingerprint[:12]}", "noted",
                 f"restore those of the training, {min(trained)[:12]}, to train or evaluate here")
+
+# %% ../nbs/engine/15_doctor.ipynb #c732cc1d
+def remember(e: Examination) -> None:
+    "Keep what is lost in doctor.json, and repeat what was lost before."
+    path, told = e.run.path / "doctor.json", {(f.place, f.fault): f for f in e.findings if f.outcome == "lost"}
+    try:
+        read_sealed(path) if os.path.lexists(path) else None
+    except FormatError as error:
+        return e.lost(path, error, "what was lost before is not known any more")
+    before, day = lost_before(e.run), time.strftime("%Y-%m-%d")
+    known = {(entry["place"], entry["fault"]) for entry in before}
+    new = [{"place": place, "fault": fault, "day": day} for place, fault in told if (place, fault) not in known]
+    e.before = [entry for entry in before if (entry["place"], entry["fault"]) not in told]
+    if e.mend and new:
+        write_sealed(path, {"lost": before + new})
+    elif e.mend and not before:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/engine/15_doctor.ipynb #f3451a8b
 RECORD = ("metrics.jsonl", "damaged-metrics.jsonl", "status.json")
@@ -773,11 +801,22 @@ CHECKS: dict[Callable[[Examination], None], tuple[str, ...]] = {  # a check -> w
     examine_checkpoints: ("checkpoints",),
     examine_pointers: ("checkpoints",), examine_config: ("config.yaml",), examine_environment: ("environment.json",),
     examine_status: ("status.json",), examine_log: ("log.txt", "status.json"), examine_figures: ("evaluation.json",),
-    examine_results: (), examine_data: (),
+    examine_results: (), examine_data: (), remember: ("doctor.json",),
 }
 
 class Busy(RunError):
     "A process trains in the run directory."
+
+@contextlib.contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    "Hold the run; where nothing can be written, the error says how to look only."
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.exclusive())
+        except RunError as error:
+            raise RunError(error.what, error.found, error.expected,
+                           f"{error.remedy}; only look: nexuslab doctor {called(run)} --dry-run") from error
+        yield
 
 def busy(run: Run) -> bool:
     "Whether a process trains in a run directory."
@@ -797,21 +836,31 @@ def examine(e: Examination, check: Callable[[Examination], None]) -> None:
         e.failed = True
         e.found(e.run.path, error, "noted", f"not examined to the end; {error.remedy or 'do it again'}")
 
+# %% ../nbs/engine/15_doctor.ipynb #1bf94e9d
+def with_data(e: Examination, command: str) -> str:
+    "A command that needs the data, and before it what brings them here."
+    if build := next((f.done for f in e.findings if f.done.startswith("nexuslab prepare ")), None):
+        return f"{build} && {command}"
+    other = any(f.done.startswith(("mend this", "restore those of the training")) for f in e.findings)
+    return f"restore the data of the training, then {command}" if other else command
+
 # %% ../nbs/engine/15_doctor.ipynb #2c8a6c20
 def diagnose(run: Run, mend: bool = True) -> Examination:
     "Examine a run directory, and mend it if it holds no links; one in which a process trains is refused."
     if busy(run):
         raise Busy(f"run {run.path.name}", found="a process that trains in it", expected="a run at rest",
-                   remedy="wait for it, or stop it: touch stop in the run directory")
+                   remedy="wait for it, or stop it: touch stop in the run directory; of a copy made meanwhile, copy it "
+                   "again when the training has ended")
     mend = mend and not any(path.is_symlink() for path in run.path.iterdir())  # else nothing is written in it
     e = Examination(run, mend)
-    with run.exclusive() if mend else contextlib.nullcontext(), warnings.catch_warnings():
+    with exclusive(run) if mend else contextlib.nullcontext(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"config\.yaml of ")  # a finding says it
         for check, places in CHECKS.items():
             if not any(e.linked(run.path / place) for place in places):
                 examine(e, check)
     return e
 
+# %% ../nbs/engine/15_doctor.ipynb #3cb11996
 def next_step(e: Examination) -> str:
     "What to type next."
     name, config = called(e.run), typed(e.run.path / "config.yaml")
@@ -822,13 +871,17 @@ def next_step(e: Examination) -> str:
         state = e.run.status["state"]
     if links := [f.place for f in e.findings if f.fault == "is a link" and "/" not in f.place]:
         return f"replace {', '.join(map(typed, links))} by copies, then nexuslab doctor {name}"
-    if not e.mend and e.findings:
+    if not e.mend and e.findings or e.failed:
         return f"nexuslab doctor {name}"
+    if any(f.done == INSTALL for f in e.findings):
+        return f"install the system of {config}, or correct that file, then nexuslab doctor {name}"
     if not saved and any(f.place.startswith("checkpoints/step_") and f.outcome == "lost" for f in e.findings):
-        return f"restore a checkpoint from a copy; if there is none: nexuslab train --config {config}"
-    if state != "finished" or not saved:
-        return f"nexuslab train --resume {name}"
-    return f"nexuslab report {name}" if e.counts.get("evaluations") else f"nexuslab evaluate --run {name}"
+        return f"restore a checkpoint from a copy; if there is none: nexuslab train {configured(e.run)}"
+    if state == "finished" and saved and e.counts.get("evaluations"):
+        return f"nexuslab report {name}"
+    goes_on = state != "finished" or not saved
+    command = f"nexuslab train --resume {name}" if goes_on else f"nexuslab evaluate --run {name}"
+    return with_data(e, command)
 
 def verdict(e: Examination) -> str:
     "Sound, mended, or what was lost, in a few words."
@@ -844,12 +897,13 @@ def as_text(e: Examination) -> str:
     for f in e.findings:
         outcome = "to mend" if f.outcome == "mended" and not e.mend else f.outcome
         lines.append(visible(f"{outcome}: {f.place}: {f.fault}; {f.done}"))
+    lines += [visible(f"lost before ({b['day']}): {b['place']}: {b['fault']}") for b in e.before]
     return "\n".join([*lines, f"next: {next_step(e)}"])
 
 def as_object(e: Examination) -> dict[str, Any]:
     "The same for programs."
     return {"run": str(e.run.path), "verdict": verdict(e), "mend": e.mend, "failed": e.failed, "counts": e.counts,
-            "findings": [asdict(f) for f in e.findings], "next": next_step(e)}
+            "findings": [asdict(f) for f in e.findings], "lost_before": e.before, "next": next_step(e)}
 
 # %% ../nbs/engine/15_doctor.ipynb #2b3dbd23
 def run_directories(root: Path, system: str | None = None) -> list[Run]:
@@ -864,8 +918,9 @@ def patient(name: str, root: Path, system: str | None = None) -> Run:
     "The run of this name, path or `last`, also one without its configuration."
     if name == "last" and system and (known := find_runs(root, system)):
         return known[-1]
-    places = [Run(p) for p in (Path(name), root / "runs" / name) if os.path.isdir(p / "checkpoints")]
-    return places[0] if places else open_run(name, root)
+    places = [Run(p) for p in (Path(name), root / "runs" / name) if os.path.isdir(p / "checkpoints")][:1]
+    places = places or [r for r in run_directories(root, system) if r.path.name == name]
+    return places[0] if len(places) == 1 else open_run(name, root)
 
 # %% ../nbs/engine/15_doctor.ipynb #e658461d
 def survey(root: Path, system: str | None = None, mend: bool = True) -> Iterator[tuple[Run, Examination | NexusError]]:

@@ -1004,6 +1004,28 @@ def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.
     columns = ["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes", "remark"]
     return pd.DataFrame([table_row(run) for run in find_runs(root, system)], columns=columns)
 
+# %% ../nbs/engine/06_run.ipynb #1466f284
+def lost_before(run: Run) -> list[dict[str, str]]:
+    "What `nexuslab doctor` found lost and what has not come back: place, fault and day; a damaged list says nothing."
+    path = run.path / "doctor.json"
+    with contextlib.suppress(FormatError):
+        found = read_sealed(path).get("lost") if is_there(path) else []
+        if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
+            told = [{k: str(entry.get(k)) for k in ("place", "fault", "day")} for entry in found]
+            return [entry for entry in told if not is_back(run, entry)]
+    return []
+
+def is_back(run: Run, entry: dict[str, str]) -> bool:
+    "Whether a file that was lost is there again; of a record or a log the rest was there all the time."
+    part = entry["place"] in ("metrics.jsonl", "log.txt") and "another training" not in entry["fault"]
+    return not part and os.path.lexists(run.path / entry["place"])
+
+def losses(run: Run) -> str:
+    "The same in a few words, for tables; empty where nothing is lost."
+    places = list(dict.fromkeys(entry["place"] for entry in lost_before(run)))
+    more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+    return visible(f"lost: {', '.join(places[:2])}{more}") if places else ""
+
 # %% ../nbs/engine/06_run.ipynb #cfa2496a
 def remark(run: Run, least: int) -> str:
     "What is to be said of a record that had so many bytes; empty where they are there."
@@ -1014,7 +1036,8 @@ def left_out(run: Run) -> str:
     "What is missing of a run's record, in words; empty where nothing is."
     count = damaged_rows(run.path / "metrics.jsonl")
     more = f"nexuslab doctor {visible(run.path.name)}"
-    return f"{count} damaged rows of metrics.jsonl are left out ({more})" if count else ""
+    told = f"{count} damaged rows of metrics.jsonl are left out ({more})" if count else ""
+    return "; ".join(filter(None, [told, losses(run)]))
 
 def table_row(run: Run) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the state says what is wrong."
@@ -1026,7 +1049,7 @@ def table_row(run: Run) -> dict[str, Any]:
         return row | {
             **asked, "state": status["state"], "step": status.get("step"), "best": status.get("best"),
             "total": status.get("total_steps"), "age_minutes": age,
-            "remark": remark(run, status.get("record") or 0),
+            "remark": "; ".join(filter(None, [remark(run, status.get("record") or 0), losses(run)])),
         }
     except Exception as error:  # a stranger's files raise anything
         return row | {"state": damage(run, error)}

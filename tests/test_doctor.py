@@ -13,7 +13,7 @@ from tiny import Halt, Scripted, comparable, same_weights, train
 
 from nexuslab.config import overlay, resolve
 from nexuslab.checkpoint import step_name
-from nexuslab.core import LEFT, SEAL, held, read_json, write_json, write_sealed
+from nexuslab.core import LEFT, SEAL, RunError, held, read_json, write_json, write_sealed
 from nexuslab.doctor import as_text, diagnose, next_step, survey, verdict
 from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
@@ -581,6 +581,65 @@ def test_an_edited_configuration_is_a_finding(two, capsys, recwarn):
     assert not [f for f in diagnose(run).findings if "edited" in f.fault]
 
 
+def test_what_was_lost_is_said_again(run, home, capsys):
+    """By the table of runs, by what is left out, and by the next doctor, until it is there again."""
+    best = run.checkpoint("best")
+    kept = shutil.copytree(best, home / "kept")
+    cut(best / "model.safetensors")
+    flip(run.path / "metrics.jsonl", 300)
+    assert main(["doctor", run.path.name]) == 1
+    place, e = f"checkpoints/{best.name}", diagnose(run)
+    assert verdict(e) == "sound" and {b["place"] for b in e.before} == {place, "metrics.jsonl"}
+    assert f"lost before ({time.strftime('%Y')}" in as_text(e)
+    capsys.readouterr()
+    assert main(["doctor", run.path.name, "--json", "--dry-run"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["lost_before"]) == 2
+    for told in (runs_table(run.root).remark[0], left_out(run)):
+        assert told.count("lost: ") == 1 and place in told and "metrics.jsonl" in told
+    shutil.copytree(kept, best)
+    assert [b["place"] for b in diagnose(run).before] == ["metrics.jsonl"] and place not in left_out(run)
+    flip(run.path / "doctor.json", 20)
+    assert [f.place for f in diagnose(run).findings if f.outcome == "lost"] == ["doctor.json"]
+
+
+def test_the_next_command_finds_the_run(run, home):
+    """Without its configuration, beside another of its name, and with names that are words or options."""
+    other = home / "runs" / "other"
+    other.mkdir()
+    for name in (run.path.name, "last", "--help", "a b"):
+        run = Run(run.path.rename(run.path.with_name(name)))
+        shutil.copytree(run.path, other / name)
+        for beside in (True, False):
+            told = next_step(diagnose(run))
+            assert told.startswith("nexuslab report") and Run.open(shlex.split(told)[-1]).path == run.path
+            assert (shlex.split(told)[-1] == f"toy_graphs/{name}") == (beside or name in ("last", "--help"))
+            shutil.rmtree(other / name, ignore_errors=True)
+    (run.path / "config.yaml").unlink()
+    command = shlex.split(next_step(diagnose(run, mend=False)))
+    assert command[:2] == ["nexuslab", "doctor"] and main(command[1:]) == 0 and (run.path / "config.yaml").is_file()
+
+
+def test_the_next_command_does_not_fail(run, home):
+    """Where the data are gone they are built first, and a configuration that cannot be used is corrected first."""
+    shutil.rmtree(home / "data")
+    assert next_step(diagnose(run)).startswith("nexuslab report")
+    (run.path / "evaluation.json").unlink()
+    build, _, command = next_step(diagnose(run)).partition(" && ")
+    assert main(shlex.split(build)[1:]) == 0 and command == next_step(diagnose(run))
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("system: toy_graphs", "system: gone"))
+    assert next_step(diagnose(run)).startswith("install the system of ")
+
+
+def test_where_nothing_can_be_written_it_says_how_to_look(run):
+    (run.path / ".lock").unlink(missing_ok=True)
+    (run.path / ".lock").mkdir()
+    with pytest.raises(RunError, match="cannot write") as refused:
+        diagnose(run)
+    command = shlex.split(refused.value.remedy.rpartition("only look: ")[2])
+    assert command == ["nexuslab", "doctor", run.path.name, "--dry-run"] and main(command[1:]) == 0
+
+
 def test_a_call_that_was_cut_off_counts_nothing_twice(run, monkeypatch):
     """Between the damaged lines and the record, and between the record and the status; then a real loss is told."""
     record, aside = run.path / "metrics.jsonl", run.path / "damaged-metrics.jsonl"
@@ -592,7 +651,7 @@ def test_a_call_that_was_cut_off_counts_nothing_twice(run, monkeypatch):
         record.write_bytes(left), (run.path / "status.json").write_bytes(status)
         assert verdict(diagnose(run)) == (told if left is damaged else "1 mended")
         assert aside.read_bytes() == once and record.read_bytes() == whole
-        assert verdict(diagnose(run)) == "sound" and not any(runs_table(run.root).remark)
+        assert verdict(diagnose(run)) == "sound" and "missing" not in runs_table(run.root).remark[0]
     cut(record, -(len(lines := whole.splitlines(keepends=True)) and len(lines[-1])))
     assert [f.fault for f in diagnose(run).findings] == [f"{len(lines[-1])} bytes are missing"]
     assert f"{len(lines[-1])} bytes" in runs_table(run.root).remark[0]
