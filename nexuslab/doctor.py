@@ -573,9 +573,11 @@ def is_foreign(run: Run, status: dict[str, Any], rows: list[dict]) -> bool:
 
 def examine_origin(e: Examination) -> None:
     "Whether metrics.jsonl and status.json are of the training whose checkpoints lie here, and equally new."
-    path = e.run.path / "metrics.jsonl"
-    rows, _, damaged = read_lines(path)
-    status: dict[str, Any] = {}
+    path, status = e.run.path / "metrics.jsonl", {}
+    try:
+        rows, _, damaged = read_lines(path)
+    except FormatError:  # which the next check tells
+        return
     with contextlib.suppress(FormatError):
         status = recorded(e.run)
     if is_foreign(e.run, status, rows):

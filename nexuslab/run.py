@@ -1017,6 +1017,8 @@ def lost_before(run: Run) -> list[dict[str, str]]:
 
 def is_back(run: Run, entry: dict[str, str]) -> bool:
     "Whether a file that was lost is there again; of a record or a log the rest was there all the time."
+    if entry["fault"].endswith("bytes are missing"):
+        return not remark(run, record_bytes(run))
     part = entry["place"] in ("metrics.jsonl", "log.txt") and "another training" not in entry["fault"]
     return not part and os.path.lexists(run.path / entry["place"])
 

@@ -513,8 +513,10 @@ def test_an_older_record_accuses_no_checkpoint(two):
     (run.path / "metrics.jsonl").write_bytes(early["metrics.jsonl"])
     e = diagnose(run)
     assert lost(e) == ["metrics.jsonl", "checkpoints/step_00000006"] and e.unread == {6} and 8 in e.sound
+    assert "lost: metrics.jsonl" in left_out(run)
     (run.path / "metrics.jsonl").write_bytes(own)
-    assert not lost(diagnose(run))
+    after = diagnose(run)
+    assert not lost(after) and not after.before and not (run.path / "doctor.json").exists()
 
 
 def test_a_checkpoint_that_was_moved_aside_comes_back(two):
@@ -563,6 +565,14 @@ def test_a_status_is_compared_with_the_record(two, whose):
     assert lost(diagnose(run)) == ["status.json"] and (run.path / "log.txt").read_bytes() == log
     kept = ("state", "step", "best", "best_step", "attempt", "reason", "total_steps", "log_bytes", "config")
     assert {k: run.status.get(k) for k in kept} == {k: was.get(k) for k in kept} and not lost(diagnose(run))
+
+
+def test_a_folder_as_record_is_moved(two):
+    run, *_ = two
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "metrics.jsonl").mkdir()
+    e = diagnose(run)
+    assert not e.failed and lost(e)[0] == "metrics.jsonl" and len(e.sound) == 4
 
 
 def test_an_edited_configuration_is_a_finding(two, capsys, recwarn):
