@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MIGRATIONS', 'save_checkpoint', 'steps_kept', 'kept_aside', 'find_checkpoint', 'Saved', 'examine_folder',
-           'read_checkpoint', 'newest_sound', 'open_checkpoint', 'load_weights', 'prune_checkpoints', 'load_run',
-           'model_of']
+           'read_checkpoint', 'open_checkpoint', 'load_weights', 'prune_checkpoints', 'load_run', 'model_of']
 
 # %% ../nbs/engine/07_checkpoint.ipynb #b4328167
 import contextlib
@@ -13,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,12 +219,34 @@ def pointed(folder: Path, name: str) -> int | None:
     kept = set(steps_kept(folder))
     return next((step for step in reversed(steps_saved(folder, name)) if step in kept), None)
 
+# %% ../nbs/engine/07_checkpoint.ipynb #326d2d6e
+def named_step(folder: Path, name: str) -> int | None:
+    "The step that `best` or `last` names; of a pointer that the run has moved on since, the newer one of the record."
+    step, saved = pointed(folder, name), steps_saved(folder, name)
+    if step in saved:
+        later = saved[len(saved) - saved[::-1].index(step):]
+    else:  # it may be a copy of the other pointer
+        later = saved if step in steps_saved(folder, "last") else []
+    newer = next((s for s in reversed(later) if recorded_seal(folder, s)), step)
+    if newer != step:
+        told = f"{POINTERS[name]} names step {step}, and the record step {newer}"
+        warnings.warn(f"{told}: the file is a copy of another one, and the record is followed", stacklevel=3)
+    return newer
+
+def recorded_seal(folder: Path, step: int) -> bool:
+    "Whether a checkpoint is there whose manifest has the seal that the record says of its step."
+    with contextlib.suppress(FormatError):
+        path = folder / step_name(step) / "manifest.json"
+        return is_there(path) and read_json(path).get(SEAL) in vouched(folder, step)
+    return False
+
+
 # %% ../nbs/engine/07_checkpoint.ipynb #5a362adc
 def find_checkpoint(folder: Path, which: str | Path) -> Path:
     "The folder of a checkpoint by name or path."
     name = str(which)
     number = name.removeprefix("step_")
-    step = pointed(folder, name) if name in POINTERS else int(number) if number.isdecimal() else None
+    step = named_step(folder, name) if name in POINTERS else int(number) if number.isdecimal() else None
     if step is not None and (path := folder / step_name(step)).is_dir():
         return path
     if name == "last" and (sound := newest_sound(folder)):
@@ -286,16 +308,23 @@ def damaged(path: Path, found: str) -> CheckpointError:
     return CheckpointError(f"checkpoint {path}", found=found, expected="the content its manifest names", remedy=remedy)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #60d4a5fa
-def vouched(folder: Path, step: int) -> set[str]:
-    "The seals of the manifests that a run knows of a step: by its record; failing that, by `last` and `best`."
+def vouched(folder: Path, step: int) -> set[str | None]:
+    """The seals of the manifests that a run knows of a step: by its record; failing that, by `last` and `best`. None
+    among them stands for a checkpoint of a version that had no seals."""
     rows = [row for row in saves(folder) if "manifest" in row]
     if found := {row["manifest"] for row in rows if row["step"] == step}:
         return found
+    # a run that knows seals, and none of this step
+    return pointer_seals(folder, step) or ({""} if rows else set())
+
+def pointer_seals(folder: Path, step: int) -> set[str]:
+    "The seals of a step's manifest that `last` and `best` know."
+    found = set()
     for name in POINTERS.values():
         with contextlib.suppress(FormatError):
             pointer = read_sealed(folder / name)
             found |= {pointer.get("manifest")} if pointer.get("step") == step else set()
-    return found - {None} or ({""} if rows else set())  # a run that knows seals, and none of this step
+    return found - {None}
 
 # %% ../nbs/engine/07_checkpoint.ipynb #4cea7918
 def examine_folder(path: Path) -> tuple[str | None, Saved]:
@@ -305,6 +334,7 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
         manifest = read_json(path / "manifest.json")
         seal, version, expected = manifest.pop(SEAL, None), manifest["format"], manifest["files"]
         place, known = step_name(manifest["step"]), vouched(path.parent, manifest["step"])
+        pointers = pointer_seals(path.parent, manifest["step"])
         odd = {p.name for p in path.iterdir()} ^ {*expected, "manifest.json"}
         sizes = manifest.get("sizes") or {}  # older manifests say none
         files = {name: read_bytes(path / name, sizes.get(name, 2**40)) for name in expected if name not in odd}
@@ -315,6 +345,8 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
     faults = {
         f"the checkpoint {place} under another's name": path.name.startswith("step_") and path.name != place,
         "a manifest that has changed since it was sealed": (seal or version > 1) and seal != digest(manifest, 64),
+        "a manifest that last or best know and the run's record does not: metrics.jsonl may be an older one, or "
+        "another run's": known and seal not in known and seal in pointers,
         "a manifest that neither the run's record nor its pointers know": known and seal not in known,
         f"files that are missing or not listed: {', '.join(sorted(odd))}": odd,
         f"{', '.join(wrong)} truncated or changed": wrong,
@@ -332,6 +364,8 @@ def read_checkpoint(path: Path) -> Saved:
         raise damaged(path, fault)
     return migrated(saved)
 
+
+# %% ../nbs/engine/07_checkpoint.ipynb #979746c3
 def newest_sound(folder: Path, besides: Path | None = None) -> Path | None:
     "The newest checkpoint that passes its check, or None; one of the history that was resumed last goes first."
     kept, ours = steps_kept(folder), set(steps_saved(folder, "last"))

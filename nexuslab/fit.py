@@ -25,7 +25,7 @@ from .core import CheckpointError, ConfigError, NexusError, RunError, naming_fil
 from .data import Key, Splits, load
 from .listen import Console, Listener, Mirror, go_blind
 from .resume import restore, save, take_up
-from .run import ExperimentTracker, Record, Run, record_bytes
+from .run import ExperimentTracker, Record, Run, marks_of, record_bytes, record_changed
 from .setup import Loop, emit, gathered, plan_steps, ranks, say, set_up, training_mode
 from nexuslab.step import (
     Unusable, carry_on, clip, gradient, last_out, leave_out, optimise, refuse_outlier, seed_step, set_rate,
@@ -214,6 +214,9 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     "The status, the configuration in force, the first event, and who is told."
     run = loop.run
     attempt = run.status.get("attempt", -1) + 1
+    if record_changed(run):
+        say(loop, "metrics.jsonl is not as nexuslab wrote it: what it says of earlier steps may be of another run")
+        run.set_status(odd=(run.status.get("odd") or 0) + 1)
     run.set_status(
         state="running", reason=None, attempt=attempt, pid=os.getpid(), host=socket.gethostname(), started=time.time(),
         process_started=psutil.Process().create_time(), total_steps=loop.total_steps, step=loop.progress.step,
@@ -257,7 +260,7 @@ def close(loop: Loop, state: str, reason: str) -> None:
         with lenient:
             loop.run.set_status(
                 state=state, reason=reason, step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best,
-                best_step=loop.progress.best_step, **({"record": loop.record.reach} if loop.record else {}),
+                best_step=loop.progress.best_step, **(marks_of(loop.record) if loop.record else {}),
             )
 
 def without_waiting(path: str, flags: int) -> int:

@@ -107,7 +107,10 @@ class RunStore:
         """Write the executed notebook, sealed, where it belongs by now, and to the output that was asked for, if there
         is one."""
         notebook = json.loads(text)
-        notebook["metadata"][SEAL] = digest(notebook["cells"], 64)
+        from nexuslab.run import Run, birth_seal  # late: a kernel starts without pandas
+
+        run = Run(place_of(address).parent)
+        notebook["metadata"] |= {SEAL: digest(notebook["cells"], 64), "run": birth_seal(run)}
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         first, place, asked = report_files(address)[0], place_of(address), "?" in address
         for path in {first, place} if asked else {place}:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from nexuslab.checkpoint import (
-    Saved, clear_unnamed, fitting, load_weights, open_checkpoint, point, prune_checkpoints, read_checkpoint,
-    save_checkpoint, step_name,
+    Saved, clear_unnamed, fitting, load_weights, open_checkpoint, point, pointed, prune_checkpoints, read_checkpoint,
+    save_checkpoint, step_name, steps_kept,
 )
 from .config import Config, difference, validated
-from .core import CheckpointError
+from .core import SEAL, CheckpointError, is_there, read_json, write_sealed
 from .optim import load_moments
+from .run import Record, Run, has_seals, marks_of
 from .setup import Loop, Progress, emit, gathered, say
 from .state import go_on, to_save, together
 from .watch import early_stop, fresh_measures
@@ -157,6 +158,8 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
     for key, values in changed.items():
         say(loop, f"changed: {told({key: values})} ({effect(key)})")
     loop.saved_at = loop.progress.step if saved.path.parent == folder else -1  # else a checkpoint of another run
+    if loop.rank == 0:
+        adopt(loop.run)
     name_checkpoints(loop, folder)
     if ended(loop):
         say(loop, f"{had_ended(loop)}: {more_to_do(loop)} goes on")
@@ -237,6 +240,24 @@ def holds(path: Path, best: float) -> bool:
         return read_checkpoint(path).manifest.get("best", best) == best
     except CheckpointError:
         return False
+
+# %% ../nbs/engine/08f_resume.ipynb #90984fc0
+def adopt(run: Run) -> None:
+    "Let a run of the version without seals know its checkpoints and figures; one that has seals stays as it is."
+    folder, path = run.path / "checkpoints", run.path / "evaluation.json"
+    manifests = {step: read_json(folder / step_name(step) / "manifest.json") for step in steps_kept(folder)}
+    unsealed = [step for step, found in manifests.items() if found.get("format") == 1 and SEAL not in found]
+    if not unsealed or has_seals(run):
+        return
+    best, attempt = pointed(folder, "best"), run.status.get("attempt", -1) + 1
+    with contextlib.closing(Record(run.path / "metrics.jsonl", attempt)) as record:
+        for step in unsealed:
+            record.write(step, 0.0, {"event": "saved", "manifest": None, "best": step == best})
+        run.set_status(attempt=attempt, **marks_of(record))
+    if is_there(path) and SEAL not in (figures := read_json(path)):
+        with run.changing():
+            write_sealed(path, figures)
+
 
 # %% ../nbs/engine/08f_resume.ipynb #1acaa2c4
 WITHOUT_STEPS = ("name", "stop.restore_best")  # changes that take effect in a run that has ended

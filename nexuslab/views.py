@@ -40,7 +40,7 @@ from nexuslab.core import (
 from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
-from .run import Run, given_up, has_seals, left_out
+from .run import Run, birth_seal, given_up, has_seals, left_out
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
 from .task import HasLatent, Task, get_task, register
@@ -446,18 +446,18 @@ def report(run: Run, output: Path | None = None) -> Path:
     if output is not None and (output.suffix != ".html" or output.is_dir()):
         raise ConfigError("output of a report", found=str(output) + ", a folder" * output.is_dir(),
                           expected="a file that ends in .html", remedy=f"write --output {output.stem or 'report'}.html")
-    if not (run.path / "figures" / "curves.png").exists() and (run.path / "metrics.jsonl").exists():
+    if is_there(run.path / "metrics.jsonl"):  # drawn anew: a picture that lies there may be another run's
         run.keep("curves", plot_curves([run]))
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
     for name in ("report", "analyse"):
         if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere, which is told
-            notebook.cells += received_cells(run.path / f"{name}.ipynb", has_seals(run))
+            notebook.cells += received_cells(run.path / f"{name}.ipynb", run)
     return write_html(notebook, output or run.path / "report.html", run.path.name)
 
 # %% ../nbs/engine/12_views.ipynb #57ef595f
 def received_cells(
     path: Path,  # of a notebook
-    sealed: bool = False,  # whether its job must have sealed it, as those of every run with seals did
+    run: Run | None = None,  # whose job is said to have written it
 ) -> list:
     "The cells of a notebook of unknown origin: sources, texts and pictures, without metadata, widgets and scripts."
     import nbformat
@@ -468,11 +468,9 @@ def received_cells(
         told = json.loads(text)
         if told["nbformat"] != 4:  # of another format outputs stand elsewhere, and the seal knows nothing of it
             raise ValueError(f"format {told['nbformat']}")
-        seal = told["metadata"].get(SEAL)
-        if seal != digest(told["cells"], 64) and (sealed or seal is not None):
-            changed = f"{path.name} is not as its job wrote it: it has been edited or damaged"
-            warnings.warn(changed, stacklevel=2)
-            cells.append(nbformat.v4.new_markdown_cell(f"**{changed}.**"))
+        if odd := odd_notebook(told, run):
+            warnings.warn(f"{path.name} {odd}", stacklevel=2)
+            cells.append(nbformat.v4.new_markdown_cell(f"**{path.name} {odd}.**"))
         for cell in nbformat.reads(text, 4).cells:
             made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}.get(cell.cell_type)
             if made is None:  # a raw cell is for other programs
@@ -488,6 +486,15 @@ def received_cells(
         raise FormatError(f"{path} is not a notebook", found=f"{type(error).__name__}: {str(error)[:200]}",
                           expected="a notebook of format 4", remedy="remove it, or run its job again") from error
     return cells
+
+def odd_notebook(told: dict, run: Run | None) -> str:
+    "What is to be said of a notebook that is not what a job of the run wrote; empty where it is."
+    seal, of = told["metadata"].get(SEAL), told["metadata"].get("run")
+    if seal != digest(told["cells"], 64) and (seal is not None or run and has_seals(run)):
+        return "is not as its job wrote it: it has been edited or damaged"
+    own = birth_seal(run) if run else None
+    return "is another run's" if of and own and of != own else ""
+
 
 # %% ../nbs/engine/12_views.ipynb #17dfd28b
 @functools.lru_cache(maxsize=1)  # its templates take as long to compile as a report takes to write

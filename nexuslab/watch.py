@@ -32,6 +32,7 @@ from .core import STOPPING, ConfigError, DataError, TrainingError, mix
 from .data import Fetch, Key, Source, Splits, eval_keys, load_evaluation
 from .listen import Snapshot
 from .metrics import Averages, Measures, arguments_of
+from .run import marks_of
 from .setup import Loop, StepModule, carried_for, emit, evaluating, gathered, over_processes, position
 from .step import OWN_NAMES, at_batch, checked, count, portable, refuse_name
 from .task import WAYS, At, StepOut, Task, declared_aims
@@ -350,7 +351,7 @@ def finished(loop: Loop) -> str | None:
         if loop.rank == 0 and now - loop.clock["status"] > STATUS_SECONDS:
             loop.clock["status"] = now
             loop.run.set_status(
-                step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, record=loop.record.reach
+                step=loop.progress.step, epoch=loop.epoch, best=loop.progress.best, **marks_of(loop.record)
             )
     overdue = bool(every.save_minutes) and now - loop.clock["save"] > 60 * every.save_minutes
     loop.reason, loop.overdue = agreed(loop, reason, overdue)

@@ -1,4 +1,6 @@
 """Files that are sound by themselves and stand in the wrong place: of another step, run or baseline; and links."""
+import json
+import os
 import shutil
 
 import matplotlib.pyplot as plt
@@ -9,13 +11,13 @@ import torch
 from tiny import Scripted, points, train
 from torch.utils.data import DataLoader
 
-from nexuslab.checkpoint import open_checkpoint, point, pointed
+from nexuslab.checkpoint import find_checkpoint, open_checkpoint, point, pointed, step_name, steps_saved
 from nexuslab.core import CheckpointError, FormatError, RunError, digest, write_json
 from nexuslab.data import Fetch, Key
 from nexuslab.evaluate import kept_figures, write_evaluation
 from nexuslab.jobs import main
 from nexuslab.kernels import RunStore
-from nexuslab.run import Run, comparison, given_up, left_out
+from nexuslab.run import Run, comparison, find_runs, given_up, left_out, open_run, record_changed, runs_table
 from nexuslab.views import report
 
 CADENCE = {"checkpoint.eval_every": 2, "checkpoint.save_every": 2}
@@ -154,3 +156,89 @@ def test_a_notebook_without_a_seal_is_told(pair):
     assert "report.ipynb is not as its job wrote it" in text and "loss 0.001" in text
     RunStore.write(nbformat.writes(book), f"nexuslab://train/x.ipynb?{path}")
     assert "not as its job wrote it" not in report(pair[0]).read_text(encoding="utf-8")
+
+
+def test_a_notebook_and_a_picture_of_another_run_are_told(pair):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("loss 0.001")])
+    RunStore.write(nbformat.writes(book), f"nexuslab://train/x.ipynb?{pair[1].path / 'report.ipynb'}")
+    assert "another run" not in report(pair[1]).read_text(encoding="utf-8")
+    for name in ("report.ipynb", "figures/curves.png"):
+        shutil.copy(pair[1].path / name, pair[0].path / name)
+    with pytest.warns(UserWarning, match="report.ipynb is another run's"):
+        text = report(pair[0]).read_text(encoding="utf-8")
+    assert "report.ipynb is another run's" in text
+    curves = "figures/curves.png"
+    assert (pair[0].path / curves).read_bytes() != (pair[1].path / curves).read_bytes(), "drawn from its own record"
+
+
+def test_an_older_pointer_is_not_followed(pair):
+    """A pointer out of a backup, or a copy of the other one: sound by itself, and the record knows better."""
+    folder = pair[0].path / "checkpoints"
+    saved = steps_saved(folder, "last")
+    for name, step in (("last", saved[-2]), ("best", saved[0]), ("best", saved[-1])):
+        truth = pointed(folder, name)
+        if step == truth:
+            continue
+        before = (folder / f"{name}.json").read_bytes()
+        point(folder, name, step)
+        with pytest.warns(UserWarning, match=f"{name}.json names step {step}, and the record step {truth}"):
+            assert find_checkpoint(folder, name).name == step_name(truth)
+        (folder / f"{name}.json").write_bytes(before)
+    shutil.rmtree(folder / step_name(saved[-1]))
+    point(folder, "last", saved[-2])
+    assert find_checkpoint(folder, "last").name == step_name(saved[-2]), "what is not there is not named"
+
+
+def spoil_record(kind, record, other):
+    """One of the ways in which a record gets rows that are not its own."""
+    lines, foreign = (path.read_bytes().splitlines(keepends=True) for path in (record, other))
+    row = json.loads(lines[2])
+    row.pop("check")
+    edited = json.dumps(row | {"train/loss": 0.001}).encode() + b"\n"
+    new = {"another run's": foreign, "appended": lines + foreign, "a foreign row": [*lines[:2], foreign[2], *lines[3:]],
+           "edited": [*lines[:2], edited.rjust(len(lines[2])), *lines[3:]]}[kind]
+    data = b"".join(new)
+    record.write_bytes(data.ljust(len(b"".join(lines)), b"\n"))
+
+
+@pytest.mark.parametrize("kind", ["another run's", "appended", "a foreign row", "edited"])
+def test_rows_of_another_run_are_told(pair, kind):
+    """By every reader of the record, and still after the run has gone on."""
+    run, other = pair
+    assert left_out(run) == "" and not record_changed(run)
+    spoil_record(kind, run.path / "metrics.jsonl", other.path / "metrics.jsonl")
+    assert "metrics.jsonl" in left_out(run) and record_changed(run)
+    with pytest.warns(UserWarning, match="metrics.jsonl"):
+        run.history()
+    assert "metrics.jsonl" in report(run).read_text(encoding="utf-8")
+
+
+def test_a_changed_record_is_remembered_when_the_run_goes_on(pair):
+    run = pair[0]
+    spoil_record("edited", run.path / "metrics.jsonl", pair[1].path / "metrics.jsonl")
+    train(Scripted(steps=8, **CADENCE), run.root, run=run, resume="last", seed=0)
+    assert run.status["odd"] == 1 and not record_changed(run) and "not as nexuslab wrote it" in left_out(run)
+
+
+def test_an_older_status_is_told(pair):
+    """The status of a backup made while it was trained: the record has gone on, and ended."""
+    run = pair[0]
+    size = len(b"".join((run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:5]))
+    run.set_status(state="running", pid=1, process_started=1.0, step=2, record=size, record_bytes=size, record_check=0)
+    row = runs_table(run.root).set_index("run").loc[run.path.name]
+    assert row.state == "died" and row.remark == "status.json is older than the record, which ended at step 6"
+
+
+def test_the_last_run_is_the_newest_one(pair):
+    """Also where an older one was renamed."""
+    first, second = pair
+    os.utime(first.path / "config.yaml", (1e9, 1e9))
+    first.path.rename(first.path.with_name("zebra"))
+    assert [run.path.name for run in find_runs(second.root)] == ["zebra", second.path.name]
+    assert open_run("last", second.root).path == second.path
+
+
+def test_a_cut_record_is_said_in_the_report(pair):
+    record = pair[0].path / "metrics.jsonl"
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:6]))
+    assert "bytes of metrics.jsonl are missing" in report(pair[0]).read_text(encoding="utf-8")

@@ -3,14 +3,18 @@
 `runs_of_0.1.tar.gz` holds two runs of the smoke presets, with small models, stopped half-way by
 its last commit before checkpoints were sealed, and their data; the machine's name and the command are left out.
 """
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from nexuslab.checkpoint import read_checkpoint, step_name
+from nexuslab.config import overlay
+from nexuslab.core import FormatError, read_json
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit
-from nexuslab.run import Run, runs_table
+from nexuslab.run import Run, has_seals, left_out, runs_table
 from nexuslab.task import get_task
 
 ENDS = {"toy_tokens": (20, 2.3956256048696343), "collatz": (40, 6.607344150543213)}  # of that commit's undisturbed runs
@@ -46,3 +50,20 @@ def test_an_old_run_goes_on_as_it_would_have(system, old):
     assert history["step"].is_monotonic_increasing and history["step"].iloc[0] <= 5
     model, cfg, _ = run.load("best")
     assert cfg == run.config and evaluate(task, run)["loss"] > 0
+
+
+def test_an_old_run_keeps_its_best_checkpoint_and_figures(tmp_path):
+    """Those of before it went on have no seals, and are known all the same; a new file without a seal is not."""
+    with tarfile.open(Path(__file__).parent / "runs_of_0.1.tar.gz") as kept:
+        kept.extractall(tmp_path, filter="data")
+    run = Run.open("collatz/0.1", tmp_path)
+    figures, cfg = run.evaluation, overlay(run.config, {"optim.lr": 300.0})
+    done = fit(get_task("collatz"), cfg, run, resume="last")
+    assert done.best_step == 20 and run.load("best") and run.evaluation == figures and has_seals(run)
+    assert left_out(run) == "" and read_checkpoint(run.path / "checkpoints" / step_name(20)).seal is None
+    assert fit(get_task("collatz"), run.config, run, resume="last").best_step == 20, "and once more"
+    path = run.path / "evaluation.json"
+    bare = {key: value for key, value in read_json(path).items() if key != "seal"}
+    path.write_text(json.dumps(bare))
+    with pytest.raises(FormatError, match="no seal, in a run that has seals"):
+        run.evaluation
