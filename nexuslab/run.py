@@ -32,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -106,6 +106,21 @@ def environment(root: Path) -> dict[str, Any]:
         "command": " ".join(sys.argv), "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
+# %% ../nbs/engine/06_run.ipynb #45621b31
+def running_check(file: BinaryIO, size: int = 2**62) -> tuple[int, int]:
+    "The length of an open file's first `size` bytes, of as many as there are, and their CRC-32."
+    file.seek(0)
+    length = check = 0
+    while data := file.read(min(1 << 20, size - length)):
+        length, check = length + len(data), zlib.crc32(data, check)
+    return length, check
+
+def marks_of(record: Record) -> dict[str, int]:
+    "For the status: how long the file would be if nothing had been lost, how long it is, and its CRC-32."
+    return {"record": record.size + record.missing, "record_bytes": record.size, "record_check": record.check}
+    return length, check
+
+
 # %% ../nbs/engine/06_run.ipynb #6f538be3
 class Record:
     "The append-only log of a run."
@@ -119,7 +134,7 @@ class Record:
         self.before = b""  # the last row
         try:
             self.file = open(path, "ab+", buffering=0)
-            self.size = self.file.seek(0, os.SEEK_END)  # bytes of the file
+            self.size, self.check = running_check(self.file)  # bytes of the file, and their CRC-32
             self.file.seek(max(0, self.size - 1))
             self.torn = self.file.read(1) not in (b"", b"\n")  # whether the last line has no end
         except OSError as error:
@@ -127,7 +142,7 @@ class Record:
                            remedy="check permissions and free space, or start a new run") from None
 
     def write(self, step: int, epoch: float, row: dict[str, Any]) -> None:
-        "Append a row, at once; one that says what the row before said, at the same time, is not written again."
+        "Append a row, at once; one that says what the row before said is not written again."
         line = {"step": step, "epoch": round(epoch, 6), "time": round(time.time(), 3), "attempt": self.attempt} | row
         text = checked(json.dumps(plain(line)).encode())
         if text == self.before:  # readers take a line that stands twice as damage
@@ -136,16 +151,12 @@ class Record:
         try:
             written = self.file.write(data)
             self.size, self.torn = self.size + written, written != len(data)
+            self.check = zlib.crc32(data[:written], self.check)
             if self.torn:
                 raise OSError("the disk took only a part of the row")
         except OSError as error:
             raise RunError(f"cannot write {self.path}", found=str(error), expected="a writable disk with enough room",
                            remedy="free some space and resume the run") from error
-
-    @property
-    def reach(self) -> int:
-        "How long the file would be if nothing of it had been lost [bytes]."
-        return self.size + self.missing
 
     def close(self) -> None:
         "Close the file."
@@ -305,7 +316,7 @@ def create_run(
         for name in ("checkpoints", "samples", "figures"):
             (folder / name).mkdir()
         asked = write_config(Run(folder), cfg)
-        write_sealed(folder / "environment.json", environment(root))
+        write_sealed(folder / "environment.json", environment(root) | {"run": uuid.uuid4().hex})
         set_status(Run(folder), state="created", step=0, config=asked)
 
     return Run(new_folder(root / "runs" / cfg.system, f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(cfg)}", fill))
@@ -352,7 +363,14 @@ def run_folders(root: Path | str | None = None, system: str | None = None) -> li
     # hidden: not whole yet
     paths = [os.path.join(place, name) for place in places for name in names_in(place) if name[0] != "."]
     found = [(path, stamp(file)) for path in paths if os.path.lexists(file := os.path.join(path, "config.yaml"))]
-    return sorted(found, key=lambda entry: (os.path.basename(entry[0])[:15], entry[1]))
+    return sorted(found, key=lambda entry: (begun(*entry), entry[1]))
+
+def begun(path: str, made: tuple[int, ...]) -> str:
+    "When a run was made, as its name begins; of one that was renamed, when its configuration was written."
+    name = os.path.basename(path)[:15]
+    if re.fullmatch(r"\d{8}-\d{6}", name) or not made:
+        return name
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(made[0] / 1e9))
 
 def names_in(folder: str) -> list[str]:
     "The names in a folder; none of what is no folder or cannot be opened."
@@ -437,7 +455,8 @@ def tell_edited(run: Run, written: dict[str, Any], found: str) -> None:
     "Warn of a configuration of another digest than the status has, if it has one."
     if written.get("sha256", found) != found:
         name = visible(run.path.name)
-        warnings.warn(f"config.yaml of {name} is not as nexuslab wrote it: it has been edited or damaged", stacklevel=3)
+        told = "it has been edited or damaged, or status.json is another run's"
+        warnings.warn(f"config.yaml of {name} is not as nexuslab wrote it: {told}", stacklevel=3)
 
 def written_config(run: Run) -> dict[str, Any]:
     "What the status says of config.yaml; nothing if that is older or damaged."
@@ -490,12 +509,14 @@ def set_status(self: Run, **changes) -> None:
     with self.changing():
         with contextlib.suppress(FormatError):
             changes |= {} if log_changed(self, data := log_bytes(self)) else log_marks(data)
+        if "record" in changes:
+            changes = record_marks(self) | changes
         write_sealed(self.path / "status.json", recorded(self) | changes | {"updated": round(time.time(), 3)})
 
 # %% ../nbs/engine/06_run.ipynb #798ee19e
 KINDS = dict.fromkeys(("state", "host"), str)
 KINDS |= dict.fromkeys(("step", "total_steps", "pid", "attempt", "record", "damaged"), int)
-KINDS |= dict.fromkeys(("log_bytes", "log_check"), int)
+KINDS |= dict.fromkeys(("log_bytes", "log_check", "record_bytes", "record_check", "odd"), int)
 KINDS |= dict.fromkeys(("updated", "started", "process_started", "best", "epoch"), (int, float)) | {"config": dict}
 
 def recorded(run: Run) -> dict[str, Any]:
@@ -557,6 +578,38 @@ def alive(pid: int | None, started: float | None) -> bool:
     except (psutil.Error, ValueError, OverflowError):  # the last two: a number that is no process id
         return False
     return born is not None and (started is None or abs(born - started) < 1)
+
+# %% ../nbs/engine/06_run.ipynb #908a57b9
+ENDED = ("finished", "stopped", "paused", "interrupted")  # states in which the last row was written before the status
+
+def record_marks(run: Run) -> dict[str, int]:
+    "Length and CRC-32 of metrics.jsonl, for the status."
+    path = run.path / "metrics.jsonl"
+    if not is_there(path):
+        return {"record_bytes": 0, "record_check": 0}
+    with open_regular(path, MAX_RECORD) as file:
+        return dict(zip(("record_bytes", "record_check"), running_check(file)))
+
+def record_changed(run: Run) -> bool:
+    "Whether metrics.jsonl is another one than the status knows; a shorter one is told by `remark`."
+    path = run.path / "metrics.jsonl"
+    with contextlib.suppress(FormatError):
+        status = recorded(run)
+        known = status.get("record_bytes")
+        if known is None or not is_there(path) or (size := path.stat().st_size) < known:
+            return False
+        with open_regular(path, MAX_RECORD) as file:
+            changed = running_check(file, known)[1] != status.get("record_check")
+        return changed or size > known and status["state"] in ENDED
+    return False  # the status is damaged, which its own readers say
+
+def odd_record(run: Run) -> str:
+    "What is to be said of a record that is another one than the status knows; empty where it is that one."
+    with contextlib.suppress(FormatError):
+        if record_changed(run) or recorded(run).get("odd"):
+            return "metrics.jsonl is not as nexuslab wrote it: edited, older, or with rows of another run"
+    return ""
+
 
 # %% ../nbs/engine/06_run.ipynb #15e10bcb
 def numbers(values: Sequence) -> np.ndarray:
@@ -653,6 +706,9 @@ def parts_of(run: Run) -> Iterator[list[dict]]:
     if lost:
         told = f"{lost} damaged or cut lines are left out"
         warnings.warn(f"metrics.jsonl of {visible(run.path.name)}: {told}", stacklevel=4)
+    elif end >= least and (odd := odd_record(run)):
+        warnings.warn(f"{odd}, run {visible(run.path.name)}", stacklevel=4)
+
 
 # %% ../nbs/engine/06_run.ipynb #b2741c34
 def record_bytes(run: Run) -> int:
@@ -712,6 +768,14 @@ def has_seals(run: "Run") -> bool:
     from nexuslab.checkpoint import saves  # late: a later chapter, and it imports torch
 
     return any("manifest" in row for row in saves(run.path / "checkpoints"))
+
+def birth_seal(run: "Run") -> str | None:
+    "The seal of environment.json, which is written once: it tells runs apart, whatever their folders are called."
+    with contextlib.suppress(FormatError):
+        path = run.path / "environment.json"
+        return read_json(path).get(SEAL) if is_there(path) else None
+    return None
+
 
 # %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:
@@ -1034,12 +1098,27 @@ def remark(run: Run, least: int) -> str:
     lost = least - sum(stamp(run.path / "metrics.jsonl")[2:])
     return f"damaged: {lost:,} bytes of metrics.jsonl are missing" if lost > 0 else ""
 
+def outrun(run: Run, status: dict[str, Any]) -> str:
+    "What is to be said of a run that seems to have died, and whose record says that it ended; empty of others."
+    path = run.path / "metrics.jsonl"
+    if status["state"] not in ("died", "lost") or stamp(path)[2:] <= ((status.get("record_bytes") or 0),):
+        return ""
+    with open_regular(path, MAX_RECORD) as file:
+        file.seek(-min(LOOK_BACK, path.stat().st_size), os.SEEK_END)
+        last = row_of(file.read().rstrip(b"\n").rpartition(b"\n")[2]) or {}
+    told = f"status.json is older than the record, which ended at step {last.get('step')}"
+    return told if last.get("event") == "end" else ""
+
+
+# %% ../nbs/engine/06_run.ipynb #47454b12
 def left_out(run: Run) -> str:
     "What is missing of a run's record, in words; empty where nothing is."
     count = damaged_rows(run.path / "metrics.jsonl")
-    more = f"nexuslab doctor {visible(run.path.name)}"
-    told = f"{count} damaged rows of metrics.jsonl are left out ({more})" if count else ""
-    return "; ".join(filter(None, [told, losses(run)]))
+    told = [remark(run, record_bytes(run)).removeprefix("damaged: ")]
+    told += [f"{count} damaged rows of metrics.jsonl, or of another place"] if count else []
+    said = "; ".join(filter(None, told)) or odd_record(run)
+    more = f" (nexuslab doctor {visible(run_name(run))})" if said else ""
+    return "; ".join(filter(None, [said + more, losses(run)]))
 
 def table_row(run: Run) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the state says what is wrong."
@@ -1051,7 +1130,8 @@ def table_row(run: Run) -> dict[str, Any]:
         return row | {
             **asked, "state": status["state"], "step": status.get("step"), "best": status.get("best"),
             "total": status.get("total_steps"), "age_minutes": age,
-            "remark": "; ".join(filter(None, [remark(run, status.get("record") or 0), losses(run)])),
+            "remark": "; ".join(filter(None, [remark(run, status.get("record") or 0), losses(run)]))
+            or outrun(run, status),
         }
     except Exception as error:  # a stranger's files raise anything
         return row | {"state": damage(run, error)}
