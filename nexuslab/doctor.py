@@ -36,7 +36,7 @@ from .store import Store, without_building
 from .watch import state_name
 from nexuslab.run import (
     Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, losses, lost_before, once,
-    open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, written_config,
+    odd_record, open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, written_config,
 )
 from .task import get_task
 
@@ -184,6 +184,8 @@ def examine_record(e: Examination) -> None:
                 functools.partial(count_record, e.run, missing))
     if missing > 0:
         e.found(path, f"{missing:,} bytes are missing", "lost", "restore it from a copy, if there is one")
+    elif not damaged and e.own_status and (odd := odd_record(e.run)):
+        e.found(path, odd.removeprefix("metrics.jsonl "), "noted", "restore it from a copy, if there is one")
 
 # %% ../nbs/engine/15_doctor.ipynb #2136d3c5
 def examine_log(e: Examination) -> None:

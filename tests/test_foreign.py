@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, point, pointed, step_name, steps_saved
 from nexuslab.core import CheckpointError, FormatError, RunError, digest, write_json
 from nexuslab.data import Fetch, Key
+from nexuslab.doctor import diagnose
 from nexuslab.evaluate import kept_figures, write_evaluation
 from nexuslab.jobs import main
 from nexuslab.kernels import RunStore
@@ -211,6 +212,7 @@ def test_rows_of_another_run_are_told(pair, kind):
     with pytest.warns(UserWarning, match="metrics.jsonl"):
         run.history()
     assert "metrics.jsonl" in report(run).read_text(encoding="utf-8")
+    assert any(f.place == "metrics.jsonl" for f in diagnose(run, mend=False).findings)
 
 
 def test_a_changed_record_is_remembered_when_the_run_goes_on(pair):
