@@ -109,8 +109,8 @@ class RunStore:
         notebook = json.loads(text)
         from nexuslab.run import Run, birth_seal  # late: a kernel starts without pandas
 
-        run = Run(place_of(address).parent)
-        notebook["metadata"] |= {SEAL: digest(notebook["cells"], 64), "run": birth_seal(run)}
+        run = birth_seal(Run(place_of(address).parent))
+        notebook["metadata"] |= {SEAL: digest(notebook["cells"], 64)} | ({"run": run} if run else {})
         text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         first, place, asked = report_files(address)[0], place_of(address), "?" in address
         for path in {first, place} if asked else {place}:
