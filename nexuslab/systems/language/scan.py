@@ -52,8 +52,12 @@ def scan(
     state: Tensor | None = None,  # (B, H, P, N), before the first token; zeros by default
     starts: Tensor | None = None,  # (B, T), true at the first token of a document
     chunk: int = 64,  # tokens
-) -> tuple[Tensor, Tensor]:
+    hand_on: bool = True,  # False: nothing follows, and the last state is None where it need not be computed
+) -> tuple[Tensor, Tensor | None]:
     "What `scan_in_order` computes, by matrix products of chunks."
+    if state is None and starts is None and not hand_on and x.shape[1] <= chunk:
+        checked(x, log_a, b, c, None, None)
+        return inside(x[:, None], log_a.cumsum(1).transpose(1, 2)[:, None], b[:, None], c[:, None], None)[:, 0], None
     state, starts = checked(x, log_a, b, c, state, starts)
     length, chunk = x.shape[1], min(chunk, x.shape[1])
     x, log_a, b, c, starts = (in_chunks(part, chunk) for part in (x, log_a, b, c, starts))
@@ -74,12 +78,13 @@ def in_chunks(part: Tensor, chunk: int) -> Tensor:
     return part.unflatten(1, (-1, chunk))
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #837dee0f
-def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor) -> Tensor:
-    "What the tokens of a chunk give each other (B, K, Q, H, P)."
+def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor | None) -> Tensor:
+    "What the tokens of a chunk give each other (B, K, Q, H, P); without documents, all are of one."
     size = x.shape[2]
-    past = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    seen = past & (document[..., :, None] == document[..., None, :])  # (B, K, Q, Q)
-    weights = (decay[..., :, None] - decay[..., None, :]).masked_fill_(~seen[:, :, None], -torch.inf).exp()
+    hidden = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)  # the future
+    if document is not None:
+        hidden = (hidden | (document[..., :, None] != document[..., None, :]))[:, :, None]  # (B, K, 1, Q, Q)
+    weights = (decay[..., :, None] - decay[..., None, :]).masked_fill_(hidden, -torch.inf).exp()
     return (weights * (c @ b.transpose(2, 3))[:, :, None] @ x.transpose(2, 3)).transpose(2, 3)
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #47ac301d
