@@ -19,7 +19,7 @@ from ...config import Section
 from ...core import ConfigError, ModelError
 from ...draws import scramble
 from ...setup import Recomputes
-from .scan import scan
+from .scan import WIDEST, scan
 
 # %% ../../../nbs/systems/language/02_model.ipynb #933e38cb
 class NEXUSConfig(Section):
@@ -63,6 +63,28 @@ def documents(start: Tensor | None, fresh: bool) -> Tensor | None:
     return start.cumsum(1)
 
 # %% ../../../nbs/systems/language/02_model.ipynb #e5ba6df1
+class Shifted(torch.autograd.Function):
+    "The multiply-adds in place, for rows (B, K - 1 + T, C) of one document: half the time of the same line by line."
+
+    @staticmethod
+    def forward(ctx, row, weight):
+        ctx.save_for_backward(row, weight)
+        length = row.shape[1] - len(weight) + 1
+        total = row[:, len(weight) - 1 :] * weight[-1]
+        for place, factor in enumerate(weight[:-1]):
+            total.addcmul_(row[:, place : place + length], factor)
+        return total
+
+    @staticmethod
+    def backward(ctx, slope):
+        row, weight = ctx.saved_tensors
+        length, of_row = slope.shape[1], torch.zeros_like(row)
+        for place, factor in enumerate(weight):
+            of_row[:, place : place + length].addcmul_(slope, factor)
+        windows = (row[:, place : place + length] for place in range(len(weight)))
+        return of_row, torch.stack([(slope * window).sum((0, 1)) for window in windows])
+
+# %% ../../../nbs/systems/language/02_model.ipynb #9501f65e
 def short_convolution(
     v: Tensor,  # (B, T, C)
     weight: Tensor,  # (K, C): the last row is the token's own
@@ -72,30 +94,26 @@ def short_convolution(
     "The weighted sum of each token and the K - 1 before it, and the tokens that a next call needs."
     taps, length = len(weight) - 1, v.shape[1]
     before = v.new_zeros(len(v), taps, v.shape[2]) if before is None else before
-    row = torch.cat([before.to(v.dtype), v], 1)
-    places = None if document is None else F.pad(document, (taps, 0))
-    total = v * weight[-1]
+    row, weight = torch.cat([before.to(v.dtype), v], 1), weight.to(v.dtype)
+    if document is None:
+        return Shifted.apply(row, weight), row[:, length:]
+    places, total = F.pad(document, (taps, 0)), v * weight[-1]
     for back in range(1, taps + 1):
-        tap = row[:, taps - back : taps - back + length]
-        if places is not None:
-            other = places[:, taps - back : taps - back + length] != document
-            tap = tap.masked_fill(other[..., None], 0.0)
+        other = places[:, taps - back : taps - back + length] != document
+        tap = row[:, taps - back : taps - back + length].masked_fill(other[..., None], 0.0)
         total = torch.addcmul(total, tap, weight[-1 - back])
-    last = row[:, length:]
-    if places is not None:
-        last = last.masked_fill((places[:, length:] != places[:, -1:])[..., None], 0.0)
-    return total, last
+    return total, row[:, length:].masked_fill((places[:, length:] != places[:, -1:])[..., None], 0.0)
 
 # %% ../../../nbs/systems/language/02_model.ipynb #a43d7d75
-class RMSNorm(nn.Module):
-    "Root-mean-square normalisation with a gain a channel, always in single precision or better."
+class Norm(nn.Module):
+    "Layer normalisation with a gain a channel: on processors PyTorch computes it faster than a root mean square."
 
     def __init__(self, width: int):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.gain, 1e-5)
+        return F.layer_norm(x, x.shape[-1:], self.gain.to(x.dtype))
 
 # %% ../../../nbs/systems/language/02_model.ipynb #ea2ab060
 class StateSpaceBlock(nn.Module):
@@ -105,14 +123,14 @@ class StateSpaceBlock(nn.Module):
         super().__init__()
         d, inner, n, heads = config.d_model, config.d_inner or config.d_model, config.d_state, config.heads
         self.sizes, self.heads, self.chunk = (inner, inner + 2 * n, config.d_mlp, heads), heads, config.chunk
-        self.inner, self.n, self.norm = inner, n, RMSNorm(d)
+        self.inner, self.n, self.norm = inner, n, Norm(d)
         self.project = nn.Linear(d, sum(self.sizes), bias=False)
         self.back = nn.Linear(inner + config.d_mlp, d, bias=False)
         self.taps = nn.Parameter(torch.randn(config.d_conv, inner + 2 * n) * 0.3)
         self.taps.no_weight_decay = True
         self.log_rate = nn.Parameter(torch.linspace(0.0, math.log(8.0), heads))
         self.step_bias = nn.Parameter(torch.full((heads,), -2.0))
-        self.skip, self.gated = nn.Parameter(torch.ones(heads)), RMSNorm(inner)
+        self.skip, self.gated = nn.Parameter(torch.ones(heads)), Norm(inner)
         self.dropout = nn.Dropout(config.dropout)
         with torch.no_grad():
             self.taps[-1] += 0.7
@@ -142,10 +160,11 @@ class StateSpaceBlock(nn.Module):
         starts = None if document is None else F.pad(document.diff(dim=1) > 0, (1, 0))
         if document is not None:
             starts[:, 0] = document[:, 0] > 0
-        log_a, given = -step * self.log_rate.exp(), state and state["scan"]
+        most, given = WIDEST / self.chunk, state and state["scan"]
+        log_a = -most * (1 - (-step * self.log_rate.exp() / most).exp())
         written = x * step[..., None].to(x.dtype)
-        y, scanned = scan(written, log_a, b, c, given, starts, self.chunk, hand_on)
-        return (y + x * self.skip[:, None]).flatten(2).to(x.dtype), scanned
+        y, scanned = scan(written, log_a, b, c, given, starts, self.chunk, hand_on, -most)
+        return (y + x * self.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
 
 # %% ../../../nbs/systems/language/02_model.ipynb #5da640e7
 class AttentionBlock(nn.Module):
@@ -155,8 +174,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         d = config.d_model
         self.heads, self.window, self.d, self.d_mlp = config.attention_heads, config.attention_window, d, config.d_mlp
-        self.norm, self.project = RMSNorm(d), nn.Linear(d, 3 * d + config.d_mlp, bias=False)
-        self.query_norm, self.key_norm = RMSNorm(d // self.heads), RMSNorm(d // self.heads)
+        self.norm, self.project = Norm(d), nn.Linear(d, 3 * d + config.d_mlp, bias=False)
+        self.query_norm, self.key_norm = Norm(d // self.heads), Norm(d // self.heads)
         self.back, self.dropout = nn.Linear(d + config.d_mlp, d, bias=False), nn.Dropout(config.dropout)
         nn.init.zeros_(self.back.weight)
 
@@ -246,7 +265,7 @@ class NEXUSCore(nn.Module, Recomputes):
         self.tables = Tables(config, config.vocab_size) if config.ngram_rows else None
         kinds = (AttentionBlock if i in config.attention_layers else StateSpaceBlock for i in range(config.ssm_n_layers))
         self.layers = nn.ModuleList(kind(config) for kind in kinds)
-        self.norm, self.head = RMSNorm(d), nn.Linear(d, config.vocab_size, bias=False)
+        self.norm, self.head = Norm(d), nn.Linear(d, config.vocab_size, bias=False)
         self.parts = nn.ModuleDict(modules or {})
         nn.init.normal_(self.embed.weight, std=0.3)
         nn.init.zeros_(self.head.weight)

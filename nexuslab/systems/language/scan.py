@@ -53,17 +53,18 @@ def scan(
     starts: Tensor | None = None,  # (B, T), true at the first token of a document
     chunk: int = 64,  # tokens
     hand_on: bool = True,  # False: nothing follows, and the last state is None where it need not be computed
+    least: float = -torch.inf,  # what no log_a is below
 ) -> tuple[Tensor, Tensor | None]:
     "What `scan_in_order` computes, by matrix products of chunks."
     if state is None and starts is None and not hand_on and x.shape[1] <= chunk:
         checked(x, log_a, b, c, None, None)
-        return inside(x[:, None], log_a.cumsum(1).transpose(1, 2)[:, None], b[:, None], c[:, None], None)[:, 0], None
+        return inside(x[:, None], log_a.cumsum(1).transpose(1, 2)[:, None], b[:, None], c[:, None], None, least)[:, 0], None
     state, starts = checked(x, log_a, b, c, state, starts)
     length, chunk = x.shape[1], min(chunk, x.shape[1])
     x, log_a, b, c, starts = (in_chunks(part, chunk) for part in (x, log_a, b, c, starts))
     document = starts.cumsum(2)  # (B, K, Q), 0: that of the token before the chunk
     decay = log_a.masked_fill(starts[..., None], 0.0).cumsum(2).transpose(2, 3)  # (B, K, H, Q), since the chunk began
-    within = inside(x, decay, b, c, document)
+    within = inside(x, decay, b, c, document, least)
     before, state = carry(x, decay, b, document, state)
     weight = (decay.exp() * (document == 0)[:, :, None]).transpose(2, 3)  # (B, K, Q, H)
     outside = (c @ before.flatten(2, 3).transpose(2, 3)).unflatten(3, before.shape[2:4]) * weight[..., None]
@@ -77,13 +78,27 @@ def in_chunks(part: Tensor, chunk: int) -> Tensor:
         part = torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], 1)
     return part.unflatten(1, (-1, chunk))
 
+# %% ../../../nbs/systems/language/00_scan.ipynb #a780d1cd
+WIDEST = 160.0  # of a chunk's sum of -log_a: e^80 and e^-80 are numbers of single precision
+
+def apart(decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    "Factors of each token whose products are the decays between two of them."
+    middle = decay[..., -1:] / 2
+    return (decay - middle).exp().to(dtype), (middle - decay).exp().to(dtype)
+
+
 # %% ../../../nbs/systems/language/00_scan.ipynb #837dee0f
-def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor | None) -> Tensor:
+def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor | None, least: float) -> Tensor:
     "What the tokens of a chunk give each other (B, K, Q, H, P); without documents, all are of one."
     size = x.shape[2]
     hidden = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)  # the future
     if document is not None:
         hidden = (hidden | (document[..., :, None] != document[..., None, :]))[:, :, None]  # (B, K, 1, Q, Q)
+    if -least * size <= WIDEST:
+        up, down = apart(decay, c.dtype)  # (B, K, H, Q)
+        scores = (c[:, :, None] * up[..., None]) @ (b[:, :, None] * down[..., None]).transpose(3, 4)
+        scores = scores.tril_() if document is None else scores.masked_fill_(hidden, 0.0)
+        return (scores @ x.transpose(2, 3)).transpose(2, 3)
     weights = (decay[..., :, None] - decay[..., None, :]).masked_fill_(hidden, -torch.inf).exp()
     return (weights * (c @ b.transpose(2, 3))[:, :, None] @ x.transpose(2, 3)).transpose(2, 3)
 
