@@ -7,6 +7,7 @@ __all__ = ['NEXUSConfig', 'NEXUSCore', 'stepwise', 'chosen', 'generate']
 
 # %% ../../../nbs/systems/language/02_model.ipynb #dec588bf
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ from ...config import Section
 from ...core import ConfigError, ModelError
 from ...draws import scramble
 from ...setup import Recomputes
+from .causal import Causal
+from .energy import Energy
+from .reason import Reason
 from .scan import WIDEST, scan
+from .world import World
 
 # %% ../../../nbs/systems/language/02_model.ipynb #933e38cb
 class NEXUSConfig(Section):
@@ -40,6 +45,11 @@ class NEXUSConfig(Section):
     d_ngram: int = Field(32, ge=1, description="width of these tables")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's output that is left out in training")
     chunk: int = Field(64, ge=1, description="tokens that the scan takes at once")
+    world: bool = Field(True, description="the module that predicts future latents")
+    reason: bool = Field(True, description="the module that answers questions of the text by learnt rules")
+    energy: bool = Field(True, description="the module that refines predictions by descent on a learnt energy")
+    causal: bool = Field(True, description="the module that learns a graph of causes among latent factors")
+    target_iterations: int = Field(5, ge=1, description="steps of the descent, at most")
 
     @model_validator(mode="after")
     def _fits(self):
@@ -248,13 +258,25 @@ class Tables(nn.Module):
         return self.widen(torch.cat(found, -1))
 
 # %% ../../../nbs/systems/language/02_model.ipynb #ae44ed26
+def modules_of(config: NEXUSConfig, pieces: list[bytes] | None) -> dict[str, nn.Module]:
+    "The modules that are switched on, by name."
+    made = {
+        "world": lambda: World(config.d_model),
+        "reason": lambda: Reason(config.d_model, pieces),
+        "energy": lambda: Energy(config.d_model, config.vocab_size, iterations=config.target_iterations),
+        "causal": lambda: Causal(config.d_model),
+    }
+    there = [name for name in made if getattr(config, name) and not (name == "reason" and pieces is None)]
+    return {name: made[name]() for name in there}
+
+# %% ../../../nbs/systems/language/02_model.ipynb #8bee34b8
 class NEXUSCore(nn.Module, Recomputes):
     "Embedding, layers, modules and head."
 
     def __init__(
         self,
         config: NEXUSConfig,
-        modules: dict[str, nn.Module] | None = None,  # by name
+        pieces: list[bytes] | None = None,  # of each token, what it spells; for reasoning
     ):
         super().__init__()
         if config.vocab_size is None:
@@ -266,7 +288,7 @@ class NEXUSCore(nn.Module, Recomputes):
         kinds = (AttentionBlock if i in config.attention_layers else StateSpaceBlock for i in range(config.ssm_n_layers))
         self.layers = nn.ModuleList(kind(config) for kind in kinds)
         self.norm, self.head = Norm(d), nn.Linear(d, config.vocab_size, bias=False)
-        self.parts = nn.ModuleDict(modules or {})
+        self.parts = nn.ModuleDict(modules_of(config, pieces))
         nn.init.normal_(self.embed.weight, std=0.3)
         nn.init.zeros_(self.head.weight)
 
@@ -276,7 +298,7 @@ class NEXUSCore(nn.Module, Recomputes):
     def begin(self, rows: int) -> dict[str, Any]:
         "The state of an empty text, for `rows` texts: tensors whose size does not depend on the text."
         before = self.embed.weight.new_full((rows, len(self.config.ngram_rows)), -1, dtype=torch.long)
-        return {"before": before, "layers": [layer.begin(rows) for layer in self.layers]}
+        return {"before": before, "layers": [layer.begin(rows) for layer in self.layers], "text": [b""] * rows}
 
     def latents(
         self,
@@ -317,18 +339,33 @@ class NEXUSCore(nn.Module, Recomputes):
         labels: Tensor | None = None,  # (B, T): what the modules' losses are told
         state: dict[str, Any] | None = None,
         hand_on: bool = False,
-        draw: Any = None,  # the engine's position in a run, whose draws the modules take
+        draw: Callable | None = None,  # (shape, name) -> uniform numbers, such as `At.uniform`: where losses are taken
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         "Logits (B, T, V); with all outputs also what the modules say, the latents and the state."
+        before = (state or self.begin(len(input_ids)))["text"] if hand_on or state else None
         latents, state = self.latents(input_ids, start, state, hand_on)
         segment = torch.zeros_like(input_ids) if start is None else start.cumsum(1)
+        with torch.autocast(latents.device.type, enabled=False):
+            whole = latents.float() if latents.dtype == torch.bfloat16 else latents
+            total, said = self.refined(whole, segment, before, input_ids=input_ids, targets=labels,
+                                       train=self.training, draw=draw)
+        if state is not None:
+            state["text"] = said["reason"]["before"] if "reason" in said else before
+        logits = self.head(total)
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        told = {"module_outputs": said, "latents": whole, "state": state}
+        return (logits, told) if return_all_outputs else logits
+
+    def refined(
+        self, latents: Tensor, segment: Tensor, before: list[bytes] | None, **told: Any
+    ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
+        "The latents with what the modules add, and what they say."
         said, total = {}, latents
         for name, module in self.parts.items():
-            delta, said[name] = module(latents, segment, input_ids=input_ids, targets=labels, train=self.training,
-                                       draw=draw)
+            more = {"before": before} if name == "reason" else {}
+            delta, said[name] = module(latents, segment, **told, **more)
             total = total if delta is None else total + delta
-        logits = self.head(total).float() if total.dtype != torch.float64 else self.head(total)
-        return (logits, {"module_outputs": said, "latents": latents, "state": state}) if return_all_outputs else logits
+        return total, said
 
 # %% ../../../nbs/systems/language/02_model.ipynb #56cad609
 def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
