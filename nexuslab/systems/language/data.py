@@ -17,6 +17,7 @@ import platform
 import sys
 import sysconfig
 import tokenize
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from ...core import ConfigError, DataError, atomic_path, digest, file_digest, mi
 from ...data import Consecutive, Source, split_by_hash
 from ...store import Store, ensure_store, store_path
 from nexuslab.systems.language.tokens import (
-    BytePairs, Bytes, Characters, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of,
+    BytePairs, Bytes, Characters, Tokenizer, as_tokenizer, load_tokenizer, save_tokenizer, tokenizer_of,
 )
 from ...task import Curriculum
 
@@ -85,7 +86,7 @@ def running_python() -> str:
     "The implementation and version of this Python, which name its standard library."
     return f"{platform.python_implementation()} {platform.python_version()}"
 
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}  # folders
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}  # folders
 
 def standard_library() -> dict[str, str]:
     "The modules of the standard library: name of the file -> source."
@@ -107,12 +108,18 @@ def standard_library() -> dict[str, str]:
 class Corpus:
     "Documents end to end as tokens."
 
-    ids: np.ndarray  # (N,) uint16 or uint32; in memory, or mapped from a file
+    ids: np.ndarray  # (N,) uint16 or uint32; in memory, or a memmap
     begins: np.ndarray  # (D,) int64: where each document begins; the first at 0
     tokenizer: Tokenizer | None = None  # None: tokens whose text is not known
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __reduce__(self):
+        if not isinstance(self.ids, np.memmap):
+            return Corpus, (self.ids, self.begins, self.tokenizer)
+        place = (str(self.ids.filename), self.ids.dtype.str, self.ids.offset, len(self.ids))
+        return corpus_in, (place, self.begins, self.tokenizer)  # a worker maps the file again, and copies nothing
 
     @property
     def text_bytes(self) -> int:
@@ -154,12 +161,24 @@ def read_bin(path: Path | str, tokenizer: Tokenizer | None = None) -> Corpus:
         raise DataError(f"tokens {path}", found=f"{size} bytes", expected=f"ids of {width} bytes each",
                         remedy="write it again, or with an .idx beside it, from which the width follows")
     ends = read_offsets(index, size) if index.is_file() else np.array([0, size // width])
-    ids = np.memmap(path, f"<u{size // int(ends[-1])}", mode="r")
+    found = corpus_in((path, f"<u{size // int(ends[-1])}", 0, int(ends[-1])), ends[:-1], tokenizer)
     if tokenizer:
-        refuse_beyond(ids, tokenizer.vocabulary, path)
-    return Corpus(ids, ends[:-1], tokenizer)
+        refuse_beyond(found.ids, tokenizer.vocabulary, path)
+    return found
 
 # %% ../../../nbs/systems/language/01_data.ipynb #4fd63873
+def corpus_in(place: tuple[Path | str, str, int, int], begins: np.ndarray, tokenizer: Tokenizer | None) -> Corpus:
+    "A corpus in a part of a file: the file, the type of an id, the byte with which it begins, and how many ids."
+    path, kind, offset, count = place
+    return Corpus(np.memmap(path, kind, mode="r", offset=offset, shape=(count,)), begins, tokenizer)
+
+def part_of(corpus: Corpus, low: int, high: int) -> Corpus:
+    "The tokens low to high - 1 of a mapped corpus."
+    ids = corpus.ids
+    within = corpus.begins[(corpus.begins >= low) & (corpus.begins < high)] - low
+    place = (ids.filename, ids.dtype.str, ids.offset + low * ids.itemsize, high - low)
+    return corpus_in(place, np.union1d([0], within), corpus.tokenizer)
+
 def read_offsets(path: Path, size: int) -> np.ndarray:
     "The offsets of an .idx for a .bin of `size` bytes."
     content = path.read_bytes()
@@ -460,13 +479,25 @@ def split_texts(plan: Plan, texts: list[str]) -> dict[str, list[str]]:
 def texts_of(plan: Plan, files: dict[str, Path]) -> dict[str, list[str]]:
     "The documents of a plan by split."
     if files.keys() - {"all"}:
-        return {split: read_documents(path, plan.documents) for split, path in files.items()}
+        found = {split: read_documents(path, plan.documents) for split, path in files.items()}
+        warn_shared(found)
+        return found
     if files:
         return split_texts(plan, read_documents(files["all"], plan.documents))
     if plan.python != running_python():
         raise DataError(f"the standard library of {plan.python}", found=running_python(), expected=plan.python,
                         remedy=f"run it with {plan.python}, or train on a text of your own: data.path")
     return split_texts(plan, [*standard_library().values()])
+
+# %% ../../../nbs/systems/language/01_data.ipynb #1ba238e1
+def warn_shared(texts: dict[str, list[str]]) -> None:
+    "Say how many held-out documents of a user's own files are training documents as well."
+    known = {*texts["train"]}
+    for split in sorted(texts.keys() - {"train"}):
+        shared = sum(text in known for text in texts[split])
+        if shared:
+            warnings.warn(f"{shared} of {len(texts[split])} documents of the {split} split are in the training split "
+                          f"as well: its figures flatter the model", stacklevel=2)
 
 # %% ../../../nbs/systems/language/01_data.ipynb #598d484a
 def manifest(plan: Plan, root: Path | str) -> dict[str, Any]:
@@ -577,11 +608,7 @@ def split_tokens(plan: Plan, corpus: Corpus) -> dict[str, Corpus]:
     cuts = [0, *cuts.tolist(), len(corpus)]
     if shares[2] == 0:
         cuts[2] = len(corpus)
-    found = {}
-    for split, low, high in zip(NAMES, cuts, cuts[1:]):
-        if high - low > 1:
-            within = corpus.begins[(corpus.begins >= low) & (corpus.begins < high)] - low
-            found[split] = Corpus(corpus.ids[low:high], np.union1d([0], within), corpus.tokenizer)
+    found = {split: part_of(corpus, low, high) for split, low, high in zip(NAMES, cuts, cuts[1:]) if high - low > 1}
     if len(found) < 2 + (shares[2] > 0):
         raise DataError("the splits of a token file", found=f"{len(corpus.begins)} documents, {len(corpus)} tokens",
                         expected="two tokens at least for each split", remedy="give a folder with train and valid")
@@ -594,12 +621,12 @@ class NEXUSDataset(Dataset):
     def __init__(
         self,
         data_path: Path | str,  # .txt, .jsonl or .bin, or a folder with train, valid and test
-        tokenizer: Tokenizer | Path | str | None = None,  # or its file; None: bytes, and of a .bin the ids alone
+        tokenizer: Any = None,  # a Tokenizer, its file, or one of `tokenizers`; None: bytes; of a .bin the ids alone
         max_length: int = 2048,  # positions of a window, T
         mode: str = "train",  # of a folder: train, valid or test
         documents: str = "line",  # a .txt holds one document a `line`, or is one: `file`
     ):
-        tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+        tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         path = self.file(Path(data_path), mode)
         if path.suffix == ".bin":
             self.corpus = read_bin(path, tokenizer)
