@@ -115,6 +115,8 @@ def short_convolution(
     return total, row[:, length:].masked_fill((places[:, length:] != places[:, -1:])[..., None], 0.0)
 
 # %% ../../../nbs/systems/language/02_model.ipynb #a43d7d75
+SMALL = 0.02  # deviation of the weights that bring a layer back and of the head: each layer begins close to nothing
+
 class Norm(nn.Module):
     "Layer normalisation with a gain a channel: on processors PyTorch computes it faster than a root mean square."
 
@@ -144,7 +146,7 @@ class StateSpaceBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         with torch.no_grad():
             self.taps[-1] += 0.7
-        nn.init.zeros_(self.back.weight)
+        nn.init.normal_(self.back.weight, std=SMALL)
 
     def begin(self, rows: int) -> dict[str, Tensor]:
         "The state of an empty text."
@@ -187,7 +189,7 @@ class AttentionBlock(nn.Module):
         self.norm, self.project = Norm(d), nn.Linear(d, 3 * d + config.d_mlp, bias=False)
         self.query_norm, self.key_norm = Norm(d // self.heads), Norm(d // self.heads)
         self.back, self.dropout = nn.Linear(d + config.d_mlp, d, bias=False), nn.Dropout(config.dropout)
-        nn.init.zeros_(self.back.weight)
+        nn.init.normal_(self.back.weight, std=SMALL)
 
     def begin(self, rows: int) -> dict[str, Tensor]:
         "The state of an empty text."
@@ -290,7 +292,7 @@ class NEXUSCore(nn.Module, Recomputes):
         self.norm, self.head = Norm(d), nn.Linear(d, config.vocab_size, bias=False)
         self.parts = nn.ModuleDict(modules_of(config, pieces))
         nn.init.normal_(self.embed.weight, std=0.3)
-        nn.init.zeros_(self.head.weight)
+        nn.init.normal_(self.head.weight, std=SMALL)
 
     def recompute_activations(self) -> None:
         self.recompute = True
