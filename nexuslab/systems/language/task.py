@@ -162,7 +162,7 @@ def smoke() -> LanguageConfig:
     "Everything in seconds: a few stories by characters."
     return changed(
         base(), "smoke", data={"suite": "kinship", "stories": 60, "tokenizer": "byte", "length": 160},
-        model={"d_model": 16, "ssm_n_layers": 2, "d_state": 4, "ngram_rows": (64,), "d_ngram": 4},
+        model={"d_model": 16, "ssm_n_layers": 2, "d_state": 4, "ngram_rows": (64,), "d_ngram": 4, "reason": True},
         compute={"precision": "fp32"}, loader={"batch_size": 4, "eval_batch_size": 32}, budget={"steps": 6},
         schedule={"warmup_steps": 2}, track={"log_every": 2}, checkpoint={"eval_every": 3},
     )
