@@ -36,7 +36,7 @@ def log_det_constraint(
 def is_dag(
     adjacency: Tensor,  # (d, d)
 ) -> bool:
-    "Whether the nonzero entries form a graph without cycles: variables without causes are taken away until none is left."
+    "Whether the nonzero entries form a graph without cycles: take away what has no cause, until nothing is left."
     edges = adjacency.detach() != 0
     while len(edges):
         caused = edges.any(0)

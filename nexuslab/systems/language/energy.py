@@ -26,13 +26,16 @@ class Landscape(nn.Module):
         units: int = 64,  # M
     ):
         super().__init__()
-        self.centre = nn.Linear(context, width)  # P
-        self.inner, self.outer = nn.Linear(width, units, bias=False), nn.Linear(context, units)  # B, A
-        self.value = nn.Parameter(torch.randn(units) / math.sqrt(units))  # v
+        self.think = nn.Sequential(nn.Linear(context, units), nn.GELU())  # c, of what the context is
+        self.centre = nn.Linear(units, width)  # P
+        self.inner, self.outer = nn.Linear(width, units, bias=False), nn.Linear(units, units)  # B, A
+        self.value = nn.Parameter(0.5 * torch.randn(units))  # v
+        nn.init.normal_(self.outer.bias, std=2.0)  # bends at different places
 
     def of(self, context: Tensor) -> tuple[Tensor, Tensor]:
         "What the context (..., C) says, computed once for all predictions: P c (..., W), A c (..., M)."
-        return self.centre(context), self.outer(context)
+        thought = self.think(context)
+        return self.centre(thought), self.outer(thought)
 
     def energy(self, said: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
         "E of predictions y (..., W), (...)."
@@ -79,7 +82,8 @@ def descend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     "The refined prediction, with gradient; the energies (iterations + 1, ...); the number of accepted steps (...)."
     if iterations < 1:
-        raise ModelError("a descent", found=f"{iterations} iterations", expected="at least 1", remedy="raise iterations")
+        found = f"{iterations} iterations"
+        raise ModelError("a descent", found=found, expected="at least 1", remedy="raise iterations")
     with torch.no_grad():
         energies = [landscape.energy(said, y)]
     active, taken = torch.ones_like(energies[0], dtype=torch.bool), torch.zeros_like(energies[0])
@@ -166,8 +170,9 @@ def losses(self, h: Tensor, found: dict, targets: Tensor, rows: Tensor, places: 
     if not len(rows):
         return {"loss": h.sum() * 0, "count": torch.zeros(())}
     true, said = targets[rows, places], self.landscape.of(h)
-    others = true[negative_places(len(true), self.negatives, draw, h.device)]
-    energies = self.landscape.energy([part[:, None] for part in said], self.table(torch.cat([true[:, None], others], 1)))
+    others = true[negative_places(len(true), self.negatives, draw, h.device, targets.shape[0])]
+    candidates = self.table(torch.cat([true[:, None], others], 1))  # (N, 1 + K, W)
+    energies = self.landscape.energy(tuple(part[:, None] for part in said), candidates)
     loss, below = contrast(energies[:, 0], energies[:, 1:], others == true[:, None])
     guess, refined = found["guess"][rows, places], found["refined"][rows, places]
     unrefined_ce, refined_ce = (F.cross_entropy(y @ self.table.weight.T, true) for y in (guess, refined))
@@ -176,10 +181,11 @@ def losses(self, h: Tensor, found: dict, targets: Tensor, rows: Tensor, places: 
     told = {"contrast": loss, "refined_ce": refined_ce, "unrefined_ce": unrefined_ce, "residual": residual}
     return {"loss": total, "count": torch.tensor(float(len(true))), "below": below} | told
 
-def negative_places(count: int, negatives: int, draw: Callable | None, device) -> Tensor:
-    "Which of the N true tokens stand as negatives of each, (N, K)."
+def negative_places(count: int, negatives: int, draw: Callable | None, device, rows: int) -> Tensor:
+    "Which of the N true tokens stand as negatives of each, (N, K); a draw has as many rows as the batch."
     if draw is None:
         return (torch.arange(count, device=device)[:, None] + 1 + 7 * torch.arange(negatives, device=device)) % count
-    return (draw((1, count * negatives), "energy/negatives").to(device).view(count, negatives) * count).long()
+    drawn = draw((rows, -(-count // rows) * negatives), "energy/negatives").to(device)
+    return (drawn.flatten()[: count * negatives].view(count, negatives) * count).long()
 
 Energy.losses = losses

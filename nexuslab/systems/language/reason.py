@@ -141,7 +141,9 @@ def prove(
     return followed_back(steps, turn, compose, people, place, 0, 1)
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #901d7137
-def followed_back(steps: list[Tensor], turn: Tensor, compose: Tensor, people: list[str], h: int, x: int, y: int) -> Proof:
+def followed_back(
+    steps: list[Tensor], turn: Tensor, compose: Tensor, people: list[str], h: int, x: int, y: int
+) -> Proof:
     "The derivation of V[h, x, y] in the last of the steps."
     told = (RELATIONS[h], people[x], people[y])
     while len(steps) > 1 and steps[-2][h, x, y] == steps[-1][h, x, y]:
@@ -210,7 +212,7 @@ class Reason(nn.Module):
         info = {"count": torch.zeros(()), "proof_length": torch.zeros(())}
         found = self.questions(input_ids, segment, before)
         if before is not None:
-            info["before"] = [spelt(self.pieces, row, text)[0][-MEMORY:] for row, text in zip(input_ids.tolist(), before)]
+            info["before"] = self.kept(input_ids.tolist(), segment.tolist(), before)
         if not found:
             return None, info | {"loss": 0.0 * sum(p.sum() for p in self.parameters())}
         values, asked = known([case for case, _, _ in found])
@@ -226,6 +228,14 @@ def spelt(pieces: list[bytes], tokens: list[int], before: bytes = b"") -> tuple[
         text += pieces[token]
         ends.append(len(text))
     return bytes(text), ends
+
+def kept(self, rows: list[list[int]], documents: list[list[int]], before: list[bytes]) -> list[bytes]:
+    "The text of each row's last document so far, no more than `MEMORY` bytes of it."
+    texts = []
+    for tokens, numbers, text in zip(rows, documents, before):
+        last = [token for token, number in zip(tokens, numbers) if number == numbers[-1]]
+        texts.append(spelt(self.pieces, last, text if numbers[0] == numbers[-1] else b"")[0][-MEMORY:])
+    return texts
 
 def questions(self, input_ids: Tensor, segment: Tensor, before: list[bytes] | None) -> list[tuple]:
     "The questions of a batch: the case, its row, and the positions that predict its answer."
@@ -244,7 +254,7 @@ def questions(self, input_ids: Tensor, segment: Tensor, before: list[bytes] | No
                 found.append((case, row, meant))
     return found
 
-Reason.questions = questions
+Reason.questions, Reason.kept = questions, kept
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #54619c19
 def spread(self, h: Tensor, answers: Tensor, places: list[list[int]], rows: list[int]) -> Tensor:

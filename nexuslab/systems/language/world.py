@@ -134,8 +134,8 @@ class World(Imagination):
         self,
         d: int,  # features of h
         positions: int = 16,  # pairs a row and step
-        variance_weight: float = 1.0,
-        covariance_weight: float = 0.04,  # 1 to 25, as VICReg has them
+        variance_weight: float = 0.1,
+        covariance_weight: float = 0.003,
         **parts,  # of `Imagination`: width, hidden, horizon, momentum, follow_target
     ):
         super().__init__(d, **parts)
