@@ -142,7 +142,7 @@ def shakespeare() -> LanguageConfig:
         base(), "shakespeare",
         data={"tokenizer": "char", "documents": "file", "fractions": (0.9, 0.1), "length": 64},
         model={"d_model": 128, "ssm_n_layers": 5, "ngram_rows": (4400, 8192)} | OFF,
-        loader={"batch_size": 12, "eval_batch_size": 128}, budget={"steps": 2000},
+        loader={"batch_size": 12, "eval_batch_size": 128}, budget={"steps": 2000}, optim={"lr": 7e-3},
         checkpoint={"eval_every": 2000, "examine_every": None}, track={"log_every": 20},
     )
 
