@@ -48,7 +48,7 @@ class Terms(nn.Module):
 class WorldModelLoss(Terms):
     "Prediction of future latents of a target encoder, with variance and covariance over the batch (VICReg)."
 
-    def __init__(self, variance_weight: float = 1.0, covariance_weight: float = 0.04):
+    def __init__(self, variance_weight: float = 0.1, covariance_weight: float = 0.003):
         super().__init__(predict=1.0, variance=variance_weight, covariance=covariance_weight)
 
 class ReasoningLoss(Terms):
