@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from tiny import Halt, same_weights, train
 from torch import nn
 
-from nexuslab.config import Budget, Config, Loader, Optim, Schedule, Track
+from nexuslab.config import Budget, Config, Loader, Optim, Schedule, Track, resolve
 from nexuslab.core import NexusError
 from nexuslab.data import Plan as Order
 from nexuslab.data import load
+from nexuslab.evaluate import evaluate
+from nexuslab.fit import fit
 from nexuslab.own import OwnTask
+from nexuslab.reproduce import reproduce
+from nexuslab.run import Run
 from nexuslab.store import Store
 from nexuslab.systems.language import data as language
 from nexuslab.systems.language.data import (
@@ -44,6 +48,7 @@ from nexuslab.systems.language.tokens import (
     save_tokenizer,
     tokenizer_of,
 )
+from nexuslab.task import get_task
 
 TEXT = "It's the naïve 'tokens' that\tcount:\n    x_1 = 10**23  # 中文 🙂\n\n" * 20
 PAIRS = BytePairs.of([TEXT, "def f(a, b):\n        return a + b\n" * 9], 400)
@@ -332,6 +337,43 @@ def test_a_character_that_a_tokenizer_does_not_have(tmp_path):
     save_tokenizer(Characters("ab"), tmp_path / "ab.json")
     with pytest.raises(NexusError, match=r"at character 5\n  found: '\\n'"):
         prepare(Plan("a.txt", "ab.json", documents="file"), tmp_path)
+
+
+# ---- a trained model
+
+
+def trained_in(home, **changes):
+    """A model that has seen six batches."""
+    task = get_task("language")
+    cfg = resolve(task, "smoke", {f"data.{name}": value for name, value in changes.items()})
+    return fit(task, cfg, Run.create(cfg, home)).run
+
+
+def test_a_model_is_scored_on_another_text(tmp_path):
+    task, home, trained = get_task("language"), tmp_path, trained_in(tmp_path)
+    (home / "other.txt").write_text(TEXT, "utf-8")
+    figures = evaluate(task, trained, data_path="other.txt", untrained=False)
+    documents = [line for line in TEXT.split("\n") if line.strip()]
+    corpus = corpus_of(documents, Bytes())
+    assert corpus.text_bytes == sum(len(line.encode("utf-8")) for line in documents)
+    bits = bits_per_byte(figures["loss"] * (len(corpus) - 1), corpus.text_bytes)
+    assert figures["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    # the same text in tokens of another kind is refused, and so is one that is no text
+    save_tokenizer(PAIRS, home / "tokens" / "tokenizer.json")
+    write_bin(home / "tokens" / "other.bin", corpus_of([TEXT], PAIRS))
+    (home / "bad.txt").write_bytes(b"\xff")
+    for wrong, said in (("tokens/other.bin", "the tokenizer of the model"), ("bad.txt", "byte 0")):
+        with pytest.raises(NexusError, match=said):
+            evaluate(task, trained, data_path=wrong)
+    assert set(trained.evaluation) == {"other.txt"}
+
+
+def test_a_run_on_the_standard_library_comes_out_again_with_the_same_python_only(tmp_path, monkeypatch):
+    trained = trained_in(tmp_path, suite=None, tokenizer="byte", fractions=(0.995, 0.005))
+    assert reproduce(trained) == []
+    monkeypatch.setattr(language.platform, "python_version", lambda: "3.99.0")
+    with pytest.raises(NexusError, match=f"the standard library of {trained.config.data.python}"):
+        reproduce(trained)
 
 
 # ---- what the guide shows

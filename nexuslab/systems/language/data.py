@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFT_OUT', 'IGNORED', 'VERSION', 'read_text', 'read_documents', 'running_python', 'standard_library', 'Corpus',
            'corpus_of', 'bits_per_byte', 'write_bin', 'read_bin', 'rows_of', 'Windows', 'CurriculumScheduler', 'Passes',
-           'Plan', 'manifest', 'prepare', 'Corpora', 'open_dataset', 'NEXUSDataset', 'NEXUSCollator',
+           'Plan', 'manifest', 'prepare', 'Corpora', 'open_dataset', 'other_text', 'NEXUSDataset', 'NEXUSCollator',
            'create_dataloader', 'picture']
 
 # %% ../../../nbs/systems/language/01_data.ipynb #d77e835e
@@ -32,7 +32,8 @@ from ...core import ConfigError, DataError, atomic_path, digest, file_digest, mi
 from ...data import Consecutive, Source, split_by_hash
 from ...store import Store, ensure_store, store_path
 from nexuslab.systems.language.tokens import (
-    BytePairs, Bytes, Characters, Tokenizer, as_tokenizer, load_tokenizer, save_tokenizer, tokenizer_of,
+    BytePairs, Bytes, Characters, Tokenizer, as_tokenizer, load_tokenizer, refuse_other_tokenizer, save_tokenizer,
+    tokenizer_of,
 )
 from ...task import Curriculum
 
@@ -613,6 +614,21 @@ def split_tokens(plan: Plan, corpus: Corpus) -> dict[str, Corpus]:
         raise DataError("the splits of a token file", found=f"{len(corpus.begins)} documents, {len(corpus)} tokens",
                         expected="two tokens at least for each split", remedy="give a folder with train and valid")
     return found
+
+# %% ../../../nbs/systems/language/01_data.ipynb #df9de25e
+def other_text(
+    path: Path,  # .txt, .jsonl or .bin
+    tokenizer: Tokenizer,  # of the model
+    length: int,  # positions of a window
+    documents: str = "line",  # a .txt holds one document a `line`, or is one: `file`
+) -> Windows:
+    "The windows of a text that a model was not trained on; one that its tokenizer does not fit is refused."
+    [path] = files_of(Plan(str(Path(path).absolute())), path.parent).values()
+    if path.suffix != ".bin":
+        return Windows(corpus_of(read_documents(path, documents), tokenizer), length)
+    if (beside := path.parent / "tokenizer.json").is_file():
+        refuse_other_tokenizer(load_tokenizer(beside), tokenizer.state())
+    return Windows(read_bin(path, tokenizer), length)
 
 # %% ../../../nbs/systems/language/01_data.ipynb #365167d4
 class NEXUSDataset(Dataset):
