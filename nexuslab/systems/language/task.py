@@ -22,14 +22,15 @@ from ...core import ConfigError, DataError, atomic_path, mix
 from ...data import Splits
 from ...metrics import Mean, Part
 from nexuslab.systems.language.data import (
-    CurriculumScheduler, Passes, Plan, Windows, bits_per_byte, open_dataset, picture, prepare, running_python,
+    CurriculumScheduler, Passes, Plan, Windows, bits_per_byte, open_dataset, other_text, picture, prepare,
+    running_python,
 )
 from .loss import NONE, Balance, NEXUSLoss, gradient_shares, next_token_loss
 from .model import NEXUSConfig, NEXUSCore, generate
 from .rivals import rivals_of
 from .suites import SUITES, kinship, suite_documents
 from .tokens import tokenizer_of
-from ...task import CanPredict, CanSample, Group, HasGroups, StepOut, Task, Updater
+from ...task import CanPredict, CanSample, CanScore, Group, HasGroups, StepOut, Task, Updater
 
 # %% ../../../nbs/systems/language/04_task.ipynb #bd225e2c
 def made_up(suite: str, count: int, seed: int, root: Path | str) -> Path:
@@ -253,7 +254,7 @@ def scored(model: NEXUSCore, ids: np.ndarray, meta: dict, length: int) -> dict[s
             "bits_per_byte": float(bits_per_byte(nats, size))}
 
 # %% ../../../nbs/systems/language/04_task.ipynb #18c4bc9a
-class LanguageText(Task):
+class LanguageText(Task, CanScore):
     "What the engine asks about the data."
 
     name, title = "language", "NEXUS, a state-space language model with world, reasoning, energy and causal modules"
@@ -273,6 +274,10 @@ class LanguageText(Task):
     def meta(self, train, cfg):
         tokenizer = train.corpus.tokenizer
         return {"vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.state()}
+
+    def other(self, path, cfg, meta):
+        d = cfg.data
+        return other_text(path, tokenizer_of(meta["tokenizer"]), d.eval_length or d.length, d.documents)
 
     def count_items(self, batch):
         return float((batch["labels"] != NONE).sum())
