@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACT', 'ASKED', 'ANSWER', 'ROUNDS', 'LONGEST', 'MEMORY', 'Case', 'read', 'known', 'Rules', 'Proof', 'prove',
-           'written', 'replays', 'Reason']
+           'written', 'replays', 'goals', 'learn_rules', 'judge', 'Reason']
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #0bd26f2c
 import re
@@ -97,10 +97,11 @@ class Rules(nn.Module):
         return found
 
     def answers(self, values: Tensor, asked: Tensor, rounds: int = ROUNDS) -> Tensor:
-        "Log-probabilities of the relations (S, R) between the two people asked about."
+        "Log-probabilities of the relations (S, R) between the two people asked about; the rest is 'not known'."
         last = self.chain(values, rounds)[-1]
         found = last[torch.arange(len(asked)), :, asked[:, 0], asked[:, 1]] + 1e-6
-        return found.log() - found.sum(1, keepdim=True).log()
+        total = found.sum(1, keepdim=True) + (1 - found.amax(1, keepdim=True)).clamp(min=0)
+        return found.log() - total.log()
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #ce88e879
 @dataclass(frozen=True)
@@ -185,6 +186,43 @@ def replays(proof: Proof, facts: tuple, listed: dict[tuple[str, ...], str]) -> b
         fits = (first.x, first.y, last.y) == (proof.x, last.x, proof.y) and len(proof.premises) == 2
     licensed = listed.get(tuple(premise.relation for premise in proof.premises)) == proof.relation
     return fits and licensed and all(replays(premise, facts, listed) for premise in proof.premises)
+
+# %% ../../../nbs/systems/language/01c_reason.ipynb #80d5785f
+def goals(cases: list[Case]) -> Tensor:
+    "The answers that the text gives, (S,) int64."
+    return torch.tensor([RELATIONS.index(case.answer) for case in cases])
+
+def learn_rules(
+    cases: list[Case],  # with answers
+    seed: int = 0,
+    steps: int = 200,
+    batch: int = 32,
+    rate: float = 0.1,
+    rounds: int = 2,
+) -> Rules:
+    "Rules trained by the cross-entropy of answers, with Adam."
+    rules, drawn = Rules(), torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(rules.parameters(), rate)
+    for _ in range(steps):
+        chosen = [cases[i] for i in torch.randint(len(cases), (batch,), generator=drawn)]
+        optimiser.zero_grad()
+        F.nll_loss(rules.answers(*known(chosen), rounds), goals(chosen)).backward()
+        optimiser.step()
+    return rules
+
+def judge(
+    rules: Rules,
+    cases: list[Case],  # with answers
+) -> dict[str, float]:
+    "The share of right answers, the share of answers whose proofs replay and derive them, and the mean proof length."
+    with torch.no_grad():
+        given = rules.answers(*known(cases)).argmax(1)
+    listed, proofs = written(rules), [prove(rules, case) for case in cases]
+    sound = [proof is not None and proof.relation == RELATIONS[answer] and (proof.x, proof.y) == case.asked
+             and replays(proof, case.facts, listed) for case, proof, answer in zip(cases, proofs, given.tolist())]
+    length = sum(proof.length for proof in proofs if proof is not None) / max(1, sum(map(bool, proofs)))
+    right = float((given == goals(cases)).float().mean())
+    return {"right": right, "replayed": sum(sound) / len(sound), "length": length}
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #c5775024
 LONGEST = 16  # bytes behind a question mark that an answer may take

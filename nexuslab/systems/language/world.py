@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_STD', 'LEAST_RANK', 'covariance', 'variance_loss', 'covariance_loss', 'effective_rank', 'health', 'pairs',
-           'Imagination', 'imagine', 'World']
+           'Imagination', 'imagine', 'World', 'learn_world', 'probe']
 
 # %% ../../../nbs/systems/language/01b_world.ipynb #2d566ce5
 import copy
@@ -163,3 +163,46 @@ class World(Imagination):
         told["copied"] = F.smooth_l1_loss(self.goal(now), goal).detach()  # the answer of who copies the last latent
         weighted = self.variance_weight * parts["variance"] + self.covariance_weight * parts["covariance"]
         return {"loss": parts["predict"] + weighted} | parts | told
+
+# %% ../../../nbs/systems/language/01b_world.ipynb #d2220ec7
+def learn_world(
+    seen: Tensor,  # (count, T, D) frames
+    seed: int = 0,
+    steps: int = 300,
+    rows: int = 64,  # sequences a step
+    rate: float = 1e-3,
+    **parts,  # of `World`
+) -> World:
+    "A world model of frames, trained with AdamW and a cosine."
+    torch.manual_seed(seed)
+    world = World(seen.shape[-1], **({"width": 64, "hidden": 128, "positions": 8} | parts))
+    drawn = torch.Generator().manual_seed(seed)
+    uniform = lambda shape, name: torch.rand(shape, generator=drawn)
+    optimiser = torch.optim.AdamW([p for p in world.parameters() if p.requires_grad], rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    document = torch.zeros(rows, seen.shape[1], dtype=torch.long)
+    for step in range(steps):
+        chosen = seen[torch.randint(len(seen), (rows,), generator=drawn)]
+        _, info = world(chosen, document, train=True, draw=uniform)
+        optimiser.zero_grad()
+        info["loss"].backward()
+        optimiser.step()
+        schedule.step()
+        world.follow(step / steps)
+    return world
+
+def probe(
+    latents: Tensor,  # (M, W)
+    states: Tensor,  # (M, S)
+    others: Tensor,  # (N, W)
+    truth: Tensor,  # (N, S)
+) -> float:
+    "R² of ridge regression of states on latents, on others; the best of three penalties."
+    mean, spread = latents.mean(0), latents.std(0) + 1e-6
+    wide = lambda z: torch.cat([(z - mean) / spread, torch.ones(len(z), 1)], 1).double()
+    a, b, found = wide(latents), wide(others), []
+    for penalty in (1.0, 10.0, 100.0):
+        weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(a.shape[1]).double(), a.T @ states.double())
+        error = (b @ weights - truth).square().sum() / (truth - states.mean(0)).square().sum()
+        found.append(1 - float(error))
+    return max(found)
