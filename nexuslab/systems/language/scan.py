@@ -79,12 +79,11 @@ def in_chunks(part: Tensor, chunk: int) -> Tensor:
     return part.unflatten(1, (-1, chunk))
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #a780d1cd
-WIDEST = 160.0  # of a chunk's sum of -log_a: e^80 and e^-80 are numbers of single precision
+WIDEST = 80.0  # of a chunk's sum of -log_a: e^80 and e^-80 are numbers of single precision
 
 def apart(decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     "Factors of each token whose products are the decays between two of them."
-    middle = decay[..., -1:] / 2
-    return (decay - middle).exp().to(dtype), (middle - decay).exp().to(dtype)
+    return decay.exp().to(dtype), (-decay).exp().to(dtype)
 
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #837dee0f
