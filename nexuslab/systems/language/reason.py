@@ -300,7 +300,8 @@ def spread(self, h: Tensor, answers: Tensor, places: list[list[int]], rows: list
     row = torch.tensor([row for row, found in zip(rows, places) for _ in found], device=h.device, dtype=torch.long)
     place = torch.tensor([place for found in places for place in found], device=h.device, dtype=torch.long)
     which = torch.tensor([i for i, found in enumerate(places) for _ in found], device=h.device, dtype=torch.long)
-    added = self.out(answers)[which].to(h.dtype)
+    # row by row: the rounding of a matrix product would depend on how many questions there are
+    added = (answers[:, None] * self.out.weight).sum(-1)[which].to(h.dtype)
     return torch.zeros_like(h).index_put((row, place), added, accumulate=True)
 
 def losses(self, logs: Tensor, cases: list[Case]) -> dict[str, Tensor]:
