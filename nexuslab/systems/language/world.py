@@ -147,7 +147,7 @@ class World(Imagination):
     def forward(self, h, segment, input_ids=None, targets=None, train=False, draw=None):
         "What is added to h (B, T, D), and the loss, its parts and figures."
         z = self.encoder(h)
-        delta = self.out(self.predict(z, torch.ones_like(segment)))
+        delta = self.out(self.predict(z, torch.ones_like(segment, dtype=torch.long)))
         t, k, counts = pairs(segment, self.positions, self.horizon, draw)
         row = counts.nonzero()[:, 0]
         return delta, self.losses(z[row, t[counts]], h[row, t[counts]], h[row, (t + k)[counts]], k[counts])
