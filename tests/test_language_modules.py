@@ -123,7 +123,8 @@ def worlds():
     seen = torch.from_numpy(suites.frames(suites.dynamics("oscillatory", 128, 32, seed=0)[0]))
     other, states = suites.dynamics("oscillatory", 128, 32, seed=100)
     free = {"follow_target": False, "variance_weight": 0.0, "covariance_weight": 0.0}
-    made = {"world": world.learn_world(seen, 0, 240, rows=48, rate=2e-3), "control": world.learn_world(seen, 0, 240, rows=48, rate=2e-3, **free),
+    how = {"rows": 48, "rate": 2e-3}
+    made = {"world": world.learn_world(seen, 0, 240, **how), "control": world.learn_world(seen, 0, 240, **how, **free),
             "untrained": world.learn_world(seen, 0, 0)}
     return torch.from_numpy(suites.frames(other)), torch.from_numpy(states[:, 3:]), made
 

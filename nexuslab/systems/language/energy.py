@@ -205,6 +205,7 @@ def sums(
     codes = torch.cat([F.one_hot(a, 10), F.one_hot(b, 10), F.one_hot(operation, 4)], 1).float()
     return codes + noise * torch.randn(codes.shape, generator=made), results[operation, torch.arange(count)]
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #ec824f18
 def trunk(features: int = 64) -> nn.Sequential:
     "What stands for the backbone: a layer between codes and module."
     return nn.Sequential(nn.Linear(24, features), nn.GELU(), nn.LayerNorm(features))
@@ -221,6 +222,7 @@ def fit_steps(parameters, loss: Callable, seed: int, steps: int, batch: int = 12
         optimiser.step()
         schedule.step()
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #f3a439f2
 def learn_energy(seed: int = 0, steps: int = 600) -> tuple[nn.Module, Energy]:
     "A trunk and an energy module, trained on sums."
     torch.manual_seed(seed)
@@ -230,6 +232,7 @@ def learn_energy(seed: int = 0, steps: int = 600) -> tuple[nn.Module, Energy]:
     fit_steps([*base.parameters(), *energy.parameters()], ask, seed, steps)
     return base, energy
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #d5b79635
 def judge(base: nn.Module, energy: Energy, count: int = 2000, seed: int = 99) -> dict[str, float]:
     "Figures of a trunk and an energy module on new sums; every wrong digit is a negative here."
     codes, digits = sums(count, seed)

@@ -191,6 +191,7 @@ def learn_world(
         world.follow(step / steps)
     return world
 
+# %% ../../../nbs/systems/language/01b_world.ipynb #1dbfa5ed
 def probe(
     latents: Tensor,  # (M, W)
     states: Tensor,  # (M, S)
