@@ -51,7 +51,8 @@ from nexuslab.systems.language.tokens import (
 from nexuslab.task import get_task
 
 TEXT = "It's the naïve 'tokens' that\tcount:\n    x_1 = 10**23  # 中文 🙂\n\n" * 20
-PAIRS = BytePairs.of([TEXT, "def f(a, b):\n        return a + b\n" * 9], 400)
+ODD = "a \x1c\x1c b\x1f -\x1c- \x0b\x1c \r\n\x1f  c" * 20  # white space to some, marks to others
+PAIRS = BytePairs.of([TEXT, "def f(a, b):\n        return a + b\n" * 9, ODD], 400)
 
 
 def corpus_from(sizes: list[int]) -> Corpus:
@@ -333,6 +334,22 @@ def test_bad_input_is_refused_before_anything_is_written(name, tmp_path):
             act(Plan(**{"tokenizer": "bpe", **asked}), tmp_path)
         assert caught.value.remedy and caught.value.found is not None
     assert not [*tmp_path.rglob("*.h5")]
+
+
+def test_bad_input_is_refused_by_a_training_as_well(tmp_path):
+    """Through the configuration and the engine: nothing is trained."""
+    task = get_task("language")
+    for number, (files, asked, said) in enumerate(BAD.values()):
+        home = tmp_path / str(number)
+        for place, content in files.items():
+            (home / place).parent.mkdir(parents=True, exist_ok=True)
+            (home / place).write_bytes(content)
+        changes = {"data.suite": None, "data.tokenizer": "bpe"} | {f"data.{k}": v for k, v in asked.items()}
+        with pytest.raises(NexusError, match=None if "documents" in asked else said):
+            cfg = resolve(task, "smoke", changes)
+            fit(task, cfg, Run.create(cfg, home))
+        assert not [*home.rglob("*.h5"), *home.rglob("*.safetensors")]
+    assert number > 20
 
 
 def test_a_character_that_a_tokenizer_does_not_have(tmp_path):
