@@ -61,7 +61,8 @@ def test_a_step_of_the_guide(loaders):
     loss, loss_dict = loss_fn(output, batch["labels"], module_outputs=info.get("module_outputs"))
     assert {*loss_dict} == {*WEIGHTS} == {"lm", *info["module_outputs"]}
     told = {name: part.detach() for name, part in loss_dict.items()}
-    assert float(loss.detach()) == pytest.approx(sum(WEIGHTS[name] * float(part) for name, part in told.items()), rel=1e-5)
+    total = sum(WEIGHTS[name] * float(part) for name, part in told.items())
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     plain = torch.nn.functional.cross_entropy(output.flatten(0, 1), batch["labels"].flatten())
