@@ -108,7 +108,7 @@ def test_reasoning():
         rules = reason.learn_rules([reason.read(q.text)[0] for q in taught], seed)
         seconds.setdefault("rules", []).append(time.process_time() - start)
         start = time.process_time()
-        rival = read_by_heart(taught, seed, 1500)
+        rival = read_by_heart(taught, seed, 1000)
         seconds.setdefault("transformer", []).append(time.process_time() - start)
         lookup = {q.prompt: q.answer for q in taught}
         for depth in (1, 2, 3, 4):
