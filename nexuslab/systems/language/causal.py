@@ -259,7 +259,7 @@ class Causal(nn.Module):
         super().__init__()
         self.read, self.out = nn.Linear(d, factors, bias=False), nn.Linear(factors, d, bias=False)
         self.raw = nn.Parameter(0.1 * torch.randn(factors, factors))
-        nn.init.zeros_(self.out.weight)
+        nn.init.normal_(self.out.weight, std=1e-4)  # not 0: `read` learns through it alone
         self.sparsity_weight, self.dag_weight = sparsity_weight, dag_weight
 
     def forward(self, h, segment, input_ids=None, targets=None, train=False, draw=None):
