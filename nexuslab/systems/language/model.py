@@ -35,7 +35,7 @@ class NEXUSConfig(Section):
     ssm_n_layers: int = Field(6, ge=1, description="layers")
     d_inner: int | None = Field(None, ge=4, description="channels of a layer's recurrence; None takes d_model")
     d_state: int = Field(32, ge=1, description="numbers N of the state of each channel")
-    heads: int = Field(4, ge=1, description="heads of the recurrence, each with a decay of its own; they divide d_inner")
+    heads: int = Field(4, ge=1, description="heads of the recurrence, each with its own decay; they divide d_inner")
     d_conv: int = Field(4, ge=1, description="tokens that the short convolution sees; 1 is none")
     d_mlp: int = Field(0, ge=0, description="hidden units of a layer's network beside the recurrence; 0 is none")
     attention_layers: tuple[int, ...] = Field((), description="layers, counted from 0, that are attention instead")
@@ -128,6 +128,19 @@ class Norm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], self.gain.to(x.dtype))
 
 # %% ../../../nbs/systems/language/02_model.ipynb #ea2ab060
+def recur(block: nn.Module, x, b, c, step, document, state, hand_on):
+    "The recurrence of a block, and the input's share of its output; x (B, T, C), step (B, T, H)."
+    x = x.unflatten(-1, (block.heads, -1))
+    starts = None if document is None else F.pad(document.diff(dim=1) > 0, (1, 0))
+    if document is not None:
+        starts[:, 0] = document[:, 0] > 0
+    most, given = WIDEST / block.chunk, state and state["scan"]
+    log_a = -most * (1 - (-step * block.log_rate.exp() / most).exp())
+    written = x * step[..., None].to(x.dtype)
+    y, scanned = scan(written, log_a, b, c, given, starts, block.chunk, hand_on, -most)
+    return (y + x * block.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
+
+# %% ../../../nbs/systems/language/02_model.ipynb #533610f1
 class StateSpaceBlock(nn.Module):
     "A residual layer: short convolution, chunked scan, gate, and a network beside them."
 
@@ -160,25 +173,36 @@ class StateSpaceBlock(nn.Module):
         z, v, hidden, step = self.project(self.norm(u)).split(self.sizes, -1)
         v, taps = short_convolution(v, self.taps, document, state and state["taps"])
         x, b, c = F.silu(v).split((self.inner, self.n, self.n), -1)
-        y, scanned = self.recur(x, b, c, F.softplus(step.float() + self.step_bias), document, state, hand_on)
+        y, scanned = recur(self, x, b, c, F.softplus(step.float() + self.step_bias), document, state, hand_on)
         y = self.gated(y * F.silu(z))
         if self.sizes[2]:
             y = torch.cat([y, F.relu(hidden).square()], -1)
         return u + self.dropout(self.back(y)), {"taps": taps, "scan": scanned} if hand_on else None
 
-    def recur(self, x, b, c, step, document, state, hand_on):
-        "The recurrence, and the input's share of its output; x (B, T, C), step (B, T, H)."
-        x = x.unflatten(-1, (self.heads, -1))
-        starts = None if document is None else F.pad(document.diff(dim=1) > 0, (1, 0))
-        if document is not None:
-            starts[:, 0] = document[:, 0] > 0
-        most, given = WIDEST / self.chunk, state and state["scan"]
-        log_a = -most * (1 - (-step * self.log_rate.exp() / most).exp())
-        written = x * step[..., None].to(x.dtype)
-        y, scanned = scan(written, log_a, b, c, given, starts, self.chunk, hand_on, -most)
-        return (y + x * self.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
-
 # %% ../../../nbs/systems/language/02_model.ipynb #5da640e7
+def attend(q, k, v, document: Tensor | None, state: dict[str, Tensor] | None, window: int, hand_on: bool):
+    "Weighted values (B, H, T, P), and the keys and values of the last window."
+    length = q.shape[2]
+    if state is None and document is None and length <= window:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True), None
+    there = q.new_ones(len(q), length, dtype=torch.bool)
+    document = torch.zeros_like(there, dtype=torch.long) if document is None else document
+    of_key = document
+    if state is not None:
+        k, v = (torch.cat([state[name].to(k.dtype), new], 2) for name, new in (("keys", k), ("values", v)))
+        there = torch.cat([state["there"] > 0, there], 1)
+        of_key = F.pad(document, (window - 1, 0))
+    place = torch.arange(k.shape[2], device=q.device)
+    back = place[-length:, None] - place[None]
+    seen = (back >= 0) & (back < window) & (document[:, :, None] == of_key[:, None]) & there[:, None]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+    if not hand_on:
+        return y, None
+    kept = there & (of_key == of_key[:, -1:])
+    last = slice(k.shape[2] - window + 1, None)
+    return y, {"keys": k[:, :, last], "values": v[:, :, last], "there": kept[:, last].to(k.dtype)}
+
+# %% ../../../nbs/systems/language/02_model.ipynb #4274d5ec
 class AttentionBlock(nn.Module):
     "A residual layer of attention over a window, with a network beside it."
 
@@ -204,33 +228,11 @@ class AttentionBlock(nn.Module):
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         q, k = self.query_norm(q), self.key_norm(k)
         state = self.begin(len(u)) if hand_on and state is None else state
-        y, state = self.attend(q, k, v, document, state, hand_on)
+        y, state = attend(q, k, v, document, state, self.window, hand_on)
         y = y.transpose(1, 2).flatten(2)
         if self.d_mlp:
             y = torch.cat([y, F.relu(hidden).square()], -1)
         return u + self.dropout(self.back(y)), state
-
-    def attend(self, q, k, v, document, state, hand_on):
-        "Weighted values (B, H, T, P), and the keys and values of the last window."
-        length = q.shape[2]
-        if state is None and document is None and length <= self.window:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True), None
-        there = q.new_ones(len(q), length, dtype=torch.bool)
-        document = torch.zeros_like(there, dtype=torch.long) if document is None else document
-        of_key = document
-        if state is not None:
-            k, v = (torch.cat([state[name].to(k.dtype), new], 2) for name, new in (("keys", k), ("values", v)))
-            there = torch.cat([state["there"] > 0, there], 1)
-            of_key = F.pad(document, (self.window - 1, 0))
-        place = torch.arange(k.shape[2], device=q.device)
-        back = place[-length:, None] - place[None]
-        seen = (back >= 0) & (back < self.window) & (document[:, :, None] == of_key[:, None]) & there[:, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
-        if not hand_on:
-            return y, None
-        kept = there & (of_key == of_key[:, -1:])
-        last = slice(k.shape[2] - self.window + 1, None)
-        return y, {"keys": k[:, :, last], "values": v[:, :, last], "there": kept[:, last].to(k.dtype)}
 
 # %% ../../../nbs/systems/language/02_model.ipynb #a5c5795c
 class Tables(nn.Module):
@@ -271,15 +273,28 @@ def modules_of(config: NEXUSConfig, pieces: list[bytes] | None) -> dict[str, nn.
     there = [name for name in made if getattr(config, name) and not (name == "reason" and pieces is None)]
     return {name: made[name]() for name in there}
 
-# %% ../../../nbs/systems/language/02_model.ipynb #8bee34b8
-class NEXUSCore(nn.Module, Recomputes):
-    "Embedding, layers, modules and head."
+# %% ../../../nbs/systems/language/02_model.ipynb #56cad609
+def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
+    "Tokens beyond the vocabulary are refused."
+    low, high = ids.aminmax()
+    if low < 0 or high >= vocab_size:
+        raise ModelError("tokens", found=f"ids from {int(low)} to {int(high)}", expected=f"0 to {vocab_size - 1}",
+                         remedy="encode the text with the tokenizer that the model was trained with")
 
-    def __init__(
-        self,
-        config: NEXUSConfig,
-        pieces: list[bytes] | None = None,  # of each token, what it spells; for reasoning
-    ):
+# %% ../../../nbs/systems/language/02_model.ipynb #8bee34b8
+def recent(ids: Tensor, document: Tensor | None, before: Tensor | None, most: int) -> Tensor:
+    "The last tokens of the last document, as the tables of a next call need them."
+    row = F.pad(ids, (most, 0), value=-1) if before is None else torch.cat([before, ids], 1)
+    if document is not None:
+        places = F.pad(document, (most, 0))
+        row = row.masked_fill(places != places[:, -1:], -1)
+    return row[:, row.shape[1] - most :]
+
+# %% ../../../nbs/systems/language/02_model.ipynb #6fcebd20
+class Backbone(nn.Module, Recomputes):
+    "Embedding, tables and layers."
+
+    def __init__(self, config: NEXUSConfig):
         super().__init__()
         if config.vocab_size is None:
             raise ConfigError("model.vocab_size", found="None", expected="the number of tokens",
@@ -287,12 +302,11 @@ class NEXUSCore(nn.Module, Recomputes):
         self.config, self.recompute, d = config, False, config.d_model
         self.embed = nn.Embedding(config.vocab_size, d)
         self.tables = Tables(config, config.vocab_size) if config.ngram_rows else None
-        kinds = (AttentionBlock if i in config.attention_layers else StateSpaceBlock for i in range(config.ssm_n_layers))
-        self.layers = nn.ModuleList(kind(config) for kind in kinds)
-        self.norm, self.head = Norm(d), nn.Linear(d, config.vocab_size, bias=False)
-        self.parts = nn.ModuleDict(modules_of(config, pieces))
+        kinds = {True: AttentionBlock, False: StateSpaceBlock}
+        places = range(config.ssm_n_layers)
+        self.layers = nn.ModuleList(kinds[place in config.attention_layers](config) for place in places)
+        self.norm = Norm(d)
         nn.init.normal_(self.embed.weight, std=0.3)
-        nn.init.normal_(self.head.weight, std=SMALL)
 
     def recompute_activations(self) -> None:
         self.recompute = True
@@ -319,19 +333,24 @@ class NEXUSCore(nn.Module, Recomputes):
         for i, layer in enumerate(self.layers):
             given = (document, state and state["layers"][i], hand_on)
             again = self.recompute and self.training and torch.is_grad_enabled()
-            x, left = checkpoint(layer, x, *given, use_reentrant=False) if again else layer(x, *given)
-            handed.append(left)
-        recent = self.recent(input_ids, document, before) if hand_on else None
-        return self.norm(x), {"before": recent, "layers": handed} if hand_on else None
+            x, last = checkpoint(layer, x, *given, use_reentrant=False) if again else layer(x, *given)
+            handed.append(last)
+        left = recent(input_ids, document, before, len(self.config.ngram_rows)) if hand_on else None
+        return self.norm(x), {"before": left, "layers": handed} if hand_on else None
 
-    def recent(self, ids: Tensor, document: Tensor | None, before: Tensor | None) -> Tensor:
-        "The last tokens of the last document, as the tables of a next call need them."
-        most = len(self.config.ngram_rows)
-        row = F.pad(ids, (most, 0), value=-1) if before is None else torch.cat([before, ids], 1)
-        if document is not None:
-            places = F.pad(document, (most, 0))
-            row = row.masked_fill(places != places[:, -1:], -1)
-        return row[:, row.shape[1] - most :]
+# %% ../../../nbs/systems/language/02_model.ipynb #d098f722
+class NEXUSCore(Backbone):
+    "The backbone, modules and head."
+
+    def __init__(
+        self,
+        config: NEXUSConfig,
+        pieces: list[bytes] | None = None,  # of each token, what it spells; for reasoning
+    ):
+        super().__init__(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.parts = nn.ModuleDict(modules_of(config, pieces))
+        nn.init.normal_(self.head.weight, std=SMALL)
 
     def forward(
         self,
@@ -368,14 +387,6 @@ class NEXUSCore(nn.Module, Recomputes):
             delta, said[name] = module(latents, segment, **told, **more)
             total = total if delta is None else total + delta
         return total, said
-
-# %% ../../../nbs/systems/language/02_model.ipynb #56cad609
-def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
-    "Tokens beyond the vocabulary are refused."
-    low, high = ids.aminmax()
-    if low < 0 or high >= vocab_size:
-        raise ModelError("tokens", found=f"ids from {int(low)} to {int(high)}", expected=f"0 to {vocab_size - 1}",
-                         remedy="encode the text with the tokenizer that the model was trained with")
 
 # %% ../../../nbs/systems/language/02_model.ipynb #7ec80aba
 def stepwise(

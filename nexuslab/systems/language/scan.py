@@ -58,7 +58,8 @@ def scan(
     "What `scan_in_order` computes, by matrix products of chunks."
     if state is None and starts is None and not hand_on and x.shape[1] <= chunk:
         checked(x, log_a, b, c, None, None)
-        return inside(x[:, None], log_a.cumsum(1).transpose(1, 2)[:, None], b[:, None], c[:, None], None, least)[:, 0], None
+        decay = log_a.cumsum(1).transpose(1, 2)[:, None]
+        return inside(x[:, None], decay, b[:, None], c[:, None], None, least)[:, 0], None
     state, starts = checked(x, log_a, b, c, state, starts)
     length, chunk = x.shape[1], min(chunk, x.shape[1])
     x, log_a, b, c, starts = (in_chunks(part, chunk) for part in (x, log_a, b, c, starts))
@@ -84,6 +85,7 @@ WIDEST = 80.0  # of a chunk's sum of -log_a: e^80 and e^-80 are numbers of singl
 def apart(decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     "Factors of each token whose products are the decays between two of them."
     return decay.exp().to(dtype), (-decay).exp().to(dtype)
+
 
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #837dee0f
