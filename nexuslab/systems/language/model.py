@@ -299,13 +299,11 @@ class Backbone(nn.Module, Recomputes):
         if config.vocab_size is None:
             raise ConfigError("model.vocab_size", found="None", expected="the number of tokens",
                               remedy="NEXUSCore(NEXUSConfig(vocab_size=...))")
-        self.config, self.recompute, d = config, False, config.d_model
-        self.embed = nn.Embedding(config.vocab_size, d)
+        self.config, self.recompute = config, False
+        self.embed, self.norm = nn.Embedding(config.vocab_size, config.d_model), Norm(config.d_model)
         self.tables = Tables(config, config.vocab_size) if config.ngram_rows else None
-        kinds = {True: AttentionBlock, False: StateSpaceBlock}
-        places = range(config.ssm_n_layers)
-        self.layers = nn.ModuleList(kinds[place in config.attention_layers](config) for place in places)
-        self.norm = Norm(d)
+        which = {i: AttentionBlock for i in config.attention_layers}
+        self.layers = nn.ModuleList(which.get(i, StateSpaceBlock)(config) for i in range(config.ssm_n_layers))
         nn.init.normal_(self.embed.weight, std=0.3)
 
     def recompute_activations(self) -> None:
@@ -326,19 +324,30 @@ class Backbone(nn.Module, Recomputes):
         "The normalised output of the last layer (B, T, D), and the state."
         refuse_unknown(input_ids, self.config.vocab_size)
         document = documents(start, state is None)
-        x, before = self.embed(input_ids), state and state["before"]
+        x, before, handed = self.embed(input_ids), state and state["before"], []
         if self.tables is not None:
             x = x + self.tables(input_ids, document, before)
-        handed = []
-        for i, layer in enumerate(self.layers):
-            given = (document, state and state["layers"][i], hand_on)
-            again = self.recompute and self.training and torch.is_grad_enabled()
-            x, last = checkpoint(layer, x, *given, use_reentrant=False) if again else layer(x, *given)
+        again = self.recompute and self.training and torch.is_grad_enabled()
+        for layer, held in zip(self.layers, state["layers"] if state else [None] * len(self.layers)):
+            given = (x, document, held, hand_on)
+            x, last = checkpoint(layer, *given, use_reentrant=False) if again else layer(*given)
             handed.append(last)
         left = recent(input_ids, document, before, len(self.config.ngram_rows)) if hand_on else None
         return self.norm(x), {"before": left, "layers": handed} if hand_on else None
 
 # %% ../../../nbs/systems/language/02_model.ipynb #d098f722
+def refined(
+    parts: nn.ModuleDict, latents: Tensor, segment: Tensor, before: list[bytes] | None, **told: Any
+) -> tuple[Tensor, dict[str, dict[str, Any]]]:
+    "The latents with what the modules add, and what they say."
+    said, total = {}, latents
+    for name, module in parts.items():
+        more = {"before": before} if name == "reason" else {}
+        delta, said[name] = module(latents, segment, **told, **more)
+        total = total if delta is None else total + delta
+    return total, said
+
+# %% ../../../nbs/systems/language/02_model.ipynb #c2ab0d03
 class NEXUSCore(Backbone):
     "The backbone, modules and head."
 
@@ -368,25 +377,14 @@ class NEXUSCore(Backbone):
         segment = torch.zeros_like(input_ids) if start is None else start.cumsum(1)
         with torch.autocast(latents.device.type, enabled=False):
             whole = latents.float() if latents.dtype == torch.bfloat16 else latents
-            total, said = self.refined(whole, segment, before, input_ids=input_ids, targets=labels,
-                                       train=self.training, draw=draw)
+            total, said = refined(self.parts, whole, segment, before, input_ids=input_ids, targets=labels,
+                                  train=self.training, draw=draw)
         if state is not None:
             state["text"] = said["reason"]["before"] if "reason" in said else before
         logits = self.head(total)
         logits = logits.float() if logits.dtype == torch.bfloat16 else logits
         told = {"module_outputs": said, "latents": whole, "state": state}
         return (logits, told) if return_all_outputs else logits
-
-    def refined(
-        self, latents: Tensor, segment: Tensor, before: list[bytes] | None, **told: Any
-    ) -> tuple[Tensor, dict[str, dict[str, Any]]]:
-        "The latents with what the modules add, and what they say."
-        said, total = {}, latents
-        for name, module in self.parts.items():
-            more = {"before": before} if name == "reason" else {}
-            delta, said[name] = module(latents, segment, **told, **more)
-            total = total if delta is None else total + delta
-        return total, said
 
 # %% ../../../nbs/systems/language/02_model.ipynb #7ec80aba
 def stepwise(

@@ -79,5 +79,6 @@ def rivals_of(train: Corpus, corpus: Corpus, length: int) -> dict[str, dict[str,
         return {"loss": nats, "bits_per_byte": float(bits_per_byte(nats * len(p), sizes)), "perplexity": math.exp(nats)}
 
     quick = interpolated(train, corpus, length, 1)
-    slow = Costly(lambda: figures(interpolated(train, corpus, length, ORDERS)[-1]), {"orders": ORDERS, "length": length})
+    made_from = {"orders": ORDERS, "counted": COUNTED, "length": length}
+    slow = Costly(lambda: figures(interpolated(train, corpus, length, ORDERS)[-1]), made_from)
     return {"uniform": figures(quick[0]), "single tokens": figures(quick[1]), f"counts of {ORDERS} tokens": slow}

@@ -59,7 +59,7 @@ def look(
 
 # %% ../../../nbs/systems/language/05_views.ipynb #b26c2dd6
 def curves(history: pd.DataFrame) -> plt.Figure:
-    "Loss of the next token in training and validation, the losses of the modules, and each part's share of the gradient."
+    "Loss of the next token, losses of the modules, and each part's share of the gradient."
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     known = lambda name: history[["step", name]].dropna().to_numpy(float).T if name in history else np.zeros((2, 0))
     for name, colour in (("train/lm", SKY), ("val/loss", BLUE)):
@@ -94,7 +94,8 @@ def lengths(scene: Scene, times: int = 4) -> plt.Figure:
         nats, count = (part.numpy() for part in losses_by_place(scene, length))
         place = np.arange(len(nats)) * 24 // max(1, len(nats))  # in 24 stretches
         weigh = lambda values: np.bincount(place, values * count) / np.maximum(np.bincount(place, count), 1)
-        ax.plot(weigh(np.arange(1, len(nats) + 1)), weigh(nats), color=colour, marker="o", ms=3, label=f"{length} tokens")
+        far = weigh(np.arange(1, len(nats) + 1))
+        ax.plot(far, weigh(nats), color=colour, marker="o", ms=3, label=f"{length} tokens")
     ax.axvline(trained, color=GREY, ls=":", lw=1)
     ax.set(xscale="log", xlabel="place in the row [tokens]", ylabel="loss [nats a token]", title="Length extrapolation")
     ax.legend()
@@ -116,7 +117,8 @@ def states(scene: Scene) -> plt.Figure:
     sizes = state_sizes(scene)
     fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
     for layer, line in enumerate(sizes.T):
-        ax.plot(16 * (1 + np.arange(len(line))), line, color=plt.cm.viridis(layer / max(1, sizes.shape[1])), label=layer)
+        colour = plt.cm.viridis(layer / max(1, sizes.shape[1]))
+        ax.plot(16 * (1 + np.arange(len(line))), line, color=colour, label=layer)
     ax.set(xlabel="tokens read", ylabel="root mean square of the state", title="States, by layer", ylim=(0, None))
     ax.legend(fontsize=7)
     return fig
@@ -144,7 +146,8 @@ def trajectories(scene: Scene, rows: int = 4, steps: int = 8) -> plt.Figure:
     ax.scatter(points[:, 0], points[:, 1], s=4, color=GREY, alpha=0.4, label="latents of the text")
     for row, colour in zip(dreamt, (BLUE, ORANGE, GREEN, PINK)):
         ax.plot(row[:, 0], row[:, 1], color=colour, marker="o", ms=3)
-    ax.set(xlabel="first component", ylabel="second component", title=f"Imagined: {steps} steps from the middle of a row")
+    title = f"Imagined: {steps} steps from the middle of a row"
+    ax.set(xlabel="first component", ylabel="second component", title=title)
     ax.legend()
     return fig
 
@@ -168,7 +171,8 @@ def graph(scene: Scene) -> plt.Figure:
         return nothing("the causal module is off")
     effects = scene.info["module_outputs"]["causal"]["adjacency"].detach()
     fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
-    for ax, table, title in ((axes[0], effects, "Learnt effects"), (axes[1], threshold(effects, 0.1), "Without cycles")):
+    tables = {"Learnt effects": effects, "Without cycles": threshold(effects, 0.1)}
+    for ax, (title, table) in zip(axes, tables.items()):
         shown = ax.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
         ax.set(xlabel="effect: factor", ylabel="cause: factor", title=title)
     fig.colorbar(shown, ax=axes, shrink=0.8)
