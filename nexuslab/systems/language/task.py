@@ -214,22 +214,22 @@ def fed(nats: Tensor, n: float, size: float, right: Tensor) -> dict[str, tuple]:
 # %% ../../../nbs/systems/language/04_task.ipynb #89544264
 def objective(model: NEXUSCore, batch: dict[str, Tensor], cfg: LanguageConfig, at: Any) -> StepOut:
     "The loss of a batch, its parts, and what the metrics are fed."
-    labels, counted = batch["labels"], batch["labels"] != NONE
-    n, loss = float(counted.sum()), cfg.loss.objective().train(at.training)
+    labels, counted, training = batch["labels"], batch["labels"] != NONE, at.training and model.training
+    n, loss = float(counted.sum()), cfg.loss.objective().train(training)
     logits, info = model(batch["input_ids"], True, start=batch["start"], labels=labels, draw=at.uniform)
     said, factors = info["module_outputs"], at.values.get("factors")
     if not n:
         return StepOut(logits.sum() * 0, 0.0)
     total, found = loss(logits, labels, said, factors)
-    parts = {"lm": Part(found["lm"], n, weight=loss.weight("lm") if at.training else 1.0)}
+    parts = {"lm": Part(found["lm"], n, weight=loss.weight("lm") if training else 1.0)}
     for name in found.keys() - {"lm"}:
         parts[name] = Part(found[name], n, weight=loss.weight(name, factors), additive=False)
     parts |= watched(said, n)
-    if at.training and said and at.step % cfg.loss.shares_every == 0:
+    if training and said and at.step % cfg.loss.shares_every == 0:
         weighted = {name: part.weight * part.value for name, part in parts.items() if part.weight}
         shares = gradient_shares(weighted, info["latents"])
         parts |= {f"gradient_share/{name}": only_watched(share, n) for name, share in shares.items()}
-    if at.training:
+    if training:
         return StepOut(total, n, parts)
     right = (logits.argmax(-1) == labels)[counted].float().mean()
     return StepOut(total, n, parts, fed(total, n, float(batch["bytes"].sum()), right))
