@@ -267,8 +267,8 @@ def test_what_is_logged(trained):
     history = trained.history()
     logged = {"train/lm", "train/world", "train/reason", "train/energy", "train/causal", "train/grad_norm",
               "train/learning_rate", "val/loss", "val/bits_per_byte", "val/perplexity", "train/energy/avg_iterations",
-              "train/causal/dag_constraint", "train/reasoning/proof_length", "system/tokens_per_second", "system/memory",
-              "train/gradient_share/lm"}
+              "train/causal/dag_constraint", "train/reasoning/proof_length", "system/tokens_per_second",
+              "system/memory", "train/gradient_share/lm"}
     assert logged <= set(history.columns), logged - set(history.columns)
     row = history.dropna(subset=["val/loss"]).iloc[-1]
     assert math.isclose(row["val/perplexity"], math.exp(row["val/loss"]), rel_tol=1e-4)

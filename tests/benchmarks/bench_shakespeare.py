@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_shakespeare.py tinyshakespeare.txt [--seeds 0 1 2] [--iterations 2000]
 
 Everything runs on one thread. The rival is a transformer (4 layers, 4 heads, width 128, blocks of 64, batches of 12,
-804,224 parameters with the separator among its 66 characters): trained as published (AdamW, learning rate 1e-3, 100 steps
-of warm-up, a cosine to 1e-4, 2,000 iterations), with AdamW at 1e-2, with the engine's Muon at 1e-2, and with Muon in bf16,
-the precision of the preset. The processor time of the published training is everybody's budget. What a step costs is
-measured for all by turns, so that other work on the machine hits all alike; it gives everybody's number of steps.
+804,224 parameters with the separator among its 66 characters): trained as published (AdamW, learning rate 1e-3, 100
+steps of warm-up, a cosine to 1e-4, 2,000 iterations), with AdamW at 1e-2, with the engine's Muon at 1e-2, and with Muon
+in bf16, the precision of the preset. The processor time of the published training is everybody's budget. What a step
+costs is measured for all by turns, so that other work on the machine hits all alike; it gives everybody's number of
+steps.
 
 Every model is scored on the whole validation text in windows of 64 characters that do not overlap, its state reset at
 each, every position counted."""
@@ -176,7 +177,8 @@ def main():
     racers = {name: Rival(name, found.train, vocabulary, told.iterations) for name in RIVALS}
     each = step_seconds(racers | {"preset": Preset(cfg, root)}, told.rounds)
     budget = told.iterations * each[PUBLISHED]
-    print("ms a step:", {name: round(1e3 * value, 1) for name, value in each.items()}, f"budget {budget:.1f} s", flush=True)
+    shown = {name: round(1e3 * value, 1) for name, value in each.items()}
+    print(f"ms a step: {shown}, budget {budget:.1f} s", flush=True)
     for name in told.rivals:
         steps = int(budget / each[name])
         rival, begun = Rival(name, found.train, vocabulary, steps), time.process_time()
@@ -189,8 +191,8 @@ def main():
         model, took = preset(path, seed, steps, root)
         with torch.autocast("cpu", torch.bfloat16):
             loss = scored(lambda batch: model(batch["input_ids"], start=batch["start"]), val)
-        print(f"preset shakespeare, seed {seed}: {loss:.4f}, {sum(p.numel() for p in model.parameters()):,} parameters, "
-              f"{steps} steps, {took:.1f} s", flush=True)
+        size = sum(p.numel() for p in model.parameters())
+        print(f"preset shakespeare, seed {seed}: {loss:.4f}, {size:,} parameters, {steps} steps, {took:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
