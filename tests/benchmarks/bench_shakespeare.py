@@ -192,7 +192,8 @@ def main():
         with torch.autocast("cpu", torch.bfloat16):
             loss = scored(lambda batch: model(batch["input_ids"], start=batch["start"]), val)
         size = sum(p.numel() for p in model.parameters())
-        print(f"preset shakespeare, seed {seed}: {loss:.4f}, {size:,} parameters, {steps} steps, {took:.1f} s", flush=True)
+        said = f"{loss:.4f}, {size:,} parameters, {steps} steps, {took:.1f} s"
+        print(f"preset shakespeare, seed {seed}: {said}", flush=True)
 
 
 if __name__ == "__main__":
