@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .batch import Batch
 from .circuit import EDGE_WIDTH, GATES, WORD
 from .data import LEVELS, profile_of
 from .predict import Proposals
@@ -73,7 +74,7 @@ class Widths(nn.Module):
         nn.init.zeros_(self.step.weight)
         nn.init.zeros_(self.step.bias)
 
-    def forward(self, batch: "Batch") -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         "The state of each node, (N, C)."
         gate = batch.x[:, : len(GATES)].argmax(1)
         size = batch.edge_attr[:, -1:].abs().clamp_min(1e-6).log()
