@@ -215,7 +215,8 @@ def test_every_job_on_every_system(system, trained, monkeypatch):
     assert abs(run.evaluation["val"]["figures"]["loss"] - best) < 1e-5 * abs(best)
     assert run.evaluation["test"]["figures"] == figures
     assert run.evaluation["test"]["baselines"]
-    answers, inputs = isinstance(get_task(system), CanPredict), {"collatz": [27, 127]}.get(system)
+    answers = isinstance(get_task(system), CanPredict)
+    inputs = {"collatz": [27, 127], "language": ["def f(", "import "]}.get(system)
     asked = {"inputs": inputs} if inputs else {} if answers else {"n": 5}
     run_job("sample", {"run": run.path.name, **asked}, quiet=True)
     made = list((run.path / "samples").glob("answers-*.csv" if answers else "5-*.h5"))
