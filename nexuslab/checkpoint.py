@@ -116,10 +116,18 @@ def clear_rest(path: Path, act: bool = True) -> bool:
         shutil.rmtree(path) if real and not link else path.unlink()
     return aside
 
+# %% ../nbs/engine/07_checkpoint.ipynb #f321b8f6
+def put_back(old: Path) -> None:
+    "Give a checkpoint its name again that was moved aside for a successor that never came."
+    final = old.with_name(old.name[1:].removesuffix(".old"))
+    if old.suffix == ".old" and old.is_dir() and not old.is_symlink() and not os.path.lexists(final):
+        os.replace(old, final)
+
 # %% ../nbs/engine/07_checkpoint.ipynb #0c10f32a
 def write_folder(final: Path, files: dict[str, bytes], about: dict[str, Any], announce: Callable[[str], None]) -> Path:
     "Write a folder of files and their manifest under a temporary name, and rename it."
     temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old")
+    put_back(old)
     for rest in filter(os.path.lexists, (temporary, old)):
         clear_rest(rest)
     try:
@@ -136,6 +144,7 @@ def write_folder(final: Path, files: dict[str, bytes], about: dict[str, Any], an
         os.replace(temporary, final)
         sync_folder(final.parent)
     finally:
+        put_back(old)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -438,17 +447,20 @@ def prune_checkpoints(
 ) -> None:
     "Remove checkpoints that nothing names, and what killed processes left."
     kept = {pointed(folder, "best"), pointed(folder, "last"), *(sorted(periodic)[-limit:] if limit else periodic)}
+    clear_unnamed(folder)
     for step in steps_kept(folder):
         if step not in kept:
-            os.replace(folder / step_name(step), folder / f".{step_name(step)}.old")
+            os.replace(folder / step_name(step), folder / f".{step_name(step)}.tmp")
     clear_unnamed(folder)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #c3824f1f
 def clear_unnamed(folder: Path) -> None:
-    "Remove the folders of checkpoints that were being written or removed when a process was killed."
+    "Clear the folders of checkpoints that were being written, replaced or removed when a process was killed."
     for rest in rests(folder):
         with contextlib.suppress(OSError):  # not ours to remove: what is written matters more
-            clear_rest(rest)
+            put_back(rest)
+            if os.path.lexists(rest):
+                clear_rest(rest)
     clear_left(folder)
 
 # %% ../nbs/engine/07_checkpoint.ipynb #ef45ced4

@@ -160,6 +160,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 class Optim(Section):
     "The optimiser, clipping and accumulation."
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     name: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw",
         description="adamw (Loshchilov and Hutter, 2019) | adam | sgd | muon (Jordan et al., 2024): matrices by "

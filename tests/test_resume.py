@@ -16,7 +16,9 @@ from tiny import Halt, Scripted, Watched, comparable, events, points, same_weigh
 
 from torch.utils.data import get_worker_info
 
-from nexuslab.checkpoint import find_checkpoint, load_weights, pointed, read_checkpoint
+from nexuslab.checkpoint import (
+    clear_unnamed, find_checkpoint, load_weights, pointed, prune_checkpoints, read_checkpoint,
+)
 from nexuslab.config import Config, difference, fields_of, overlay, resolve
 from nexuslab.contract import StopAt
 from nexuslab.core import CheckpointError, ConfigError
@@ -380,6 +382,19 @@ def test_lost_pointers_follow_what_was_resumed(damage, tmp_path):
     assert pointed(folder, "best") is None, "of another scalar nothing was best yet"
 
 
+@pytest.mark.parametrize("clear", [clear_unnamed, lambda folder: prune_checkpoints(folder, {1, 2, 3, 4}, None)])
+def test_a_checkpoint_without_its_successor_is_kept(clear, tmp_path):
+    """Killed when the newest had been moved aside to be written again, and both pointers empty: it comes back."""
+    task = Scripted(steps=6, save_every=1, save_total_limit=9)
+    run = train(task, tmp_path, [Halt(4)]).run
+    folder = run.path / "checkpoints"
+    (folder / "step_00000004").rename(folder / ".step_00000004.old")
+    for name in ("last", "best"):
+        (folder / f"{name}.json").write_bytes(b"")
+    clear(folder)
+    assert read_checkpoint(folder / "step_00000004").manifest["step"] == 4
+
+
 def run_weights(task, path):
     """The model of a checkpoint."""
     model = task.make()
@@ -392,7 +407,7 @@ def test_before_any_best_there_is_none(tmp_path):
     task = Scripted(script=lambda step: 1.0, steps=6, eval_every=4, save_every=2)
     run = train(task, tmp_path, [Halt(5)]).run
     assert run.status["best_step"] == 4
-    again = train(task, tmp_path, [Halt(3)], run=run, resume="step_2")
+    again = train(task, tmp_path, [Halt(3)], run=run, resume="last")
     assert again.best is None and pointed(run.path / "checkpoints", "best") is None
 
 

@@ -6,7 +6,7 @@
 __all__ = ['system', 'preset', 'config', 'batch_size', 'device', 'seed', 'steps', 'largest', 'overrides']
 
 # %% ../../nbs/02_inspect.ipynb #d566040b
-system: str = "circuits"  # which research system
+system: str = "circuits"  # which research system; config may name another
 preset: str = None  # which preset of it; the one that config names, or base, when None
 config: str = None  # a YAML file with changes
 batch_size = None  # examples of a micro-batch

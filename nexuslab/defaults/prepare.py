@@ -6,7 +6,7 @@
 __all__ = ['system', 'preset', 'config', 'seed', 'data_path', 'num_samples', 'min_nodes', 'max_nodes', 'output_file', 'overrides']
 
 # %% ../../nbs/01_prepare.ipynb #a498d6fc
-system: str = "circuits"  # which research system
+system: str = "circuits"  # which research system; config may name another
 preset: str = None  # which preset of it; the one that config names, or base, when None
 config: str = None  # a YAML file with changes
 seed = None  # of every draw

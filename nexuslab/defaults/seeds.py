@@ -8,7 +8,7 @@ __all__ = ['system', 'preset', 'config', 'n', 'workers', 'name', 'epochs', 'step
            'wandb', 'tensorboard', 'processes', 'overrides']
 
 # %% ../../nbs/11_seeds.ipynb #29323e16
-system: str = "circuits"  # which research system
+system: str = "circuits"  # which research system; config may name another
 preset: str = None  # which preset of it; the one that config names, or base, when None
 config: str = None  # a YAML file: a whole run's config.yaml, or only changes
 n: int = 3  # how many seeds: that of the configuration, and those that follow

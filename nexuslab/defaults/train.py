@@ -8,7 +8,7 @@ __all__ = ['system', 'preset', 'config', 'name', 'epochs', 'steps', 'batch_size'
            'wandb', 'tensorboard', 'processes', 'overrides']
 
 # %% ../../nbs/03_train.ipynb #b48d1de9
-system: str = "circuits"  # which research system
+system: str = "circuits"  # which research system; config may name another
 preset: str = None  # smoke (seconds), base (minutes), paper (as published) ...; that of config, or base, when None
 config: str = None  # a YAML file: a whole run's config.yaml, or only changes
 name: str = None  # experiment name, part of the run directory's name

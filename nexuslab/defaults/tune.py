@@ -6,7 +6,7 @@
 __all__ = ['system', 'preset', 'config', 'trials', 'study_name', 'storage', 'output', 'epochs', 'steps', 'seed', 'overrides']
 
 # %% ../../nbs/05_tune.ipynb #fe55e0b1
-system: str = "circuits"  # which research system
+system: str = "circuits"  # which research system; config may name another
 preset: str = None  # what the trials change; the one that config names, or base, when None
 config: str = None  # a YAML file with changes
 trials: int = 20  # finished trials the study should have in the end
