@@ -170,8 +170,9 @@ def link_of(line: bytes, before: str, where: str) -> tuple[dict, str]:
     log = parse(text, where, "JSON", json.loads) if text.startswith(b"{") else None  # Optuna writes NaN
     check = found[1].decode() if found else ""
     if log is None or check != (link(text.decode(), before) if found or before else ""):
-        raise StudyError(f"study storage: {where}", found="a line that has changed, follows a line that is missing, or was added by another program",
-                         expected="the journal as nexuslab wrote it", remedy=RESTORE)
+        told = "a line that has changed, follows a line that is missing, or was added by another program"
+        raise StudyError(f"study storage: {where}", found=told, expected="the journal as nexuslab wrote it",
+                         remedy=RESTORE)
     return log, check
 
 # %% ../nbs/engine/11_tune.ipynb #6d724d25
