@@ -306,16 +306,16 @@ def atomic_path(
 # %% ../nbs/engine/00_core.ipynb #5bea6a51
 def plain(value):
     "Turn NumPy and torch scalars, paths, tuples and sets into what JSON holds; NaN and infinities into None."
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     return plain(value.tolist())  # a NumPy or torch scalar or array
 
 def write_json(path: Path | str, value) -> None:

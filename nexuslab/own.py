@@ -90,7 +90,9 @@ EXPECTED = {
 
 def loss_and_fed(told: Any) -> tuple[Any, Mapping]:
     "The loss, and what is fed to metrics, of what a user's loss gave."
-    loss, fed = told if isinstance(told, tuple) and len(told) == 2 else (told, {})
+    if not isinstance(told, tuple) or len(told) != 2:
+        return told, {}
+    loss, fed = told
     return loss, of_kind("loss", fed, Mapping, "the mean loss, or (mean loss, {metric: its arguments})")
 
 def of_kind(name: str, value: Any, kind: Any, expected: str) -> Any:

@@ -22,7 +22,7 @@ from nexuslab.own import OwnTask
 from nexuslab.optim import parameter_groups
 from nexuslab.run import Run
 
-STEPS, WARM, REPEATS, BATCH, EVERY, PIECE = 1000, 100, 10, 8, 10, 20
+STEPS, WARM, REPEATS, BATCH, EVERY, PIECE = 1000, 100, 24, 8, 10, 20
 WIDTHS = {289: [16], 100_717: [308, 308]}  # parameters of the model: widths of its hidden layers
 X = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
 Y = X.square().sum(1, keepdim=True)
@@ -144,21 +144,25 @@ def fabric(folder, parameters, steps=STEPS):
 
 
 class Clock(Listener):
-    """Reads the clocks after each piece."""
+    """Reads the clocks after each piece, and lets another loop do its own piece in between."""
 
-    def __init__(self):
-        self.marks = []
+    def __init__(self, other):
+        self.other, self.began, self.pieces = other, clocks(), []
 
     def on_row(self, snapshot):
         if snapshot.step % PIECE == 0:
-            self.marks.append(clocks())
+            mine = clocks()
+            next(self.other)
+            after = clocks()
+            self.pieces.append((mine - self.began, after - mine))
+            self.began = clocks()
 
     def close(self):
         return
 
 
-def engine(folder, parameters, steps=STEPS):
-    """`fit`: the clocks after each piece."""
+def engine(folder, parameters, other, steps=STEPS):
+    """`fit` and another loop by turns: wall-clock and processor time [s] of each one's pieces, (pieces, 2, 2)."""
     config = Config(
         system="bench", budget={"steps": steps}, loader=Loader(batch_size=BATCH), optim=Optim(
             lr=1e-3, clip=1.0
@@ -166,33 +170,29 @@ def engine(folder, parameters, steps=STEPS):
         track=Track(log_every=EVERY), checkpoint=Checkpoint(eval_every=steps, save_minutes=None),
     )
     task = OwnTask("bench", lambda: make(parameters), loss_of, Tensors(X, Y), Tensors(X[:8], Y[:8]), config)
-    clock = Clock()
+    clock = Clock(other)
     fit(task, config, Run.create(config, folder), [clock])
-    return clock.marks
+    return np.array(clock.pieces)
 
 
 @pytest.mark.parametrize("parameters", WIDTHS)
 def test_step(parameters, tmp_path, capsys):
-    """Interleaved repeats, cut into pieces: the fastest of them are those that nothing else disturbed."""
+    """Two loops take turns, 20 steps each, so that both meet the same machine; medians of the pieces of each repeat."""
     torch.set_num_threads(1)
-    loops = {"hand-written": lambda f: [clocks() for _ in hand_written(f, parameters)],
-             "nexuslab fit": lambda f: engine(f, parameters),
-             "Lightning Fabric": lambda f: [clocks() for _ in fabric(f, parameters)]}
-    found = {name: [] for name in loops}
-    for _ in range(REPEATS):
-        for name, loop in loops.items():
-            marks = loop(tmp_path)[WARM // PIECE : -1]  # `fit` evaluates before the last row
-            found[name].append(1e6 * np.diff(marks, axis=0) / PIECE)
-    figures = {name: np.quantile(np.concatenate(rows), (0.02, 0.5), axis=0) for name, rows in found.items()}
-    with capsys.disabled():
-        print(f"\n{parameters:,} parameters, {REPEATS} interleaved repeats of {STEPS} steps: microseconds a step in the"
-              f"\nfastest fiftieth of the pieces and in their median; in units of the hand-written loop\n{'':<18}"
-              + "".join(f"{f'{clock}, {what}':>20}{'ratio':>7}" for what in ("fastest", "median")
-                        for clock in ("wall", "processor")))
-        for name, values in figures.items():
-            ratios = values / figures["hand-written"]
-            print(f"{name:<18}" + "".join(f"{v:>20.0f}{r:>7.2f}" for v, r in zip(values.flat, ratios.flat)))
-    assert all(np.isfinite(values).all() and (values > 0).all() for values in figures.values())
+    for name, loop in {"hand-written": hand_written, "Lightning Fabric": fabric}.items():
+        found = []
+        for _ in range(REPEATS):
+            pieces = engine(tmp_path, parameters, loop(tmp_path, parameters))[WARM // PIECE : -1]  # the last: evaluation
+            found.append(1e6 * np.median(pieces, axis=0) / PIECE)
+        ratios = np.quantile([own / other for own, other in found], (0.25, 0.5, 0.75), axis=0)
+        with capsys.disabled():
+            print(f"\n{parameters:,} parameters, {REPEATS} repeats of {STEPS} steps, `fit` and {name} by turns")
+            for which, clock in enumerate(("wall", "processor")):
+                own, other = np.median(found, axis=0)[:, which]
+                low, middle, high = ratios[:, which]
+                print(f"  {clock:<10}{own:8.0f} against {other:6.0f} microseconds a step: "
+                      f"{middle:.3f} (quartiles {low:.3f} to {high:.3f})")
+        assert np.isfinite(found).all() and (np.array(found) > 0).all()
     last = [json.loads(line) for line in (tmp_path / "hand.jsonl").read_text().splitlines()][-1]
     assert last["step"] == STEPS and last["train/loss"] > 0
 
