@@ -197,7 +197,7 @@ class Fetch(Dataset):
         if not len(key.ids):  # of a process that has nothing to do in this turn
             return None
         if type(self.source).batch is Tensors.batch and get_worker_info() is None:
-            return self.source.batch(key.ids, key.setting, None)  # draws nothing: a generator takes longer than the rows
+            return self.source.batch(key.ids, key.setting, None)  # draws nothing; a generator takes longer than it
         seed = mix(self.seed, key.step, int(key.ids[0]))
         if get_worker_info() is not None:
             torch.set_num_threads(1)
