@@ -39,6 +39,20 @@ def test_levels_are_thirds_in_every_split_and_edge_cases_one_in_twenty(built):
     assert (assign_splits(Plan(720, seed=3)) != assign_splits(Plan(720, seed=4))).any()
 
 
+def test_no_graph_stands_in_two_splits(built):
+    """Circuits of a family and size differ in their weights alone: near-duplicates stay together."""
+    arrays = Store(built).arrays()
+    graphs = [set(), set(), set(), set()]
+    for i, split in enumerate(arrays["split"]):
+        edges = slice(*arrays["source_offset"][i : i + 2])
+        gates = arrays["gate"][slice(*arrays["gate_offset"][i : i + 2])]
+        wires = tuple(arrays[end][edges].tobytes() for end in ("source", "target"))
+        graphs[split].add((gates.tobytes(), *wires))
+    assert arrays["real"][arrays["split"] > 0].sum() > 10 and len(graphs[0]) > 500
+    assert all(not graphs[a] & graphs[b] for a in range(4) for b in range(a))
+    assert arrays["circuit_nodes"][arrays["beyond"]].min() > 60 == arrays["circuit_nodes"][~arrays["beyond"]].max()
+
+
 def test_workers_do_not_matter(tmp_path, built):
     again = build(tmp_path / "b.h5", Plan(720, 60, (10, 60), 120, seed=3), 2)
     assert Store(again).manifest["digest"] == Store(built).manifest["digest"]

@@ -63,10 +63,17 @@ def family(name: str, size: int) -> Circuits:
     "A real circuit, built once in a process."
     return FAMILIES[name][0](size)
 
-def draw_real(rng: np.random.Generator, nodes: tuple[int, int]) -> Circuits | None:
+TURNS = (0, 0, 1, 0, 2)  # splits that take the sizes of a family, in turn
+
+@cache
+def sizes_for(name: str, split: int) -> list[int]:
+    "The sizes of a family that a split may have; 3, what is beyond, may have all."
+    return [size for k, size in enumerate(FAMILIES[name][1]) if split in (3, TURNS[k % len(TURNS)])]
+
+def draw_real(rng: np.random.Generator, nodes: tuple[int, int], split: int) -> Circuits | None:
     "A real circuit with jittered weights; None where the family drawn has none of these sizes."
     name = sorted(FAMILIES)[rng.integers(len(FAMILIES))]
-    sizes = FAMILIES[name][1]
+    sizes = sizes_for(name, split)
     count = lambda size: len(family(name, size).gate)
     low, high = bisect_right(sizes, nodes[0] - 1, key=count), bisect_right(sizes, nodes[1], key=count)
     if low == high:
@@ -75,10 +82,12 @@ def draw_real(rng: np.random.Generator, nodes: tuple[int, int]) -> Circuits | No
     jitter = rng.uniform(0.8, 1.25, len(found.weight)).astype(np.float32)
     return dataclasses.replace(found, weight=found.weight * jitter)
 
-def draw_all(rng: np.random.Generator, inputs: Drawn, nodes: tuple[int, int]) -> tuple[Circuits, np.ndarray]:
-    "The circuits of some examples, and which of them are real, (B,) bool."
+def draw_all(
+    rng: np.random.Generator, inputs: Drawn, nodes: tuple[int, int], split: np.ndarray
+) -> tuple[Circuits, np.ndarray]:
+    "The circuits of some examples and splits (B,), and which of them are real, (B,) bool."
     wanted = ~inputs.edge & (rng.random(len(inputs.nodes)) < REAL)
-    real = {i: c for i in np.flatnonzero(wanted) if (c := draw_real(rng, nodes))}
+    real = {i: c for i in np.flatnonzero(wanted) if (c := draw_real(rng, nodes, int(split[i])))}
     rest = np.setdiff1d(np.arange(len(wanted)), list(real))
     drawn = draw_circuits(rng, inputs.nodes[rest], inputs.linear[rest]) if len(rest) else None
     both = stack([*([drawn] if drawn else []), *real.values()])
@@ -131,23 +140,22 @@ class Plan:
 def make_block(span: tuple[int, int, bool], plan: Plan) -> dict[str, np.ndarray | Ragged]:
     "Examples span[0] to span[1] - 1 of a plan; span[2]: of those beyond."
     low, high, beyond = span
-    nodes = (plan.nodes[1], plan.largest) if beyond else plan.nodes
+    nodes = (plan.nodes[1] + 1, plan.largest) if beyond else plan.nodes
+    split = np.full(high - low, 3, np.int8) if beyond else assign_splits(plan)[low:high]
     rng = np.random.default_rng(mix(plan.seed, "lattice", beyond, low))
     inputs = draw_inputs(rng, np.arange(low, high), nodes)
-    circuits, real = draw_all(rng, inputs, nodes)
+    circuits, real = draw_all(rng, inputs, nodes, split)
     rows = labelled(circuits, inputs.level, inputs.weights, profile_of(plan.profile))
-    return rows | {"edge_case": inputs.edge, "real": real, "beyond": np.full(high - low, beyond)}
+    return rows | {"edge_case": inputs.edge, "real": real, "beyond": np.full(high - low, beyond), "split": split}
 
 def make_blocks(plan: Plan, workers: int | None = None) -> Iterator[dict[str, np.ndarray | Ragged]]:
-    "All blocks of a plan in order, by worker processes and with a progress bar; each with its split."
+    "All blocks of a plan in order, by worker processes and with a progress bar."
     spans = [(low, min(low + BLOCK, many), beyond) for many, beyond in ((plan.samples, False), (plan.beyond, True))
              for low in range(0, many, BLOCK)]
-    split = assign_splits(plan)
-    for span, rows in zip(spans, map_parallel(partial(make_block, plan=plan), spans, workers, "circuits")):
-        low, high, beyond = span
-        yield rows | {"split": np.full(high - low, 3, np.int8) if beyond else split[low:high]}
+    yield from map_parallel(partial(make_block, plan=plan), spans, workers, "circuits")
 
 # %% ../../../nbs/systems/lattice/01_data.ipynb #c5a0173d
+@cache
 def assign_splits(plan: Plan) -> np.ndarray:
     "0 train, 1 val, 2 test for each example, (samples,): each level has the same shares."
     ids = np.arange(plan.samples)
@@ -161,7 +169,7 @@ def assign_splits(plan: Plan) -> np.ndarray:
     return np.searchsorted(bounds, order, side="right").astype(np.int8)
 
 # %% ../../../nbs/systems/lattice/01_data.ipynb #3b7ba373
-VERSION = 1  # of the generator; raised when the same plan gives other data
+VERSION = 2  # of the generator; raised when the same plan gives other data
 
 def manifest(plan: Plan) -> dict[str, Any]:
     "What makes a file."

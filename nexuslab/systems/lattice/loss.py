@@ -129,10 +129,12 @@ def accuracy(profile: Profile, right: Proposals, proposals: Proposals) -> dict[s
     "How near the proposals are, on axes from 0 to 1, among circuits that have an answer."
     some = right.feasible
     if not some.any():
-        return {"parameter_accuracy": float("nan"), "r2": float("nan")}
+        return dict.fromkeys(("parameter_accuracy", "all_exact", "r2"), float("nan"))
     steps = np.array([len(axis) - 1 for axis in profile.axes.values()])
     close = (np.abs(proposals.places - right.places)[some] <= CLOSE * steps).all(1) & proposals.feasible[some]
-    return {"parameter_accuracy": float(close.mean()), "r2": explained(profile, right, proposals.places / steps)}
+    exact = (proposals.places == right.places)[some].all(1) & proposals.feasible[some]
+    return {"parameter_accuracy": float(close.mean()), "all_exact": float(exact.mean()),
+            "r2": explained(profile, right, proposals.places / steps)}
 
 def explained(
     profile: Profile,

@@ -322,7 +322,7 @@ class AdvancedGNNOptimizer(Heads):
         channels: int = 8,  # C of the recurrence
         growth: bool = False,  # ln G is among the inputs
         order: bool = True,  # messages pass along the order of the circuit
-        caution: float = 0.98,  # probability with which a proposed modulus suffices
+        caution: float = 0.8,  # probability with which a proposed modulus suffices
         profile: str = "rlwe",  # whose grid is answered on
     ):
         super().__init__()

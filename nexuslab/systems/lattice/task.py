@@ -71,7 +71,7 @@ class LatticeModel(Section):
     channels: int = Field(8, ge=1, description="channels of the recurrence along the order of a circuit")
     order: bool = Field(True, description="messages pass along the order of a circuit")
     growth: bool = Field(False, description="ln G is among the inputs")
-    caution: float = Field(0.98, ge=0.5, lt=1, description="probability with which a proposed modulus suffices")
+    caution: float = Field(0.8, ge=0.5, lt=1, description="probability with which a proposed modulus suffices")
 
     @model_validator(mode="after")
     def _divides(self):
@@ -338,7 +338,7 @@ class LatticeTraining:
         return found
 
     def directions(self, cfg):
-        more = "?_exact*", "parameter_accuracy*", "metrics_accuracy*", "infeasible_f1*", "r2*", "security_score"
+        more = "?_exact*", "all_exact*", "parameter_accuracy*", "metrics_accuracy*", "infeasible_f1*", "r2*", "security_score"
         less = "violations*", "regret*", "repaired_share*", "repair_steps*", "by_solver_share*", "*_loss"
         return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
 
