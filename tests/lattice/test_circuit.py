@@ -112,3 +112,33 @@ def test_files_are_read(tmp_path, drawn):
     for wrong in ({"gates": ["ADD"], "wires": [[0]]}, {"gates": ["ADD"], "wires": [[0, 0]]}, [1]):
         with pytest.raises(NexusError):
             read_circuit(wrong) if isinstance(wrong, dict) else read_circuit({"nodes": wrong})
+
+
+def test_constraints_that_define_nothing_are_claims():
+    """A bit is 0 or 1, an inverse, a sum without a product: none of them is refused, and none defines the constant."""
+    bit = {"a": {"1": 1}, "b": {"1": 1, "0": -1}, "c": {}}
+    inverse = {"a": {"1": 1}, "b": {"2": 1}, "c": {"0": 1}}
+    total = {"a": {}, "b": {}, "c": {"1": 2, "2": 1, "3": -1}}
+    found = read_circuit({"variables": 4, "constraints": [bit, inverse, total]})
+    told, names = statistics(found), [GATES[g] for g in found.gate]
+    assert told.nonlinear.tolist() == [2] and names.count("MUL") == 2 and len(names) == 3 + 3 + 4 + 1
+    assert math.isclose(math.exp(told.growth[0]), 5)  # of 2 a + b
+    again = read_circuit({"nVars": 4, "prime": "97", "constraints": [
+        [{"1": "1"}, {"1": "1", "0": "96"}, {}], [{"1": "1"}, {"2": "1"}, {"0": "1"}],
+        [{}, {}, {"1": "2", "2": "1", "3": "96"}]]})
+    assert np.array_equal(again.weight, found.weight) and np.array_equal(again.target, found.target)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"gates": "AND"}, {"gates": None}, {"gates": ["OR", "OR"], "wires": None}, {"gates": ["OR", "OR"], "wires": [5]},
+    {"gates": ["OR", "OR"], "wires": [[0.5, 1]]}, {"gates": ["OR", "OR"], "wires": [[0, 1, "DATA", "x"]]},
+    {"gates": ["OR", "OR"], "wires": [[0, 1, "DATA", None]]}, {"gates": ["OR", "OR"], "wires": [[0, 1, "DATA", 1e300]]},
+    {"constraints": []}, {"variables": "q", "constraints": []}, {"variables": -3, "constraints": []},
+    {"variables": 3, "constraints": {"a": 1}}, {"variables": 3, "constraints": [[{}, {}]]},
+    {"variables": 3, "prime": "x", "constraints": []},
+    *({"variables": 3, "constraints": [{"a": {"1": 1}, "b": side, "c": {"2": 1}}]}
+      for side in ({"x": 1}, {"1": "y"}, {"1": float("nan")}, {"9": 1}, [1])),
+])
+def test_files_that_are_no_circuits_are_refused_by_name(wrong):
+    with pytest.raises(NexusError):
+        read_circuit(wrong)

@@ -113,6 +113,14 @@ def test_every_size_of_the_published_defaults_is_accepted_and_others_are_not():
     assert AdvancedGNNOptimizer(10, 4, 16, 2, 4, 0.1).settings["num_layers"] == 2
 
 
+def test_tensors_of_a_training_are_read():
+    one = draw_circuits(np.random.default_rng(0), [20])
+    given = node_features(one), np.stack([one.source, one.target]), edge_features(one)
+    model = AdvancedGNNOptimizer(**SMALL).eval()
+    x, ends, attr = map(torch.from_numpy, given)
+    assert model.predict_parameters(x.requires_grad_(), ends, attr) == model.predict_parameters(*given)
+
+
 def test_nodes_without_edges_and_one_node():
     from nexuslab.systems.lattice.circuit import Circuits
 
@@ -129,7 +137,13 @@ def test_nodes_without_edges_and_one_node():
     (lambda x, e, a: (x, e, a[:, :3]), {}, "shape"), (lambda x, e, a: (x * np.nan, e, a), {}, "nan"),
     (None, {"lambda_bits": 100}, "128, 192, 256"), (None, {"lambda_bits": float("nan")}, "128, 192, 256"),
     (None, {"weights": (1, -1, 1)}, "weights"), (None, {"weights": (0, 0, 0)}, "weights"),
-    (None, {"weights": (1, float("nan"), 1)}, "weights"),
+    (None, {"weights": (1, float("nan"), 1)}, "weights"), (None, {"lambda_bits": "high"}, "target security"),
+    (None, {"weights": "small"}, "weights"), (None, {"ms_per_operation": -1}, "ms_per_operation"),
+    (None, {"ms_per_operation": float("nan")}, "ms_per_operation"),
+    (lambda x, e, a: (np.full(x.shape, "a"), e, a), {}, "number"),
+    (lambda x, e, a: (x, e, a.astype(float) * 1e300), {}, "finite"),
+    (lambda x, e, a: ([x, x], [e], [a]), {}, "one length"),
+    (lambda x, e, a: ([], [], []), {}, "one length"), (lambda x, e, a: (x.tolist(), e, a), {}, "arrays or tensors"),
 ])
 @pytest.mark.parametrize("profile", ["rlwe", "lnp"])
 def test_bad_input_is_refused_before_anything_is_computed(monkeypatch, profile, change, wish, says):

@@ -1,4 +1,6 @@
 """No answer leaves unverified."""
+import dataclasses
+
 import numpy as np
 import pytest
 from nexuslab.core import NexusError
@@ -39,13 +41,28 @@ def test_reports_say_why_and_how():
     profile = get_profile("rlwe")
     told = statistics(stack([range_proof(40), draw_circuits(np.random.default_rng(0), [40])]))
     done = verify(profile, told, Proposals(np.tile([5, 39, 0], (2, 1)), np.ones(2, bool)), 128)
-    rows = report(profile, done, 128)
+    rows = report(profile, told, done, 128)
     none, one = rows
     assert not none["feasible"] and none["n"] is None and "correctness" in none["reason"] and none["steps"] == -1
     assert one["feasible"] and one["bits"] == min(one["bits_primal"], one["bits_dual"], one["bits_bdd"])
     assert one["margin"] == one["bits"] - 128 and one["time_unit"] == "operations"
-    timed = report(profile, done, 128, 0.5)
+    timed = report(profile, told, done, 128, 0.5)
     assert timed[1]["estimated_prove_time"] == one["estimated_prove_time"] / 2 and timed[1]["time_unit"] == "ms"
+
+
+def test_proofs_are_reported_under_each_attack():
+    """Profile `lnp`: the cheapest of its attacks is what the answer states, also beside one that has no answer."""
+    profile, rng = get_profile("lnp"), np.random.default_rng(0)
+    told = statistics(draw_circuits(rng, rng.integers(5, 200, 12)))
+    told = dataclasses.replace(told, max_bits=np.where(np.arange(12) == 3, 60, told.max_bits))
+    level = rng.choice([128, 192, 256], 12)
+    best = profile.solve(told, level)
+    places = [np.searchsorted(axis, getattr(best, k)) * best.feasible for k, axis in profile.axes.items()]
+    rows = report(profile, told, verify(profile, told, Proposals(np.stack(places, 1), best.feasible), level), level)
+    attacks = [f"bits_{name}" for name in ("mlwe_primal", "mlwe_dual", "msis")]
+    assert rows[3]["feasible"] is False and all(rows[3][name] is None for name in attacks)
+    some = [row for row in rows if row["feasible"]]
+    assert all(row["bits"] == min(row[name] for name in attacks) >= row["lambda_bits"] for row in some)
 
 
 def test_wishes_out_of_range_are_refused():

@@ -95,7 +95,18 @@ def test_arrays_are_many_single_ones():
     assert abs(attempts(14.0) / np.exp(13.371 / 14 + 1 / 392) - 1) < 1e-3
 
 
-@pytest.mark.parametrize("wrong", [{"d": 100}, {"log2_q": -1}, {"m1": np.nan}, {"alpha": "55"}, {"m1": 0}])
+@pytest.mark.parametrize("wrong", [{"d": 100}, {"log2_q": -1}, {"m1": np.nan}, {"alpha": "55"}, {"m1": 0},
+                                   {"gammas": (0, 1, 5, 5)}, {"gammas": (14, 1, 5)}, {"gammas": (-1, 1, 5, 5)},
+                                   {"norms": (-1,)}, {"lambda_bits": -5}, {"delta": 0.9}, {"nbin": -1}, {"kmlwe": 0}])
 def test_bad_input_is_refused(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong)) if "d" not in wrong else "ring degree"):
+    name = next(iter(wrong))
+    with pytest.raises(ConfigError, match={"d": "ring degree", "gammas": "gamma", "norms": "norm"}.get(name, name)):
         lnp_proof(**({"d": 64, "log2_q": 40, "m1": 32, "alpha": 55.0} | wrong))
+
+
+def test_numbers_that_are_none_have_no_attempts():
+    for wrong in (0.0, -1.0, np.nan):
+        with pytest.raises(ConfigError, match="gamma"):
+            attempts(wrong)
+    with pytest.raises(ConfigError, match="lambda_bits"):
+        core_svp_delta(0)

@@ -96,12 +96,27 @@ def test_extremes_are_defined():
     [
         ({"n": 0}, "n of"), ({"n": [512, np.nan]}, "nan"), ({"m": 0}, "m of"), ({"log2_q": -1}, "log2_q"),
         ({"sigma_e": "3"}, "sigma_e"), ({"attack": "primmal"}, "primal"), ({"cost_model": "matzof"}, "matzov"),
-        ({"log2_q": 1.5, "sigma_e": 3.2}, "larger q"), ({"n": [1, 2], "m": [1, 2, 3]}, "broadcast"),
+        ({"log2_q": 1.5, "sigma_e": 3.2}, "larger q"), ({"n": np.inf}, "n of"), ({"log2_q": np.inf}, "log2_q"),
+        ({"log2_q": 0.5, "sigma_e": 0.6, "sigma_s": 0.6}, "at least 1"), ({"n": [1, 2], "m": [1, 2, 3]}, "broadcast"),
     ],
 )
 def test_bad_input_is_refused(wrong, says):
     with pytest.raises(ConfigError, match=says):
         lwe_bits(**({"n": 512, "log2_q": 12, "sigma_s": 1, "sigma_e": 1} | wrong))
+
+
+def test_hopeless_instances_read_infinity_under_every_attack():
+    """No penalty is cut off before the search has seen its slope."""
+    n = np.array([65_536, 300_000, 2**20, 1e9])
+    for name in ATTACKS:
+        bits = lwe_bits(n, 20.0, 3.2, 3.2, 2 * n, name)
+        assert 17_000 < bits[0] < 20_000 and np.isinf(bits[2:]).all(), name
+
+
+@pytest.mark.parametrize("name", ["gaussian.", "uniform1", "uniform0.5", "tuniform2000", "cbd0", "cbd1e3", "ternary3"])
+def test_distributions_that_are_none_are_refused(name):
+    with pytest.raises(ConfigError, match="unknown distribution"):
+        deviation(name)
 
 
 def test_sparse_secrets_are_warned_about():

@@ -209,12 +209,17 @@ def from_features(
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #e387acca
 def checked(name: str, rows: Any, width: int) -> np.ndarray:
     "A table of finite numbers with `width` columns, float64."
-    rows = np.asarray(rows, dtype=float)
+    try:
+        rows = np.asarray(rows, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} of a circuit", found=str(error), expected=f"a table of numbers with {width} columns",
+                        remedy="give an array or a tensor") from error
     if rows.ndim != 2 or rows.shape[1] != width:
         raise DataError(f"{name} of a circuit", found=f"shape {rows.shape}", expected=f"(rows, {width})",
                         remedy=f"give {width} columns: gates {GATES} and counts, or kinds {KINDS} and weight")
-    if not np.isfinite(rows).all():
-        raise DataError(f"{name} of a circuit", found=f"{rows[~np.isfinite(rows)][0]}", expected="finite numbers",
+    good = np.abs(rows) <= np.finfo(np.float32).max
+    if not good.all():
+        raise DataError(f"{name} of a circuit", found=f"{rows[~good][0]}", expected="finite numbers below 3.4e38",
                         remedy="replace NaN and infinity")
     return rows
 
@@ -229,7 +234,11 @@ def one_hot(name: str, columns: np.ndarray) -> np.ndarray:
 
 def checked_ends(edge_index: Any, nodes: int, edges: int) -> np.ndarray:
     "Sources and targets, (2, E) int64, that are nodes of the circuit."
-    ends = np.asarray(edge_index)
+    try:
+        ends = np.asarray(edge_index)
+    except ValueError as error:
+        raise DataError("edge_index of a circuit", found=str(error), expected=f"shape (2, {edges})",
+                        remedy="give sources and targets of one length") from error
     if ends.shape != (2, edges) or (edges and ends.dtype.kind not in "iu"):
         raise DataError("edge_index of a circuit", found=f"{ends.dtype} {ends.shape}",
                         expected=f"whole numbers of shape (2, {edges})", remedy="give a column an edge of edge_attr")
@@ -405,43 +414,92 @@ def named(name: Any, names: tuple[str, ...], what: str) -> int:
         raise DataError(what, found=str(name), expected=", ".join(names), remedy=did_you_mean(str(name), names))
     return names.index(name)
 
+def listed(content: dict, key: str) -> list:
+    "A list of the file; none where the key is missing."
+    if not isinstance(found := content.get(key, []), (list, tuple)):
+        raise DataError(f"{key} of a circuit", found=repr(found)[:60], expected="a list", remedy="correct the file")
+    return found
+
+def whole_wire(wire: Any) -> list:
+    "Source, target, kind and weight."
+    match wire:
+        case [int(), int()]:
+            return [*wire, "DATA", 1.0]
+        case [int(), int(), _, int() | float()]:
+            return list(wire)
+    raise DataError("a wire of a circuit", found=repr(wire)[:60], remedy="correct the file",
+                    expected="[source, target] or [source, target, kind, weight]: two whole numbers, a name, a number")
+
 def from_gates(content: dict) -> Circuits:
     "A circuit of named gates, and wires [source, target, kind, weight]."
-    gates = [named(g, GATES, "a gate") for g in content["gates"]]
-    wires = [[*wire, "DATA", 1.0][:4] if len(wire) == 2 else wire for wire in content.get("wires", [])]
-    if any(len(wire) != 4 for wire in wires):
-        raise DataError("a wire of a circuit", found=str(next(w for w in wires if len(w) != 4)),
-                        expected="[source, target] or [source, target, kind, weight]", remedy="correct the file")
+    gates = [named(g, GATES, "a gate") for g in listed(content, "gates")]
+    wires = [whole_wire(wire) for wire in listed(content, "wires")]
     x = np.column_stack([np.eye(len(GATES))[gates], np.zeros((len(gates), 3))]) if gates else np.zeros((0, NODE_WIDTH))
     kinds = np.eye(len(KINDS))[[named(w[2], KINDS, "the kind of a wire") for w in wires]] if wires else np.zeros((0, 3))
     attr = np.column_stack([kinds, np.array([w[3] for w in wires], float)])
     return from_features(x, np.array([w[:2] for w in wires], np.int64).reshape(-1, 2).T, attr)
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1468f3c0
+def coefficients(terms: Any, variables: int, prime: int | None, what: str) -> dict[int, float]:
+    "One side of a constraint: variable -> coefficient, without zeros."
+    try:
+        found = {int(i): signed(w, prime) for i, w in terms.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(what, found=repr(terms)[:60], expected='{"variable": coefficient, ...}, numbers both',
+                        remedy="correct the file") from error
+    if not all(0 <= i < variables and np.isfinite(w) for i, w in found.items()):
+        raise DataError(what, found=str(found)[:60], expected=f"variables 0 to {variables - 1}, finite coefficients",
+                        remedy="correct the file, or its number of variables")
+    return {i: w for i, w in found.items() if w}
+
+def signed(element: Any, prime: int | None) -> float:
+    "A coefficient; of a field, the representative nearest to 0."
+    if prime is None:
+        return float(element)
+    element = int(element) % prime
+    return float(element - prime if 2 * element > prime else element)
+
+def defined(rows: list[list[dict[int, float]]]) -> dict[int, int]:
+    "Constraint -> the variable that it defines: the largest of c that nothing mentioned before."
+    seen, made = {0}, {}
+    for number, (left, right, out) in enumerate(rows):
+        seen |= {*left, *right}
+        if new := set(out) - seen:
+            made[number] = max(new)
+        seen |= set(out)
+    return made
+
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #ff392d55
 def from_r1cs(content: dict) -> Circuits:
     "A circuit of a rank-1 constraint system; variable 0 is the constant 1."
-    b, place = Builder(), {}
-    rows = [{k: {int(i): float(w) for i, w in row.get(k, {}).items() if w} for k in "abc"}
-            for row in content["constraints"]]
-    made = {max(row["c"], default=0) for row in rows}
-    place |= {i: b.gate("ADD") for i in range(int(content["variables"])) if i not in made}
+    variables, prime, rows = content.get("variables", content.get("nVars")), content.get("prime"), []
+    if not isinstance(variables, int) or variables < 1 or not str(prime or 0).isdigit():
+        raise DataError("variables or prime of a constraint system", found=f"{variables!r}, {prime!r}"[:60],
+                        expected="a whole number of variables; a prime or none",
+                        remedy="write how many variables it has")
+    prime = int(prime) if prime else None
+    for number, row in enumerate(listed(content, "constraints")):
+        sides = [row.get(k, {}) for k in "abc"] if isinstance(row, dict) else row
+        if not isinstance(sides, (list, tuple)) or len(sides) != 3:
+            raise DataError(f"constraint {number}", found=repr(row)[:60], expected="a, b and c",
+                            remedy="correct the file")
+        rows.append([coefficients(s, variables, prime, f"constraint {number}") for s in sides])
+    b, made = Builder(), defined(rows)
+    place = {i: b.gate("ADD") for i in range(variables) if i not in made.values()}
     for number, row in enumerate(rows):
-        new = [i for i in row["c"] if i not in place]
-        unknown = [i for k in "ab" for i in row[k] if i not in place]
-        if len(new) != 1 or unknown or not (row["a"] and row["b"]):
-            raise DataError(f"constraint {number}", found=f"new variables {new}, undefined ones {unknown}",
-                            expected="a and b of defined variables, and one new variable in c, the largest",
-                            remedy="order the constraints so that each defines one variable")
-        place[new[0]] = defined(b, place, row, new[0])
+        constrain(b, place, *row, made.get(number))
     return b.done()
 
-def defined(b: Builder, place: dict[int, int], row: dict, new: int) -> int:
-    "The gate that gives the new variable of a constraint."
+def constrain(b: Builder, place: dict[int, int], left: dict, right: dict, out: dict, new: int | None) -> None:
+    "The gates of a constraint; `new` is the variable that it defines, if any."
     def combined(terms):
         return b.gate("ADD", *(place[i] for i in terms), weights=list(terms.values()))
 
-    product, rest = b.gate("MUL", combined(row["a"]), combined(row["b"])), row["c"]
-    others = {i: -w / rest[new] for i, w in rest.items() if i != new}
-    if not others and rest[new] == 1:
-        return product
-    return b.gate("ADD", product, *(place[i] for i in others), weights=[1 / rest[new], *others.values()])
+    scale = 1.0 if new is None else out[new]
+    parts = [(b.gate("MUL", combined(left), combined(right)), 1 / scale)] if left and right else []
+    parts += [(place[i], -w / scale) for i, w in out.items() if i != new]
+    alone = len(parts) == 1 and parts[0][1] == 1
+    nodes, weights = zip(*parts, strict=True) if parts else ((), ())
+    found = nodes[0] if alone else b.gate("ADD", *nodes, weights=weights)
+    if new is not None:
+        place[new] = found

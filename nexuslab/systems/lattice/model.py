@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core import CheckpointError, ConfigError, atomic_path
+from ...core import CheckpointError, ConfigError, DataError, atomic_path
 from ...run import Run
 from .batch import Batch, columns, sorted_batch
 from nexuslab.systems.lattice.circuit import (
@@ -29,7 +29,7 @@ from nexuslab.systems.lattice.circuit import (
 )
 from .data import LEVELS, profile_of
 from .lengths import GridChoice, Reading, Widths
-from .predict import Proposals, report, trained_level, verify
+from .predict import Proposals, report, scale, trained_level, verify
 from .profile import wishes
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #c41e48ae
@@ -401,6 +401,7 @@ def predict_circuits(
 ) -> list[dict[str, Any]]:
     "A verified answer for each circuit of a batch, as `report` writes it."
     level, weights = wishes(len(circuits), trained_level(lambda_bits, len(circuits)), weights)
+    scale(ms_per_operation)
     told = statistics(circuits)
     batch = batch_of(circuits, told, level, weights).to(next(model.parameters()).device)
     training = model.training
@@ -408,15 +409,21 @@ def predict_circuits(
         proposals = propose(model, model.eval()(batch), batch.level)
     model.train(training)
     profile = profile_of(model.profile)
-    return report(profile, verify(profile, told, proposals, level, weights), level, ms_per_operation)
+    return report(profile, told, verify(profile, told, proposals, level, weights), level, ms_per_operation)
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #f89ed9ae
 def predict_parameters(self: AdvancedGNNOptimizer, x, edge_index, edge_attr, lambda_bits=128, weights=(1, 1, 1),
                        ms_per_operation: float | None = None) -> dict | list[dict]:
     "Verified parameters of one graph (a dictionary), or of lists of graphs (a list of dictionaries)."
     several = isinstance(x, (list, tuple))
-    graphs = list(zip(x, edge_index, edge_attr, strict=True)) if several else [(x, edge_index, edge_attr)]
-    circuits = stack([from_features(*graph) for graph in graphs])
+    parts = (x, edge_index, edge_attr) if several else ([x], [edge_index], [edge_attr])
+    lengths = [len(part) if isinstance(part, (list, tuple)) else None for part in parts]
+    if None in lengths or len(set(lengths)) > 1 or not lengths[0]:
+        raise DataError("graphs", found=f"x, edge_index and edge_attr of {lengths} graphs (None: no list)",
+                        expected="three lists of one length, or one graph",
+                        remedy="give one graph as arrays or tensors, several as lists of them")
+    plain = lambda value: value.detach().cpu() if isinstance(value, Tensor) else value
+    circuits = stack([from_features(*map(plain, graph)) for graph in zip(*parts, strict=True)])
     rows = predict_circuits(self, circuits, lambda_bits, weights, ms_per_operation)
     return rows if several else rows[0]
 

@@ -15,8 +15,7 @@ import numpy as np
 from ...core import ConfigError
 from .circuit import Statistics
 from .data import LEVELS
-from .profile import Profile, Rlwe, Solution, pick, wishes
-from .security import ATTACKS, lwe_bits
+from .profile import Profile, Solution, as_floats, pick, wishes
 
 # %% ../../../nbs/systems/lattice/01c_predict.ipynb #c5ec3f59
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +101,15 @@ def replaced(solution: Solution, rows: np.ndarray, by: Solution) -> Solution:
 # %% ../../../nbs/systems/lattice/01c_predict.ipynb #cb454354
 def report(
     profile: Profile,
+    circuits: Statistics,  # of B circuits
     verified: Verified,
     level: Any,  # bits: one number or (B,)
     ms_per_operation: float | None = None,  # of a micro-benchmark; None leaves counts of operations
 ) -> list[dict[str, Any]]:
     "A dictionary a circuit; where nothing fits, numbers are None and `reason` says why."
-    s, factor = verified.solution, 1.0 if ms_per_operation is None else ms_per_operation
+    s, factor = verified.solution, scale(ms_per_operation)
     level = np.broadcast_to(np.asarray(level), len(s))
-    attacks = attack_bits(profile, s)
+    attacks = attack_bits(profile, circuits, s, level)
     rows = []
     for i in range(len(s)):
         told = {
@@ -126,23 +126,26 @@ def report(
     return rows
 
 # %% ../../../nbs/systems/lattice/01c_predict.ipynb #bd2d1a11
-def attack_bits(profile: Profile, solution: Solution) -> dict[str, np.ndarray]:
+def attack_bits(profile: Profile, circuits: Statistics, solution: Solution, level: np.ndarray) -> dict[str, np.ndarray]:
     "Bits under each attack, each (B,); NaN where there is no answer."
-    if not isinstance(profile, Rlwe):
-        return {}
     some = solution.feasible
-    out = {name: np.full(len(solution), np.nan) for name in ATTACKS}
-    for name in ATTACKS if some.any() else ():
-        secret = solution.sigma[some] if profile.secret == "normal-form" else (2 / 3) ** 0.5
-        point = solution.n[some], np.log2(solution.q[some]), secret, solution.sigma[some], 2 * solution.n[some]
-        out[name][some] = lwe_bits(*point, name, profile.cost_model)
-    return out
+    point = (np.where(some, getattr(solution, name), axis[-1]) for name, axis in profile.axes.items())
+    return {name: np.where(some, bits, np.nan) for name, bits in profile.attacks(circuits, *point, level).items()}
+
+def scale(ms_per_operation: float | None) -> float:
+    "What counts of operations are multiplied by."
+    if ms_per_operation is None:
+        return 1.0
+    if not isinstance(ms_per_operation, (int, float, np.number)) or not 0 < ms_per_operation < np.inf:
+        raise ConfigError("ms_per_operation", found=ms_per_operation, expected="a number above 0, or None for counts",
+                          remedy="give 1 / calibrate(), the milliseconds of an operation")
+    return float(ms_per_operation)
 
 # %% ../../../nbs/systems/lattice/01c_predict.ipynb #92faa1cd
 def trained_level(lambda_bits: Any, circuits: int) -> np.ndarray:
     "Levels (B,) of the network; another than 128, 192 or 256 is a `ConfigError`."
-    level = np.broadcast_to(np.asarray(lambda_bits, float), circuits) if np.ndim(lambda_bits) == 0 else np.asarray(
-        lambda_bits, float)
+    level = as_floats("target security", lambda_bits)
+    level = np.broadcast_to(level, circuits) if level.ndim == 0 else level
     if level.shape != (circuits,) or not np.isin(level, LEVELS).all():
         raise ConfigError(
             "target security", found=lambda_bits, expected=f"{', '.join(map(str, LEVELS))} bits, one or {circuits}",

@@ -18,7 +18,7 @@ import pandas as pd
 from ...core import ConfigError, DataError, did_you_mean
 from .circuit import Statistics
 from .proof import core_svp_delta, lnp_proof, mlwe_rank, proved
-from .security import log_delta, lwe_attack, smallest
+from .security import ATTACKS, log_delta, lwe_attack, lwe_bits, smallest
 
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #b2e8ef36
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +48,20 @@ class Solution:
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #42962ae3
 LEVELS = (40, 512)  # bits that may be asked for
 
+def as_floats(what: str, value: Any) -> np.ndarray:
+    "A number or numbers as an array; what is none is a `ConfigError`."
+    try:
+        return np.asarray(value, float)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(what, found=repr(value)[:60], expected="numbers", remedy="give numbers, not text") from error
+
 def wishes(
     circuits: int,  # B
     lambda_bits: Any,  # one number or (B,)
     weights: Any,  # of size, prove and verify: (3,) or (B, 3)
 ) -> tuple[np.ndarray, np.ndarray]:
     "Levels (B,) and weights (B, 3) that sum to 1; what is out of range is a `ConfigError`."
-    level, weights = np.asarray(lambda_bits, float), np.asarray(weights, float)
+    level, weights = as_floats("target security", lambda_bits), as_floats("weights of size, prove and verify", weights)
     if level.shape not in ((), (circuits,)) or not ((level >= LEVELS[0]) & (level <= LEVELS[1])).all():
         raise ConfigError(
             "target security", found=lambda_bits if level.ndim == 0 else f"shape {level.shape}, {level.min():g} to "
@@ -96,6 +103,10 @@ class Profile(ABC):
     @abstractmethod
     def judge(self, some: Statistics, n: np.ndarray, q: np.ndarray, sigma: np.ndarray, level: np.ndarray) -> dict:
         "bits, failure, correct, size, prove and verify of points, each (B,)."
+
+    @abstractmethod
+    def attacks(self, some: Statistics, n: np.ndarray, q: np.ndarray, sigma: np.ndarray, level: np.ndarray) -> dict:
+        "Bits of points under each attack, each (B,)."
 
     def solve(self, circuits: Statistics, lambda_bits: Any = 128, weights: Any = (1, 1, 1), n: Any = 0) -> Solution:
         """The optimum of the grid for each circuit, exactly. Ties go to the smallest n, then q, then sigma. With `n`
@@ -245,6 +256,10 @@ class Rlwe(Profile):
     def judge(self, some, n, q, sigma, level):
         return rlwe_judge(self, some, n, q, sigma)
 
+    def attacks(self, some, n, q, sigma, level):
+        secret = sigma if SECRETS[self.secret] is None else SECRETS[self.secret]
+        return {name: lwe_bits(n, np.log2(q), secret, sigma, 2 * n, name, self.cost_model) for name in ATTACKS}
+
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #c1376687
 DEVIATIONS = 6.5  # of the noise, that must fit
 
@@ -337,6 +352,9 @@ class Lnp(Profile):
     def judge(self, some, n, q, sigma, level):
         return lnp_judge(some, n, q, sigma, level)
 
+    def attacks(self, some, n, q, sigma, level):
+        return lnp_attacks(prove_all(some.witness_bits, some.max_bits, n, q, sigma, level)[1], n, q)
+
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #af8780ce
 DEGREES, LOW, HIGH = np.array([64, 128]), 16, 61  # exponents of moduli that may be proposed
 
@@ -389,11 +407,15 @@ def lnp_best(profile: Lnp, some, level, weights, n) -> tuple[np.ndarray, ...]:
 def lnp_judge(some, n, q, sigma, level) -> dict[str, np.ndarray]:
     "What points give and cost. Bits by core-SVP: of MLWE at its rank, and of MSIS by the root-Hermite factor."
     rows, proof = prove_all(some.witness_bits, some.max_bits, n, q, sigma, level)
-    rank, spread = proof.kmlwe * n, (2 / 3) ** 0.5
-    hidden = [lwe_attack(rank, exponents(q), spread, spread, rank, name).bits for name in ("primal", "dual")]
-    beta = smallest(lambda b: log_delta(b) <= np.log(proof.delta), np.full(len(n), 2.0), np.full(len(n), 2.0**14))
-    bits = np.where(rows["secure"], np.minimum(np.minimum(*hidden), 0.292 * beta), 0.0)
+    bits = np.where(rows["secure"], np.min([*lnp_attacks(proof, n, q).values()], axis=0), 0.0)
     return rows | {"bits": bits, "failure": np.full(len(n), -127.0)}
+
+def lnp_attacks(proof: Any, n: np.ndarray, q: np.ndarray) -> dict[str, np.ndarray]:
+    "Bits of proofs under each attack, each (B,)."
+    rank, spread = proof.kmlwe * n, (2 / 3) ** 0.5
+    hidden = {f"mlwe_{name}": lwe_bits(rank, exponents(q), spread, spread, rank, name) for name in ("primal", "dual")}
+    beta = smallest(lambda b: log_delta(b) <= np.log(proof.delta), np.full(len(n), 2.0), np.full(len(n), 2.0**14))
+    return hidden | {"msis": 0.292 * beta}
 
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #44d1ad9b
 PROFILES = {"rlwe": Rlwe, "lnp": Lnp}

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...core import ConfigError
 from .security import log_delta, lwe_attack
-from .security import numbers, smallest
+from .security import numbers, refuse_numbers, smallest
 
 # %% ../../../nbs/systems/lattice/00b_proof.ipynb #1df8874b
 CHALLENGES = {64: (8, 140.0), 128: (2, 59.0)}  # degree -> omega, eta
@@ -23,6 +23,7 @@ def attempts(
     lambda_bits: float = 128,
 ) -> np.ndarray:
     "Expected number of attempts M of rejection sampling, of gamma's shape."
+    gamma, lambda_bits = refuse_numbers("rejection sampling", gamma=gamma, lambda_bits=lambda_bits)
     plain = np.sqrt(2 * (lambda_bits + 1) / np.log2(np.e)) / gamma if signed else 0.0
     return np.exp(plain + 1 / (2 * gamma**2))
 
@@ -46,7 +47,7 @@ def core_svp_delta(
     lambda_bits: np.ndarray,  # bits by core-SVP
 ) -> np.ndarray:
     "The root-Hermite factor at which core-SVP reaches a level."
-    return np.exp(log_delta(np.asarray(lambda_bits, float) / 0.292))
+    return np.exp(log_delta(refuse_numbers("a level", lambda_bits=lambda_bits)[0] / 0.292))
 
 def mlwe_rank(
     d: np.ndarray,  # ring degree
@@ -141,6 +142,16 @@ def masks(gammas, eta, d, alpha, Z, norm2, nbin, rest, inf_bound, rounded: bool)
         np.where(size, fit(gammas[3] * np.sqrt(337) * np.where(size, inf_bound, 1.0)), 0.0),
     ]
 
+def refuse_sizes(gammas: tuple, norms: tuple, lambda_bits, delta, kmlwe, **counts) -> None:
+    "Four widths and a level above 0, a root-Hermite factor above 1, norms and counts of at least 0."
+    if len(gammas) != 4:
+        raise ConfigError("gammas of a proof", found=f"{len(gammas)} widths", expected="four, of s1 to s4",
+                          remedy="leave gammas out for (14, 1, 5, 5)")
+    widths = {f"gamma_{i}": gamma for i, gamma in enumerate(gammas, 1)}
+    refuse_numbers("a proof", **widths, lambda_bits=lambda_bits, kmlwe=1 if kmlwe is None else kmlwe)
+    refuse_numbers("a proof", zero=True, **counts, **{f"norm {i}": norm for i, norm in enumerate(norms, 1)})
+    refuse_numbers("a proof", **{"delta - 1": np.subtract(delta, 1)})
+
 def expected(p: Proof, gammas, eta, d, alpha, Z, size, lambda_bits) -> np.ndarray:
     "Expected attempts: the product over the masks."
     tries = attempts(p.s1 / (eta * np.sqrt(alpha**2 + Z * d)), lambda_bits=lambda_bits)
@@ -165,6 +176,7 @@ def lnp_proof(
 ) -> Proof:
     "Length and parameters of LNP proofs; arguments broadcast."
     d, log2_q, m1, alpha = numbers("a proof", d=d, log2_q=log2_q, m1=m1, alpha=alpha)
+    refuse_sizes(gammas, norms, lambda_bits, delta, kmlwe, l=l, nbin=nbin, inf_bound=inf_bound)
     (omega, eta), Z, size = challenge(d), len(norms), np.asarray(inf_bound, float) > 0
     norm2 = sum((np.asarray(x, float) ** 2 for x in norms), start=np.zeros(()))
     kmlwe = mlwe_rank(d, log2_q, delta) if kmlwe is None else np.asarray(kmlwe)

@@ -63,6 +63,7 @@ SPREADS: dict[str, Callable[[float], float]] = {  # name and its number -> stand
     "uniform": lambda values: ((values**2 - 1) / 12) ** 0.5,
     "tuniform": lambda bits: ((2.0 ** (2 * bits + 1) + 1) / 6) ** 0.5,
 }
+NUMBERS = {"uniform": (1.0, np.inf), "tuniform": (0.0, 64.0)}  # of which a number is above the first, up to the second
 NAMED = {"ternary": (2 / 3) ** 0.5, "binary": 0.5}
 SPARSE = 0.5  # standard deviation up to which a secret counts as sparse
 
@@ -80,8 +81,9 @@ def deviation(
         warn_sparse()
     if name in NAMED:
         return NAMED[name]
-    parts = re.fullmatch(r"(gaussian|cbd|uniform|tuniform)([0-9.]+)", str(name))
-    if parts is None or parts[2].count(".") > 1 or float(parts[2]) <= 0:
+    parts = re.fullmatch(r"(gaussian|cbd|uniform|tuniform)([0-9]+\.?[0-9]*)", str(name))
+    least, most = NUMBERS.get(parts[1], (0.0, np.inf)) if parts else (0.0, 0.0)
+    if parts is None or not least < float(parts[2]) <= most:
         raise ConfigError(
             f"unknown distribution {name!r}", found=name, remedy="write a name with its number, such as cbd2",
             expected="ternary, binary, gaussian<sigma>, cbd<eta>, uniform<values>, tuniform<bits>",
@@ -100,17 +102,27 @@ class Instance(NamedTuple):
     xi: np.ndarray  # sigma_e / sigma_s
     m: np.ndarray
 
-def numbers(what: str, *, integer: bool = False, least: float = 0.0, **columns) -> list[np.ndarray]:
-    "The columns as float arrays of one shape, each checked."
+LEAST = {"log2_q": 1.0}  # a modulus is at least 2; every other column is above 0
+ENDLESS = ("m", "columns")  # samples may be as many as one likes
+
+def refuse_numbers(what: str, zero: bool = False, **columns) -> list[np.ndarray]:
+    "The columns as arrays of their shapes: each holds finite numbers above 0, or of at least 0 with `zero`."
     arrays = {name: np.asarray(value) for name, value in columns.items()}
     for name, value in arrays.items():
-        good = value.dtype.kind in "iuf" and not np.isnan(value).any() and (value > least).all()
-        if not good:
-            wrong = value[~(value > least)].ravel()[:1] if value.dtype.kind in "iuf" else value.ravel()[:1]
+        least, number = LEAST.get(name, 0.0), value.dtype.kind in "iuf"
+        equal = zero or name in LEAST
+        good = (value >= least if equal else value > least) & (np.isfinite(value) | (name in ENDLESS)) if number else 0
+        if not np.all(good):
+            wrong = value[~good].ravel()[:1] if number else value.ravel()[:1]
             raise ConfigError(
                 f"{name} of {what}", found=wrong.tolist()[0] if wrong.size else value.dtype,
-                expected=f"numbers above {least:g}", remedy=f"correct {name}",
+                expected=f"finite numbers {'of at least' if equal else 'above'} {least:g}", remedy=f"correct {name}",
             )
+    return list(arrays.values())
+
+def numbers(what: str, **columns) -> list[np.ndarray]:
+    "The columns as float arrays of one shape, each checked."
+    arrays = dict(zip(columns, refuse_numbers(what, **columns), strict=True))
     try:
         return [x.astype(float) for x in np.broadcast_arrays(*arrays.values())]
     except ValueError as error:
@@ -175,15 +187,15 @@ def dual(lwe: Instance, cost_model: str) -> list[np.ndarray]:
     "Bits, block size, dimension and zeros, each (B,)."
     n, q, error, xi, m = lwe
     volume = n * (q - xi)
-    def work(b, whole=np.asarray):  # a real dimension keeps the slope smooth
+    def work(b, whole=np.asarray):  # a real dimension keeps the slope smooth; e^600 is the largest penalty
         ld = log_delta(b)
         d = np.clip(whole(np.sqrt(volume / ld)), b + 1, n + m)
-        tau = np.exp(np.minimum((d - 1) * ld + volume / d + error - q, 20.0))
+        tau = np.exp(np.minimum((d - 1) * ld + volume / d + error - q, 300.0))
         return log2_cost(b, d, cost_model) + np.maximum(0, 4 * np.pi**2 * tau**2 / np.log(2) - 0.2075 * b), d
     low, high = np.full(n.shape, 2.0), np.minimum(n + m - 1, MOST)
     beta = smallest(lambda b: work(b + 1)[0] >= work(b)[0], low, np.maximum(high, low))
     bits, d = work(beta, np.round)
-    return [bits, beta, d, np.zeros(n.shape)]
+    return [np.where(bits < MOST, bits, np.inf), beta, d, np.zeros(n.shape)]
 
 # %% ../../../nbs/systems/lattice/00_security.ipynb #8bec05cd
 NEAR = np.arange(-8.0, 17)  # block sizes compared, from the crossing
@@ -321,7 +333,7 @@ def largest_log2_q(
     "The largest whole log2 q with at least `lambda_bits` bits, as the HE standard prints it; 0 where there is none."
     columns = numbers("a threshold", n=n, lambda_bits=lambda_bits, sigma_s=sigma_s, sigma_e=sigma_e, m=m)
     n, wanted, sigma_s, sigma_e, m = (x.ravel() for x in columns)
-    least = np.floor(np.log2(np.maximum(sigma_s, sigma_e))) + 1  # noise below q
+    least = np.maximum(np.floor(np.log2(np.maximum(sigma_s, sigma_e))) + 1, 1)  # noise below q
     breaks = lambda q: lwe_bits(n, q, sigma_s, sigma_e, m, attack, cost_model) < wanted
     q = smallest(breaks, least, np.full(n.shape, 2.0**11)) - 1
     return np.where(q >= least, q, 0).reshape(columns[0].shape)

@@ -338,10 +338,9 @@ class LatticeTraining:
         return found
 
     def directions(self, cfg):
-        more = "?_exact*", "all_exact*", "parameter_accuracy*", "metrics_accuracy*", "infeasible_f1*", "r2*", "security_score"
+        more = "*_exact*", "parameter_accuracy*", "metrics_accuracy*", "infeasible_f1*", "r2*", "security_score"
         less = "violations*", "regret*", "repaired_share*", "repair_steps*", "by_solver_share*", "*_loss"
         return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
-
 
     def baselines(self, splits, split, cfg):
         source, train = splits.named(split), splits.train
