@@ -237,8 +237,11 @@ def test_tuning_job_and_its_best_configuration(trained, monkeypatch):
     best = home / "runs" / ".studies" / "three" / "best_config.yaml"
     found = yaml.safe_load(best.read_text())
     assert 1e-3 <= found["optim"]["lr"] <= 3e-2
-    run_job("train", {"system": "toy_graphs", "config": str(best), "name": "chosen"}, quiet=True)
-    assert Run.open("chosen", home).tree["optim"]["lr"] == found["optim"]["lr"]
+    at_once = {"budget.max_minutes": 1e-9, "checkpoint.eval_every": 99}  # it is paused before it is ever evaluated
+    run_job("train", {"config": str(best), "name": "chosen", "overrides": at_once}, quiet=True)
+    chosen = Run.open("chosen", home)
+    assert (chosen.tree["system"], chosen.tree["optim"]["lr"]) == ("toy_graphs", found["optim"]["lr"])
+    assert chosen.status["state"] == "paused" and chosen.evaluation["test"]["step"] == chosen.status["step"]
 
 
 def test_a_finished_run_is_extended_by_the_command(trained, monkeypatch):
