@@ -273,7 +273,7 @@ def job_engine() -> type:
             client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout,
                                              timeout=execution_timeout, config=encryption, log=logger, **options)
             if waiting:
-                handed_over(waiting, client.create_kernel_manager())
+                handed_over(waiting, client)
             execute_watched(client, nb_man)
 
         @classmethod
@@ -360,9 +360,13 @@ class WaitingKernel:
         self.answer.close(), self.process.stdin.close()
 
 # %% ../nbs/engine/19_kernels.ipynb #dbc02b89
-def handed_over(waiting: WaitingKernel, manager) -> None:
-    "Let a kernel manager take a waiting kernel where it would start one."
+def handed_over(waiting: WaitingKernel, client) -> None:
+    "Let a client take a waiting kernel where it would start one, and end it in peace when no cell is at work."
     from jupyter_client.provisioning import LocalProvisioner  # late, as papermill
+
+    manager, at_work = client.create_kernel_manager(), []
+    client.on_cell_execute = lambda cell, cell_index: at_work.append(cell_index)
+    client.on_cell_complete = lambda cell, cell_index: at_work.clear()
 
     class Waiting(LocalProvisioner):
         async def launch_kernel(self, cmd, **options):
@@ -370,6 +374,10 @@ def handed_over(waiting: WaitingKernel, manager) -> None:
             waiting.send(cmd[cmd.index("-f") :])
             waiting.process.stdin.close()
             return self.connection_info
+
+        async def send_signal(self, signum):  # an idle kernel would tell the interrupt before its end as an error
+            if signum != signal.SIGINT or at_work or not manager.shutting_down:
+                await super().send_signal(signum)
 
     manager.provisioner = Waiting(kernel_spec=manager.kernel_spec, parent=manager)
 
@@ -398,7 +406,8 @@ class LiveLine:
         self.best = known["val"] if "new best" in (known["note"] or "") else self.best
         parts = [known["place"], known["losses"], f"best {self.best}" * bool(self.best), known["left"]]
         text = (known["who"] or "") + " | ".join(filter(None, parts))
-        return f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+        room = shutil.get_terminal_size().columns - 1
+        return f"\r\x1b[K{text if len(text) <= room else re.sub(r' step [^ ]+', '', text)[:room]}"
 
     def flush(self) -> None:
         "Let it be seen."
