@@ -1156,8 +1156,8 @@ JobForm.read, JobForm.start, JobForm.report = read, start, tell_ends
 # %% ../nbs/engine/13_dashboard.ipynb #bc8f3fe5
 EVENT_COLOURS = {  # every kind of event that `fit` records
     "best": "#009E73", "saved": "#56B4E9", "start": "#999999", "end": "#999999",
-    "nonfinite": "#D55E00", "unsolvable": "#D55E00", "spike": "#D55E00", "empty": "#E69F00", "overfit": "#E69F00",
-    "halved": "#CC79A7", "rescaled": "#CC79A7",
+    "nonfinite": "#D55E00", "unsolvable": "#D55E00", "spike": "#D55E00", "alarm": "#D55E00", "empty": "#E69F00",
+    "overfit": "#E69F00", "halved": "#CC79A7", "rescaled": "#CC79A7",
 }
 NEWEST = ("best", "saved")  # kinds of which only the newest is marked
 SLICE = 0.5  # seconds of a tick that reading one run may take

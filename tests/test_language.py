@@ -217,7 +217,8 @@ def test_accumulation_is_one_gradient(tmp_path):
 
 def test_resume_with_everything_that_has_a_state(tmp_path):
     """Moving targets, weights that follow the losses, rows that grow: killed and resumed, the same to the last bit."""
-    changes = {"loss.dynamic": True, "data.curriculum": 64, "data.curriculum_steps": 3, "loss.label_smoothing": 0.1}
+    changes = {"loss.dynamic": True, "data.curriculum": 64, "data.curriculum_steps": 3, "loss.label_smoothing": 0.1,
+               "loss.shares_every": 1, "loss.dominant": 0.3}
     cfg = resolve(TASK, "smoke", changes)
     TASK.prepare(cfg, tmp_path)
     case = Case(TASK, cfg, tmp_path, TASK.data(cfg, tmp_path))
@@ -263,12 +264,34 @@ def test_a_bad_batch_is_found_and_does_no_harm(tmp_path):
     assert abs(spoilt / clean - 1) < 0.01
 
 
+class Collapsed(LanguageTask):
+    """A world module that gives every input nearly the same latent, and does not learn."""
+
+    def model(self, cfg, meta):
+        model = super().model(cfg, meta)
+        with torch.no_grad():
+            model.parts["world"].encoder[2].weight.mul_(1e-4)
+        model.parts["world"].encoder.requires_grad_(False)
+        return model
+
+
+def test_a_module_s_collapse_is_an_event(trained, tmp_path):
+    told = [event["why"] for event in trained.events() if event["event"] == "alarm"]
+    assert not told and "val/world/collapsed" in trained.history()  # measured, and found well
+    changes = {"steps": 4, "eval_every": 4, "loss.shares_every": 1, "loss.dominant": 0.4}
+    cfg = resolve(TASK, "smoke", changes | {f"model.{name}": False for name in ("reason", "causal")})
+    TASK.prepare(cfg, tmp_path)
+    run = fit(Collapsed(), cfg, Run.create(cfg, tmp_path)).run
+    (why,) = [event["why"] for event in run.events() if event["event"] == "alarm"][:1]
+    assert why.startswith("module collapse: ") and "of the gradient" in why and "world module's latents" in why
+
+
 def test_what_is_logged(trained):
     history = trained.history()
     logged = {"train/lm", "train/world", "train/reason", "train/energy", "train/causal", "train/grad_norm",
               "train/learning_rate", "val/loss", "val/bits_per_byte", "val/perplexity", "train/energy/avg_iterations",
               "train/causal/dag_constraint", "train/reasoning/proof_length", "system/tokens_per_second",
-              "system/memory", "train/gradient_share/lm"}
+              "system/memory", "train/gradient_share/lm", "train/world/least_std", "train/world/rank"}
     assert logged <= set(history.columns), logged - set(history.columns)
     row = history.dropna(subset=["val/loss"]).iloc[-1]
     assert math.isclose(row["val/perplexity"], math.exp(row["val/loss"]), rel_tol=1e-4)

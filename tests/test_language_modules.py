@@ -124,7 +124,7 @@ def worlds():
     seen = torch.from_numpy(suites.frames(suites.dynamics("oscillatory", 128, 32, seed=0)[0]))
     other, states = suites.dynamics("oscillatory", 128, 32, seed=100)
     free = {"follow_target": False, "variance_weight": 0.0, "covariance_weight": 0.0}
-    how = {"rows": 48, "rate": 2e-3}
+    how = {"rows": 16, "rate": 3e-3}
     made = {"world": world.learn_world(seen, 0, 240, **how), "control": world.learn_world(seen, 0, 240, **how, **free),
             "untrained": world.learn_world(seen, 0, 0)}
     return torch.from_numpy(suites.frames(other)), torch.from_numpy(states[:, 3:]), made
@@ -186,10 +186,10 @@ def test_a_world_loss_does_not_reward_collapse():
 
 @pytest.fixture(scope="module")
 def rules():
-    return reason.learn_rules([reason.read(q.text)[0] for q in suites.kinship(1500, (1, 2), 0)], 0, 120)
+    return reason.learn_rules([reason.read(q.text)[0] for q in suites.kinship(1200, (1, 2), 0)], 0, 100)
 
 
-def questions(depth, count=120):
+def questions(depth, count=80):
     return [reason.read(q.text)[0] for q in suites.kinship(count, depth, 1000 + depth)]
 
 
@@ -246,7 +246,7 @@ def test_generation_reads_what_was_told_before():
 
 @pytest.fixture(scope="module")
 def trained():
-    return energy.learn_energy(0, 250)
+    return energy.learn_energy(0, 180)
 
 
 def test_energy_refines_and_tells_right_from_wrong(trained):

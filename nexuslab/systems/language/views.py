@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'VIEWS', 'Scene', 'look', 'curves', 'losses_by_place', 'lengths', 'state_sizes', 'states', 'trajectories',
-           'descent', 'graph', 'proofs', 'captioned', 'of_scene']
+           'descent', 'graph', 'known_graph', 'asked', 'proofs', 'proof_tree', 'loss_with', 'ablation', 'captioned',
+           'of_scene']
 
 # %% ../../../nbs/systems/language/05_views.ipynb #7a790a0e
 from collections.abc import Callable
@@ -16,14 +17,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...run import Run
-from .causal import threshold
+from .causal import learn_dag, structural_distance, threshold
 from .data import Windows
-from .loss import MODULES
-from .model import NEXUSCore
-from .reason import prove, read
+from .loss import MODULES, next_token_loss
+from .model import NEXUSCore, refined
+from .pictures import draw_graphs, draw_proof
+from .reason import Proof, prove, read
+from .suites import causal_model, observe
 from .tokens import Tokenizer, tokenizer_of
 from .world import imagine
 from ...task import get_task
@@ -178,18 +181,55 @@ def graph(scene: Scene) -> plt.Figure:
     fig.colorbar(shown, ax=axes, shrink=0.8)
     return fig
 
+def known_graph(variables: int = 6, seed: int = 4) -> plt.Figure:
+    "What the causal module's learner makes of 1,000 samples of a known graph; of a text's factors no true one is known."
+    true = causal_model("random", variables, 1.2, seed=seed)
+    learnt = learn_dag(observe(true, 1000, seed=seed))
+    ax = draw_graphs(true, learnt)
+    ax.set_title(f"Learnt against true graph: {structural_distance(learnt, true)} edges wrong")
+    return ax.figure
+
+# %% ../../../nbs/systems/language/05_views.ipynb #bddbcf5c
+def asked(scene: Scene) -> list[tuple[Any, Proof | None]]:
+    "The questions of the test text, each with its proof, if the reasoning module finds one."
+    if "reason" not in scene.model.parts:
+        return []
+    texts = (scene.tokenizer.decode(tokens) for tokens in scene.batch["input_ids"].tolist())
+    return [(case, prove(scene.model.parts["reason"].rules, case)) for text in texts for case in read(text)]
+
 def proofs(scene: Scene, most: int = 6) -> pd.DataFrame | plt.Figure:
     "Questions of the test text, their answers, and how the reasoning module derives them."
-    if "reason" not in scene.model.parts:
-        return nothing("the reasoning module is off")
-    rules, rows = scene.model.parts["reason"].rules, []
-    for tokens in scene.batch["input_ids"].tolist():
-        for case in read(scene.tokenizer.decode(tokens)):
-            proof = prove(rules, case)
-            rows.append({"question": f"{case.asked[0]} is what of {case.asked[1]}?", "told": case.answer or "",
-                         "answer": proof.relation if proof else "", "steps": proof.length if proof else 0,
-                         "proof": "; ".join(line.strip() for line in proof.lines()) if proof else "none"})
-    return pd.DataFrame(rows[:most]) if rows else nothing("the test text asks no questions")
+    rows = [{"question": f"{case.asked[0]} is what of {case.asked[1]}?", "told": case.answer or "",
+             "answer": proof.relation if proof else "", "steps": proof.length if proof else 0,
+             "proof": "; ".join(line.strip() for line in proof.lines()) if proof else "none"}
+            for case, proof in asked(scene)]
+    return pd.DataFrame(rows[:most]) if rows else nothing("no question of the test text is answered")
+
+def proof_tree(scene: Scene) -> plt.Figure:
+    "The longest proof of the reasoning module in the test text, as a tree."
+    found = [proof for _, proof in asked(scene) if proof]
+    longest = max(found, key=lambda proof: proof.length, default=None)
+    return draw_proof(longest).figure if longest else nothing("nothing is proved in the test text")
+
+# %% ../../../nbs/systems/language/05_views.ipynb #0c438b5d
+@torch.no_grad()
+def loss_with(scene: Scene, names: tuple[str, ...]) -> float:
+    "The loss of the rows with some of the modules [nats a token]."
+    parts = nn.ModuleDict({name: scene.model.parts[name] for name in names})
+    segment, ids = scene.batch["start"].cumsum(1), scene.batch["input_ids"]
+    latents = scene.info["latents"]
+    total, _ = refined(parts, latents, segment, None, input_ids=ids, targets=None, train=False, draw=None)
+    return float(next_token_loss(scene.model.head(total).float(), scene.batch["labels"]))
+
+def ablation(scene: Scene) -> pd.DataFrame | plt.Figure:
+    "The loss of some rows of test text [nats a token] without each module of the trained model, and without all."
+    there = tuple(scene.model.parts)
+    if not there:
+        return nothing("no module is on")
+    without = {"nothing": (), **{name: (name,) for name in there}, "all": there}
+    losses = {name: loss_with(scene, tuple(n for n in there if n not in out)) for name, out in without.items()}
+    rows = [{"without": name, "loss": loss, "more": loss - losses["nothing"]} for name, loss in losses.items()]
+    return pd.DataFrame(rows)
 
 # %% ../../../nbs/systems/language/05_views.ipynb #7c6e976e
 def captioned(draw: Callable, of_run: Callable[[Run], Any]) -> Callable[[Run], Any]:
@@ -205,4 +245,6 @@ VIEWS: dict[str, Callable[[Run], Any]] = {
     "curves": captioned(curves, lambda run: curves(run.history())),
     "lengths": of_scene(lengths), "states": of_scene(states), "trajectories": of_scene(trajectories),
     "energy": of_scene(descent), "graph": of_scene(graph), "proofs": of_scene(proofs),
+    "known_graph": captioned(known_graph, lambda run: known_graph()), "proof_tree": of_scene(proof_tree),
+    "ablation": of_scene(ablation),
 }
