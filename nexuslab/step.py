@@ -315,6 +315,8 @@ def optimise(loop: Loop, out: StepOut) -> None:
         at, out = position(loop), last_out(loop, out)
         for updater in loop.updaters:
             updater.after_step(at, loop.model, out)
+            if why := updater.alarm(at, out):
+                emit(loop, "alarm", why=why)
 
 def last_out(
     loop: Loop,

@@ -106,6 +106,9 @@ class Updater:
     def after_step(self, at: At, model: nn.Module, out: StepOut) -> None:
         "Follow a step of the optimiser."
 
+    def alarm(self, at: At, out: StepOut) -> str | None:
+        "After a step that was followed: what is wrong, which is recorded as an event; None if nothing is."
+
     def eval_weights(self, model: nn.Module) -> contextlib.AbstractContextManager:
         "A context in which the model has the weights to evaluate."
         return contextlib.nullcontext()
