@@ -1,8 +1,9 @@
 """Speed and memory of the language system's backbone, beside a transformer and a loop, and the price of the modules.
 
-    python tests/benchmarks/bench_language.py [speed | loop | memory | modules]
+    python tests/benchmarks/bench_language.py [speed | mamba | loop | memory | modules]
 
-One thread, processor time; what is compared is measured by turns. `memory` takes a process for each case."""
+One thread, processor time; what is compared is measured by turns. `memory` takes a process for each case. `mamba` needs
+mambapy (pip install --no-deps --target FOLDER mambapy, and FOLDER in PYTHONPATH), and says so without it."""
 import subprocess
 import sys
 import time
@@ -72,6 +73,38 @@ def speed(length: int = 2048) -> None:
     told(f"T {length}:", by_turns({name: lambda m=model: step(m, ids) for name, model in models.items()}, 5), length)
 
 
+def mamba(length: int = 2048) -> None:
+    """Against the parallel scan of mambapy, with embedding and head of the same kind."""
+    try:
+        from mambapy.mamba import Mamba, MambaConfig
+    except ImportError as error:
+        return print(f"mamba: not measured, {error}", flush=True)
+
+    class Rival(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+            self.body = Mamba(MambaConfig(d_model=WIDTH, n_layers=LAYERS, d_state=16, pscan=True))
+
+        def forward(self, ids):
+            return self.head(self.body(self.embed(ids)))
+
+    ids, models = torch.randint(VOCABULARY, (1, length)), {"state space": backbone(), "mambapy": Rival()}
+    print({name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()})
+    told(f"T {length}:", by_turns({name: lambda m=model: step(m, ids) for name, model in models.items()}, 3), length)
+
+
+def laid_out(x, log_a, b, c, *_):
+    """The recurrence as the reference of Mamba has it: decays and inputs of every state laid out for all tokens."""
+    a = log_a.exp()[..., None, None].expand(*x.shape, b.shape[-1]).contiguous()
+    written = torch.einsum("bthp,btn->bthpn", x, b)
+    state, found = torch.zeros_like(written[:, 0]), []
+    for a_t, more, c_t in zip(a.unbind(1), written.unbind(1), c.unbind(1)):
+        state = a_t * state + more
+        found.append(torch.einsum("bhpn,bn->bhp", state, c_t))
+    return torch.stack(found, 1), state
+
+
 def sliced(x, log_a, b, c, *_):
     """The recurrence as one would write it down: its backward pass is quadratic in T."""
     state, found = x.new_zeros(*x[:, 0].shape, b.shape[-1]), []
@@ -90,8 +123,15 @@ def loop(length: int = 512) -> None:
         step(model, ids)
         chapter.scan = chunked
 
-    acts = {"chunks": chunked, "loop": in_turn, "loop that slices": sliced}
-    told(f"T {length}:", by_turns({name: lambda s=scan: with_scan(s) for name, scan in acts.items()}, 3), length)
+    without = lambda x, a, b, c, *_: (x + 0 * (a.sum() + b.sum() + c.sum()), None)
+    acts = {"chunks": chunked, "loop": in_turn, "loop that slices": sliced, "loop, laid out": laid_out,
+            "no recurrence": without}
+    seconds = by_turns({name: lambda s=scan: with_scan(s) for name, scan in acts.items()}, 5)
+    told(f"T {length}:", seconds, length)
+    rest = seconds["no recurrence"]
+    alone = {name: (took - rest) / (seconds["chunks"] - rest) for name, took in seconds.items() if "loop" in name}
+    print("times as slow as chunks:", {name: f"{seconds[name] / seconds['chunks']:.1f}, the recurrence alone {more:.1f}"
+                                       for name, more in alone.items()}, flush=True)
 
 
 def resident(name: str) -> float:
@@ -139,8 +179,8 @@ def modules() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name in sys.argv[1:] or ["speed", "loop", "memory", "modules"]:
+    for name in sys.argv[1:] or ["speed", "mamba", "loop", "memory", "modules"]:
         if name.startswith("peak-"):
             peak(name.removeprefix("peak-"))
         else:
-            {"speed": speed, "loop": loop, "memory": memory, "modules": modules}[name]()
+            {"speed": speed, "mamba": mamba, "loop": loop, "memory": memory, "modules": modules}[name]()

@@ -182,7 +182,7 @@ def graph(scene: Scene) -> plt.Figure:
     return fig
 
 def known_graph(variables: int = 6, seed: int = 4) -> plt.Figure:
-    "What the causal module's learner makes of 1,000 samples of a known graph; of a text's factors no true one is known."
+    "What the causal module's learner makes of 1,000 samples of a known graph; a text's factors have no true one."
     true = causal_model("random", variables, 1.2, seed=seed)
     learnt = learn_dag(observe(true, 1000, seed=seed))
     ax = draw_graphs(true, learnt)
