@@ -318,6 +318,7 @@ def optimise(loop: Loop, out: StepOut) -> None:
             if why := updater.alarm(at, out):
                 emit(loop, "alarm", why=why)
 
+# %% ../nbs/engine/08d_step.ipynb #5cccbad0
 def last_out(
     loop: Loop,
     out: StepOut | None,  # of this process; None if it had no micro-batch with items
