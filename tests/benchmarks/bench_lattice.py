@@ -1,7 +1,11 @@
-"""Estimates, solutions and labelled circuits a second of one thread, each beside the plain way in the same run."""
+"""Estimates, solutions and labelled circuits a second of one thread, each beside the plain way in the same run.
+
+Times are processor time, so that other jobs of the machine do not count.
+"""
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from nexuslab.systems.lattice.circuit import draw_circuits, statistics
@@ -14,6 +18,8 @@ MANY = 100_000
 ESTIMATES, LABELLED = 100_000, 300  # a second
 MOST_MS = {"rlwe": 2.0, "lnp": 8.0}  # a circuit
 INFERENCE_MS = 5.0  # a circuit of 600 nodes, in a batch
+
+pytestmark = pytest.mark.benchmark(timer=time.process_time)
 
 
 def instances(many: int):
@@ -38,24 +44,24 @@ def one_by_one(n: float, log2_q: float, sigma: float, m: float) -> float:
 def test_estimates_per_second(benchmark):
     n, log2_q, sigma, m = instances(MANY)
     bits = benchmark.pedantic(lwe_bits, args=(n, log2_q, sigma, sigma, m), rounds=7, warmup_rounds=1)
-    start = time.perf_counter()
+    start = time.process_time()
     plain = [one_by_one(*x) for x in zip(n[:30], log2_q[:30], sigma[:30], m[:30], strict=True)]
-    slow = 30 / (time.perf_counter() - start)
+    slow = 30 / (time.process_time() - start)
     assert np.allclose(plain, np.maximum(bits[:30], 0.292 * 40))
     rate = MANY / benchmark.stats.stats.median
     benchmark.extra_info |= {
         "estimates_per_second": round(rate), "one_by_one": round(slow), "ratio": round(rate / slow)
     }
-    assert rate > ESTIMATES / 2 and rate / slow > 500  # a shared machine may halve it
+    assert rate > ESTIMATES and rate / slow > 500
 
 
 def test_other_attacks_per_second(benchmark):
     n, log2_q, sigma, m = instances(4096)
     told = {}
     for name in ("dual", "bdd", "min_all"):
-        start = time.perf_counter()
+        start = time.process_time()
         lwe_attack(n, log2_q, sigma, sigma, m, name)
-        told[name] = round(4096 / (time.perf_counter() - start))
+        told[name] = round(4096 / (time.process_time() - start))
     benchmark.pedantic(lwe_attack, args=(n, log2_q, sigma, sigma, m, "min_all"), rounds=3)
     benchmark.extra_info |= {f"{name}_per_second": rate for name, rate in told.items()}
 
@@ -69,7 +75,7 @@ def solved(benchmark, name: str, many: int) -> None:
     found = benchmark.pedantic(profile.solve, args=(told, level, weights), rounds=5)
     each = 1000 * benchmark.stats.stats.median / many
     benchmark.extra_info |= {"ms_a_circuit": round(each, 4), "circuits_per_second": round(1000 / each)}
-    assert found.feasible.mean() > 0.5 and each < 2 * MOST_MS[name]
+    assert found.feasible.mean() > 0.5 and each < MOST_MS[name]
 
 
 def test_rlwe_solutions(benchmark):
@@ -87,20 +93,21 @@ def test_labelled_circuits_per_second(benchmark):
     benchmark.pedantic(make_block, args=((0, 1000, False), plan), rounds=3)
     rate = 1000 / benchmark.stats.stats.median
     benchmark.extra_info["circuits_per_second"] = round(rate)
-    assert rate > LABELLED / 2
+    assert rate > LABELLED
 
 
 def test_network_beside_solver(benchmark):
     """Answers a second for circuits of 600 nodes in batches of 32, verified: the network, and the exact solver."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     model = AdvancedGNNOptimizer(hidden_dim=16, num_layers=1, num_heads=4, dropout=0.0)
     circuits = draw_circuits(np.random.default_rng(0), np.full(32, 600))
     predict_circuits(model, circuits)
     benchmark.pedantic(predict_circuits, args=(model, circuits), rounds=9)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(5):
         get_profile("rlwe").solve(statistics(circuits))
-    solver = 5 * 32 / (time.perf_counter() - start)
+    solver = 5 * 32 / (time.process_time() - start)
     network = 32 / benchmark.stats.stats.median
     benchmark.extra_info |= {"network": round(network), "solver_with_growth": round(solver)}
-    assert 1000 / network < 2 * INFERENCE_MS
+    assert 1000 / network < INFERENCE_MS
