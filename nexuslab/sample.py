@@ -277,7 +277,8 @@ def samples_table(samples: dict[str, np.ndarray | list]) -> pd.DataFrame:
         lengths = sorted({len(v) for v in values}) if listed else [0]
         each = f"{lengths[0]} to {lengths[-1]} {'characters' if texts else 'rows'}" if listed else values.shape[1:]
         numbers = np.zeros(0) if texts else np.concatenate(values) if listed else values
-        low, high = (numbers.min(), numbers.max()) if numbers.size and numbers.dtype.kind in "biuf" else ("", "")
+        known = numbers[np.isfinite(numbers)] if numbers.dtype.kind in "biuf" else numbers[:0]  # NaN: what is not there
+        low, high = (known.min(), known.max()) if known.size else ("", "")
         kind, first = "text" if texts else numbers.dtype, visible(values[0])[:60] if texts else ""
         rows.append({"name": name, "examples": len(values), "each": each, "type": str(kind), "min": low, "max": high,
                      "first": first})
