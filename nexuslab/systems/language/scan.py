@@ -58,18 +58,21 @@ def scan(
     "What `scan_in_order` computes, by matrix products of chunks."
     if state is None and starts is None and not hand_on and x.shape[1] <= chunk:
         checked(x, log_a, b, c, None, None)
-        decay = log_a.cumsum(1).transpose(1, 2)[:, None]
+        decay = summed(log_a, 1, least).transpose(1, 2)[:, None]
         return inside(x[:, None], decay, b[:, None], c[:, None], None, least)[:, 0], None
-    state, starts = checked(x, log_a, b, c, state, starts)
+    document, (state, found) = None, checked(x, log_a, b, c, state, starts)
     length, chunk = x.shape[1], min(chunk, x.shape[1])
-    x, log_a, b, c, starts = (in_chunks(part, chunk) for part in (x, log_a, b, c, starts))
-    document = starts.cumsum(2)  # (B, K, Q), 0: that of the token before the chunk
-    decay = log_a.masked_fill(starts[..., None], 0.0).cumsum(2).transpose(2, 3)  # (B, K, H, Q), since the chunk began
+    x, log_a, b, c, found = (in_chunks(part, chunk) for part in (x, log_a, b, c, found))
+    if starts is not None:
+        document = found.cumsum(2)  # (B, K, Q), 0: that of the token before the chunk
+        log_a = log_a.masked_fill(found[..., None], 0.0)
+    decay = summed(log_a, 2, least).transpose(2, 3)  # (B, K, H, Q), since the chunk began
     within = inside(x, decay, b, c, document, least)
     before, state = carry(x, decay, b, document, state)
-    weight = (decay.exp() * (document == 0)[:, :, None]).transpose(2, 3)  # (B, K, Q, H)
-    outside = (c @ before.flatten(2, 3).transpose(2, 3)).unflatten(3, before.shape[2:4]) * weight[..., None]
-    return (within + outside).flatten(1, 2)[:, :length], state
+    weight = decay.exp() if document is None else decay.exp() * (document == 0)[:, :, None]
+    outside = (c @ before.flatten(2, 3).transpose(2, 3)).unflatten(3, before.shape[2:4])
+    weight = weight.transpose(2, 3)[..., None].to(outside.dtype)
+    return torch.addcmul(within, outside, weight).flatten(1, 2)[:, :length], state
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #372a9415
 def in_chunks(part: Tensor, chunk: int) -> Tensor:
@@ -82,11 +85,14 @@ def in_chunks(part: Tensor, chunk: int) -> Tensor:
 # %% ../../../nbs/systems/language/00_scan.ipynb #a780d1cd
 WIDEST = 80.0  # of a chunk's sum of -log_a: e^80 and e^-80 are numbers of single precision
 
+def summed(log_a: Tensor, places: int, least: float) -> Tensor:
+    "Sums since the chunk began, along `places`; of strong decays in double precision, as their differences count."
+    strong = -least * log_a.shape[places] > WIDEST and log_a.device.type != "mps"
+    return (log_a.double() if strong else log_a).cumsum(places)
+
 def apart(decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     "Factors of each token whose products are the decays between two of them."
     return decay.exp().to(dtype), (-decay).exp().to(dtype)
-
-
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #837dee0f
 def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor | None, least: float) -> Tensor:
@@ -100,17 +106,19 @@ def inside(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, document: Tensor | No
         scores = (c[:, :, None] * up[..., None]) @ (b[:, :, None] * down[..., None]).transpose(3, 4)
         scores = scores.tril_() if document is None else scores.masked_fill_(hidden, 0.0)
         return (scores @ x.transpose(2, 3)).transpose(2, 3)
-    weights = (decay[..., :, None] - decay[..., None, :]).masked_fill_(hidden, -torch.inf).exp()
+    weights = (decay[..., :, None] - decay[..., None, :]).masked_fill_(hidden, -torch.inf).exp().to(c.dtype)
     return (weights * (c @ b.transpose(2, 3))[:, :, None] @ x.transpose(2, 3)).transpose(2, 3)
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #47ac301d
-def carry(x: Tensor, decay: Tensor, b: Tensor, document: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def carry(x: Tensor, decay: Tensor, b: Tensor, document: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     "The states before the chunks (B, K, H, P, N) and behind the last."
-    last = document[..., -1:]
-    left = (decay[..., -1:] - decay).exp() * (document == last)[:, :, None]  # (B, K, H, Q), of a token at the end
+    left, kept = (decay[..., -1:] - decay).exp(), decay[..., -1].exp()  # (B, K, H, Q), of a token at the end; (B, K, H)
+    if document is not None:
+        last = document[..., -1:]
+        left, kept = left * (document == last)[:, :, None], kept * (last == 0)
+    left, kept = left.to(x.dtype), kept.to(x.dtype)
     written = (x * left.transpose(2, 3)[..., None]).flatten(3).transpose(2, 3) @ b  # (B, K, H P, N)
     written = written.unflatten(2, x.shape[3:])
-    kept = decay[..., -1].exp() * (last == 0)  # (B, K, H)
     before = []
     for more, share in zip(written.unbind(1), kept.unbind(1)):
         before.append(state)

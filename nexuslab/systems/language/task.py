@@ -373,7 +373,9 @@ class LanguageTraining(LanguageCorpus, HasGroups):
         return NEXUSCore(cfg.model.model_copy(update={"vocab_size": meta["vocabulary"]}), pieces)
 
     def groups(self, model, cfg):
-        return [Group([model.head.weight], weight_decay=0.0, muon=False)]
+        free = [model.head.weight, *(model.parts["causal"].raw for name in model.parts if name == "causal")]
+        free += [p for name in model.parts if name == "reason" for p in model.parts["reason"].rules.parameters()]
+        return [Group(free, weight_decay=0.0, muon=False)]  # tables and a graph are no matrices that turn vectors
 
     def step(self, model, batch, cfg, at):
         return objective(model, batch, cfg, at)
