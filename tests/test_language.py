@@ -86,8 +86,8 @@ def test_no_logit_depends_on_another_document(text):
 
 
 def test_token_by_token_equals_all_at_once(text, trained):
-    """A trained model in single precision, and one with larger weights; with the energy module, whose number of steps of
-    descent is a whole number that rounding can change, the latter in double."""
+    """A trained model in single precision, and one with larger weights; the latter in double with the energy module,
+    whose descent takes a whole number of steps that rounding can change."""
     ids, start = text[0][:, :120], text[1][:, :120]
     large, whole_steps = model_with_everything(energy=False), model_with_everything().double()
     for model, most in ((trained.load("last")[0], 1e-4), (large, 1e-4), (whole_steps, 1e-10)):
@@ -121,7 +121,8 @@ def test_the_scan_is_the_recurrence(dtype, most):
             log_a = (least * torch.rand(2, length, 2, generator=made, dtype=dtype)).clamp(min=least)
             h, by_hand = state.clone(), []
             for t in range(length):
-                h = torch.where((starts & (begins is not None))[:, t, None, None, None], 0.0, h * log_a[:, t, :, None, None].exp())
+                new = (starts & (begins is not None))[:, t, None, None, None]
+                h = torch.where(new, 0.0, h * log_a[:, t, :, None, None].exp())
                 h = h + x[:, t, :, :, None] * b[:, t, None, None]
                 by_hand.append((h * c[:, t, None, None]).sum(-1))
             for found, last in (scan(x, log_a, b, c, state, begins, chunk, least=least),
