@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'ENERGY', 'RADIUS', 'HEIGHT', 'A', 'B', 'STEP', 'HADRONS', 'WINDOW', 'NOISE', 'JITTER', 'SATURATION',
            'TRIGGER', 'draw_labels', 'flight', 'muon_range', 'muon_energy', 'muon_light', 'Light', 'light_of', 'Event',
-           'seen', 'simulate', 'draw_event']
+           'seen', 'simulate', 'draw_event', 'triggered', 'dense_event']
 
 # %% ../../../nbs/systems/icecube/00c_event.ipynb #4b4e16f7
 import dataclasses
@@ -135,3 +135,17 @@ def draw_event(rng: np.random.Generator) -> tuple[np.ndarray, Event]:
         event = simulate(rng, label)
         if event.signal.sum() >= TRIGGER:
             return label, event
+
+def triggered(rng: np.random.Generator, label: np.ndarray, tries: int = 200) -> Event:
+    "An event of a label that triggers, or the last of many that do not."
+    for _ in range(tries):
+        event = simulate(rng, label)
+        if event.signal.sum() >= TRIGGER:
+            break
+    return event
+
+def dense_event(event: Event) -> np.ndarray:
+    "Charges and times of all sensors, (2, 5160), zeros where there is no hit."
+    found = np.zeros((2, SENSORS), np.float32)
+    found[:, event.sensor] = event.charge, event.time
+    return found
