@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'TARGETS', 'Draw', 'SAMPLERS', 'HITS', 'betas_of', 'mixing', 'target_of', 'event_and_noise', 'free_draw',
-           'GaussianDiffusion', 'scheduler_of', 'walk_back', 'reverse', 'sample_events', 'StagedDiffusion', 'draw_hits',
-           'staged_reverse']
+           'GaussianDiffusion', 'scheduler_of', 'walk_back', 'reverse', 'added_noise', 'sample_events',
+           'StagedDiffusion', 'draw_hits', 'staged_reverse']
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #7b853be2
 import math
@@ -175,9 +175,15 @@ def reverse(
     draw: Draw = free_draw,  # of the noise that is added on the way
 ) -> Iterator[torch.Tensor]:
     "The channels after each step from noise to event, (B, 3, S)."
-    generator = torch.Generator().manual_seed(int(draw((1,), "seed", False) * 2**52)) if sampler == "ddpm" else None
-    yield from walk_back(lambda x, step: self.denoise(x, step, label, geom, guidance), noise,
-                         scheduler_of(sampler, self.schedule, self.steps, steps), generator)
+    scheduler = scheduler_of(sampler, self.schedule, self.steps, steps)
+    yield from walk_back(lambda x, step: self.denoise(x, step, label, geom, guidance), noise, scheduler,
+                         added_noise(sampler, noise, draw))
+
+def added_noise(sampler: str, noise: torch.Tensor, draw: Draw) -> torch.Generator | None:
+    "Of the noise that a sampler adds on its way: a function of the batch's first example."
+    if sampler != "ddpm":
+        return None
+    return torch.Generator().manual_seed(int(draw((len(noise),), "seed", False)[0] * 2**52))
 
 GaussianDiffusion.reverse = reverse
 
@@ -260,9 +266,8 @@ def staged_reverse(self, label, noise, sampler="dpm", steps=20, guidance=1.0, ge
         said = self.ask(torch.cat([hit, x], 1), (step + 1) / self.steps, label, geom, guidance)[:, 1:]
         return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
 
-    generator = torch.Generator().manual_seed(int(draw((1,), "seed", False) * 2**52)) if sampler == "ddpm" else None
     scheduler = scheduler_of(sampler, self.schedule, self.steps, max(1, steps // 2))
-    for x in walk_back(denoise, noise[:, 1:] * some, scheduler, generator):
+    for x in walk_back(denoise, noise[:, 1:] * some, scheduler, added_noise(sampler, noise, draw)):
         yield torch.cat([hit, x * some], 1)
 
 StagedDiffusion.reverse = staged_reverse
