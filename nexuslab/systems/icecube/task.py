@@ -80,7 +80,7 @@ class IceCubeConfig(Config):
 def base() -> IceCubeConfig:
     "Attention over strings, hits first: half an hour on two cores."
     return IceCubeConfig(
-        compute=Compute(threads=1, precision="bf16"), budget=Budget(epochs=8),
+        compute=Compute(threads=1, precision="bf16"), budget=Budget(epochs=4),
         loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(lr=2e-3, betas=(0.9, 0.99)),
         schedule=Schedule(warmup_steps=100), track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1),
     )
@@ -104,7 +104,7 @@ def smoke() -> IceCubeConfig:
         base(), "smoke", data={"events": 240, "examined": 40, "workers": 1, "train_ratio": 0.6, "val_ratio": 0.2,
                                "test_ratio": 0.2},
         compute={"precision": "fp32"}, model={"hidden": 16, "depth": 1, "heads": 2, "sensor": 8, "points": 1},
-        diffusion={"sampler_steps": 4}, loader={"batch_size": 8}, budget={"epochs": 1}, schedule={"warmup_steps": 2},
+        diffusion={"sampler_steps": 4, "guidance_dropout": 0.3}, loader={"batch_size": 8}, budget={"epochs": 1}, schedule={"warmup_steps": 2},
         track={"log_every": 2},
     )
 
