@@ -68,7 +68,7 @@ def git(*arguments: str, folder: Path) -> str | None:
 # %% ../nbs/engine/06_run.ipynb #895d35e7
 PACKAGES = (
     "nexuslab", "torch", "torch-geometric", "numpy", "scipy", "pandas", "scikit-learn", "h5py", "pydantic",
-    "safetensors", "torchmetrics", "optuna", "papermill", "wandb", "tokenizers",
+    "safetensors", "torchmetrics", "optuna", "papermill", "wandb", "tokenizers", "diffusers",
 )
 
 def versions() -> dict[str, str]:

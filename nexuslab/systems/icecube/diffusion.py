@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'TARGETS', 'Draw', 'SAMPLERS', 'HITS', 'betas_of', 'mixing', 'target_of', 'event_and_noise', 'free_draw',
-           'GaussianDiffusion', 'scheduler_of', 'walk_back', 'reverse', 'added_noise', 'sample_events',
+           'GaussianDiffusion', 'ask', 'scheduler_of', 'walk_back', 'reverse', 'added_noise', 'sample_events',
            'StagedDiffusion', 'draw_hits', 'staged_reverse']
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #7b853be2
@@ -38,7 +38,9 @@ def mixing(schedule: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     return kept.sqrt().float(), (1 - kept).sqrt().float()
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #7b620679
-def target_of(kind: str, x0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def target_of(
+    kind: str, x0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
     "What a network of that kind ought to say."
     return {"epsilon": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[kind]
 
@@ -103,22 +105,24 @@ class GaussianDiffusion(nn.Module):
         weight = torch.cat([torch.ones_like(hit), hit, hit], 1).to(error)
         return (error * weight).sum((1, 2)) / weight.sum((1, 2))
 
-    def denoise(
-        self,
-        x: torch.Tensor,  # (B, 3, S) at one step
-        step: int,
-        label: torch.Tensor,
-        geom: torch.Tensor | None = None,
-        guidance: float = 1.0,  # 0: without the label; 1: with it; more: beyond it
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        "x0 and epsilon as the network sees them."
-        time, yes = torch.full((len(x),), (step + 1) / self.steps, device=x.device), torch.ones(len(x), dtype=torch.bool)
-        ask = lambda known: self.network(x, time, label, known.to(x.device), geom)
-        said = ask(yes) if guidance else ask(~yes)
-        if guidance not in (0, 1):
-            free = ask(~yes)
-            said = free + guidance * (said - free)
-        return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #397f672e
+def ask(
+    self: GaussianDiffusion,
+    x: torch.Tensor,  # (B, 3, S)
+    time: float,  # how much noise, above 0
+    label: torch.Tensor,  # (B, 6)
+    geom: torch.Tensor | None = None,
+    guidance: float = 1.0,  # 0: without the label; 1: with it; more: beyond it
+) -> torch.Tensor:
+    "What the network says at one time, (B, 3, S); with guidance it is asked twice."
+    told = torch.full((len(x),), time, device=x.device)
+    answer = lambda yes: self.network(x, told, label, torch.full((len(x),), yes, device=x.device), geom)
+    if guidance in (0, 1):
+        return answer(bool(guidance))
+    free = answer(False)
+    return free + guidance * (answer(True) - free)
+
+GaussianDiffusion.ask = ask
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #8881538f
 SAMPLERS = ("ddpm", "ddim", "dpm", "heun")
@@ -159,11 +163,12 @@ def walk_back(
     x, train_steps = noise if flow else noise * scheduler.init_noise_sigma, scheduler.config.num_train_timesteps
     more = {"generator": generator} if generator else {}
     for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        scaled = x if flow else scheduler.scale_model_input(x, t)  # only Heun's of diffusion changes it
         x0, epsilon = denoise(scaled, int(np.clip(round(float(t)) - flow, 0, train_steps - 1)))
         x = scheduler.step(epsilon - x0 if flow else epsilon, t, x, **more).prev_sample
         yield x
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #3c752238
 def reverse(
     self: GaussianDiffusion,
     label: torch.Tensor,  # (B, 6)
@@ -175,9 +180,12 @@ def reverse(
     draw: Draw = free_draw,  # of the noise that is added on the way
 ) -> Iterator[torch.Tensor]:
     "The channels after each step from noise to event, (B, 3, S)."
+    def denoise(x, step):
+        said = self.ask(x, (step + 1) / self.steps, label, geom, guidance)
+        return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
+
     scheduler = scheduler_of(sampler, self.schedule, self.steps, steps)
-    yield from walk_back(lambda x, step: self.denoise(x, step, label, geom, guidance), noise, scheduler,
-                         added_noise(sampler, noise, draw))
+    yield from walk_back(denoise, noise, scheduler, added_noise(sampler, noise, draw))
 
 def added_noise(sampler: str, noise: torch.Tensor, draw: Draw) -> torch.Generator | None:
     "Of the noise that a sampler adds on its way: a function of the batch's first example."
@@ -211,15 +219,6 @@ class StagedDiffusion(GaussianDiffusion):
         hits = HITS * torch.nn.functional.softplus(-x0[:, :1] * odds).mean((1, 2))
         error = (said - target_of(self.target, x0, noise, alpha, sigma))[:, 1:] ** 2 * hit
         return torch.where(first, hits, error.sum((1, 2)) / (2 * hit.sum((1, 2)).clamp(min=1)))
-
-    def ask(self, x: torch.Tensor, time: float, label: torch.Tensor, geom: torch.Tensor | None, guidance: float):
-        "What the network says at one time, guided."
-        told = torch.full((len(x),), time, device=x.device)
-        answer = lambda yes: self.network(x, told, label, torch.full((len(x),), yes, device=x.device), geom)
-        if guidance in (0, 1):
-            return answer(bool(guidance))
-        free = answer(False)
-        return free + guidance * (answer(True) - free)
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #f231c8a7
 def staged_input(x0: torch.Tensor, noisy: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'ENERGY', 'RADIUS', 'HEIGHT', 'A', 'B', 'STEP', 'HADRONS', 'WINDOW', 'NOISE', 'JITTER', 'SATURATION',
-           'TRIGGER', 'draw_labels', 'flight', 'muon_range', 'muon_energy', 'muon_light', 'Light', 'light_of', 'Event',
-           'seen', 'simulate', 'draw_event', 'triggered', 'dense_event']
+           'TRIGGER', 'draw_labels', 'flight', 'muon_range', 'muon_energy', 'muon_light', 'Event', 'seen', 'simulate',
+           'draw_event', 'triggered', 'dense_event']
 
 # %% ../../../nbs/systems/icecube/00c_event.ipynb #4b4e16f7
 import dataclasses

@@ -52,7 +52,8 @@ class IceCubeDiffusion(Section):
     schedule: Literal["cosine", "linear", "flow"] = Field("cosine", description="of the noise; flow with target flow")
     steps: int = Field(1000, ge=2, description="amounts of noise in training")
     guidance_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels that are hidden in training")
-    guidance: float = Field(1.0, ge=0, description="in sampling: 0 ignores the label, 1 takes it as it is, more overdoes")
+    guidance: float = Field(1.0, ge=0, description="in sampling: 0 ignores the label, 1 takes it as it is, more "
+                                                   "overdoes it")
     sampler: Literal["dpm", "heun", "ddim", "ddpm"] = Field("dpm", description="steps back from noise")
     sampler_steps: int = Field(20, ge=2, description="steps in sampling")
 
@@ -72,6 +73,7 @@ def diffusion_class(kind: str) -> type[GaussianDiffusion]:
                           remedy="derive it: class Mine(GaussianDiffusion)")
     return found
 
+# %% ../../../nbs/systems/icecube/03a_factory.ipynb #edc07cec
 class ModelFactory:
     "Networks and diffusions from configurations."
 

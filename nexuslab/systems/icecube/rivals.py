@@ -32,7 +32,8 @@ def nearest_training(label: np.ndarray, train: Simulated, seed: int, most: int =
     "The training events of the nearest labels, with 5 % more or less charge and 5 ns of jitter."
     rng, ids = np.random.default_rng(mix(seed, "nearest")), np.arange(min(train.size, most))
     known = conditions(torch.from_numpy(train.labels(ids))).numpy()
-    signal = train.batch(cKDTree(known).query(conditions(torch.from_numpy(label)).numpy())[1], {}, None)["signal"].numpy()
+    near = cKDTree(known).query(conditions(torch.from_numpy(label)).numpy())[1]
+    signal = train.batch(near, {}, None)["signal"].numpy()
     changed = np.stack([signal[:, 0] * np.exp(rng.normal(0, 0.05, signal[:, 0].shape)),
                         signal[:, 1] + rng.normal(0, 5, signal[:, 1].shape)], 1)
     return np.where(signal[:, :1] > 0, changed, 0).astype(np.float32)

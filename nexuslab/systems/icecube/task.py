@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Range', 'MOST', 'TASK', 'IceCubeData', 'IceCubeConfig', 'base', 'changed', 'large', 'smoke', 'guide',
            'load_config_from_file', 'keyed', 'objective', 'labels_from', 'one_label', 'would_trigger', 'labels_of',
            'picture', 'opened', 'from_file', 'made_events', 'judge', 'judged', 'IceCubeEvents', 'IceCubeTraining',
-           'generated', 'IceCubeTask']
+           'IceCubeSamples', 'generated', 'IceCubeTask']
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #3c35e6ff
 import inspect
@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from scipy import sparse
 from torch import Tensor
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
@@ -104,8 +105,8 @@ def smoke() -> IceCubeConfig:
         base(), "smoke", data={"events": 240, "examined": 40, "workers": 1, "train_ratio": 0.6, "val_ratio": 0.2,
                                "test_ratio": 0.2},
         compute={"precision": "fp32"}, model={"hidden": 16, "depth": 1, "heads": 2, "sensor": 8, "points": 1},
-        diffusion={"sampler_steps": 4, "guidance_dropout": 0.3}, loader={"batch_size": 8}, budget={"epochs": 1}, schedule={"warmup_steps": 2},
-        track={"log_every": 2},
+        diffusion={"sampler_steps": 4, "guidance_dropout": 0.3}, loader={"batch_size": 8}, budget={"epochs": 1},
+        schedule={"warmup_steps": 2}, track={"log_every": 2},
     )
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #1393455a
@@ -224,20 +225,30 @@ def made_events(cfg: IceCubeConfig, root: Path) -> Path:
     plan = Plan(cfg.data.events, cfg.data.fractions, cfg.seed)
     return build(store_path(root, "icecube", manifest(plan)), plan, cfg.data.workers)
 
-MOST = 4000  # training events that figures look at
+MOST = 4000  # training events that a reconstruction learns from; copies are looked for among 20,000
 _JUDGES: dict[tuple, tuple] = {}  # the last one
 
 def judge(splits: Splits) -> tuple[Any, Reconstruction]:
     "Hits of the training events, and a network that reconstructs events."
     key = splits.fingerprint, splits.train.size
     if key not in _JUDGES:
-        ids = np.arange(min(MOST, splits.train.size))
-        signal = splits.train.batch(ids, {}, None)["signal"].numpy()
+        hits, rows, size = [], [], splits.train.size
+        for low in range(0, min(size, 20_000), 500):
+            signal = splits.train.batch(np.arange(low, min(low + 500, size)), {}, None)["signal"].numpy()
+            hits.append(hits_of(signal))
+            rows += [features_of(signal)] if low < MOST else []
+        features = np.concatenate(rows)
+        known = Reconstruction(features, splits.train.labels(np.arange(len(features))))
         _JUDGES.clear()
-        _JUDGES[key] = hits_of(signal), Reconstruction(features_of(signal), splits.train.labels(ids))
+        _JUDGES[key] = sparse.vstack(hits, "csr"), known
     return _JUDGES[key]
 
-def judged(splits: Splits, split: str, cfg: IceCubeConfig, make: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+def judged(
+    splits: Splits,
+    split: str,
+    cfg: IceCubeConfig,
+    make: Callable[[np.ndarray], np.ndarray],  # labels (B, 6) -> events (B, 2, 5160)
+) -> dict[str, float]:
     "The figures of what a generator makes for the labels of a split."
     source = splits.named(split)
     batch = source.batch(np.arange(min(cfg.data.examined, source.size)), {}, None)
@@ -274,8 +285,8 @@ class IceCubeEvents(Task):
                 for name in RIVALS}
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #26a0a7b9
-class IceCubeTraining(IceCubeEvents, CanScore, CanSample):
-    "What the engine asks about the model and its events."
+class IceCubeTraining(IceCubeEvents, CanScore):
+    "What the engine asks about the model and its figures."
 
     def model(self, cfg, meta):
         return ModelFactory.create_model_and_diffusion(cfg.model, cfg.diffusion, codec=meta["codec"])[1]
@@ -307,6 +318,10 @@ class IceCubeTraining(IceCubeEvents, CanScore, CanSample):
         check_events(held)
         return from_file(held, np.arange(held.size), cfg)
 
+# %% ../../../nbs/systems/icecube/04_task.ipynb #32d52aa1
+class IceCubeSamples(CanSample):
+    "What the engine asks about new events."
+
     def sample(self, model, n, cfg, meta, at, *, energy: Range = ENERGY, zenith: Range = (0.0, np.pi),
                labels: str | None = None, guidance: Annotated[float, Field(ge=0)] | None = None,
                sampler: Literal["dpm", "heun", "ddim", "ddpm"] | None = None,
@@ -333,8 +348,8 @@ def generated(model: GaussianDiffusion, label: Tensor, cfg: IceCubeConfig, at: A
                          guidance=d.guidance, draw=draw)
     return made.float().cpu().numpy()
 
-# %% ../../../nbs/systems/icecube/04_task.ipynb #32d52aa1
-class IceCubeTask(IceCubeTraining):
+# %% ../../../nbs/systems/icecube/04_task.ipynb #4e1799d7
+class IceCubeTask(IceCubeTraining, IceCubeSamples):
     "A diffusion model of neutrino events."
 
     def space(self, trial):
