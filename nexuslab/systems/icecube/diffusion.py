@@ -64,6 +64,7 @@ def free_draw(shape: tuple[int, ...], name: str, normal: bool) -> torch.Tensor:
     "From PyTorch's default generator."
     return torch.randn(shape) if normal else torch.rand(shape)
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #1f497b1f
 class GaussianDiffusion(nn.Module):
     "A network that removes noise, with its schedule and its loss."
 

@@ -225,6 +225,7 @@ def made_events(cfg: IceCubeConfig, root: Path) -> Path:
     plan = Plan(cfg.data.events, cfg.data.fractions, cfg.seed)
     return build(store_path(root, "icecube", manifest(plan)), plan, cfg.data.workers)
 
+# %% ../../../nbs/systems/icecube/04_task.ipynb #2fab5581
 MOST = 4000  # training events that a reconstruction learns from; copies are looked for among 20,000
 _JUDGES: dict[tuple, tuple] = {}  # the last one
 
