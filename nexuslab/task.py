@@ -364,6 +364,10 @@ class CanSample(ABC):
         "A matplotlib figure that shows some samples: by default the texts, or the numbers of the first array."
         return show_samples(samples)
 
+    def beside(self, cfg: Config, meta: dict) -> dict[str, np.ndarray]:
+        "Arrays that stand beside the samples in their file, whatever their number: coordinates, names of columns."
+        return {}
+
 class HasLatent(ABC):
     "A system whose model has a latent space: t-SNE, PCA, silhouette and interpolation come with it."
 
