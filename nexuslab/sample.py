@@ -63,7 +63,7 @@ def sample(
     refuse_links(run)
     about = origin(run, saved, how) | {"seed": seed, "precision": arithmetic}
     path = Path(output) if output else run.path / "samples" / f"{n}-{seed}-step_{about['step']}-{digest(about, 6)}.h5"
-    write_samples(path, about, samples)
+    write_samples(path, about, samples, task.beside(cfg, meta))
     write_sheet(path.with_suffix(".png"), task.contact_sheet(samples, cfg, meta), chosen=bool(output))
     return path
 
@@ -241,7 +241,12 @@ def kind_of(rows: np.ndarray | list) -> str:
     return "texts" if isinstance(rows[0], str) else f"arrays of rows of shape {rows[0].shape[1:]}"
 
 # %% ../nbs/engine/09a_sample.ipynb #65e2a014
-def write_samples(path: Path, about: dict[str, Any], samples: dict[str, np.ndarray | list]) -> None:
+def write_samples(
+    path: Path,
+    about: dict[str, Any],
+    samples: dict[str, np.ndarray | list],
+    beside: dict[str, np.ndarray] | None = None,  # arrays of the system's that have no row a sample
+) -> None:
     "Write samples as a store; lists of arrays or of texts end to end, with their offsets."
     ragged = [name for name, rows in samples.items() if isinstance(rows, list)]
     if twice := [name for name in ragged if f"{name}_offset" in samples]:
@@ -251,7 +256,11 @@ def write_samples(path: Path, about: dict[str, Any], samples: dict[str, np.ndarr
     samples = samples | {name: list(map(bytes_of, samples[name])) for name in texts}
     arrays = {name: np.concatenate(rows) if name in ragged else rows for name, rows in samples.items()}
     arrays |= {f"{name}_offset": np.cumsum([0, *map(len, samples[name])]) for name in ragged}
-    write_store(path, about | {"ragged": ragged, "texts": texts}, arrays)
+    beside = {name: np.asarray(value) for name, value in (beside or {}).items()}
+    if twice := sorted(beside.keys() & arrays.keys()):
+        raise ModelError(f"samples {twice[0]!r}", found="one beside the samples, too", expected="one of the two",
+                         remedy="let `beside` and `sample` of the system use different names")
+    write_store(path, about | {"ragged": ragged, "texts": texts, "beside": sorted(beside)}, arrays | beside)
 
 def bytes_of(text: str) -> np.ndarray:
     "A text as bytes of UTF-8; halves of surrogate pairs, which a model of characters may write, are kept."
