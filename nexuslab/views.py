@@ -40,7 +40,7 @@ from nexuslab.core import (
 from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
-from .run import Run, birth_seal, given_up, has_seals, left_out
+from .run import Run, birth_seal, given_up, has_seals, left_out, refuse_links, write_picture
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
 from .task import HasLatent, Task, get_task, register
@@ -447,7 +447,10 @@ def report(run: Run, output: Path | None = None) -> Path:
         raise ConfigError("output of a report", found=str(output) + ", a folder" * output.is_dir(),
                           expected="a file that ends in .html", remedy=f"write --output {output.stem or 'report'}.html")
     if is_there(run.path / "metrics.jsonl"):  # drawn anew: a picture that lies there may be another run's
-        run.keep("curves", plot_curves([run]))
+        refuse_links(run)
+        drawn = plot_curves([run])
+        write_picture(run.path / "figures" / "curves.png", drawn)
+        plt.close(drawn)
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
     for name in ("report", "analyse"):
         if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere, which is told
