@@ -407,7 +407,7 @@ def test_before_any_best_there_is_none(tmp_path):
     task = Scripted(script=lambda step: 1.0, steps=6, eval_every=4, save_every=2)
     run = train(task, tmp_path, [Halt(5)]).run
     assert run.status["best_step"] == 4
-    again = train(task, tmp_path, [Halt(3)], run=run, resume="last")
+    again = train(task, tmp_path, [Halt(3)], run=run, resume="step_2")
     assert again.best is None and pointed(run.path / "checkpoints", "best") is None
 
 
