@@ -11,7 +11,6 @@ import math
 from functools import cache
 
 import numpy as np
-from scipy.special import gammaincinv
 
 from .detector import Detector, Ice, SURFACE, icecube86, south_pole_ice
 
@@ -80,5 +79,7 @@ def first_delay(
     photons: np.ndarray,  # (H,) at least 1
 ) -> np.ndarray:
     "The least of the scattering delays of several photons, (H,) [ns]."
+    from scipy.special import gammaincinv  # late: a training on events that are made needs no SciPy
+
     least = -np.expm1(np.log(rng.random(len(photons))) / photons)
     return gammaincinv(np.maximum(distance / SCATTER, 1e-3), least) / RATE

@@ -18,7 +18,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from scipy import sparse
 from torch import Tensor
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
@@ -32,8 +31,6 @@ from .detector import icecube86
 from .diffusion import GaussianDiffusion, sample_events
 from .event import ENERGY, TRIGGER, draw_labels
 from .factory import IceCubeDiffusion, IceCubeModel, ModelFactory
-from .metrics import Reconstruction, compare, features_of, hits_of
-from .rivals import RIVALS, mean_light
 from .signal import fit_codec
 from ...task import EMA, At, CanSample, CanScore, Costly, StepOut, Task
 
@@ -175,6 +172,8 @@ def one_label(rng: np.random.Generator, energy: Range, zenith: Range) -> np.ndar
 
 def would_trigger(label: np.ndarray) -> bool:
     "Whether a label is expected to hit enough sensors."
+    from nexuslab.systems.icecube.rivals import mean_light  # late: SciPy
+
     light = mean_light(label)
     return float(-np.expm1(-light.track - light.shower).sum()) >= TRIGGER
 
@@ -228,8 +227,12 @@ def made_events(cfg: IceCubeConfig, root: Path) -> Path:
 MOST = 4000  # training events that a reconstruction learns from; copies are looked for among 20,000
 _JUDGES: dict[tuple, tuple] = {}  # the last one
 
-def judge(splits: Splits) -> tuple[Any, Reconstruction]:
+def judge(splits: Splits) -> tuple[Any, Any]:
     "Hits of the training events, and a network that reconstructs events."
+    from scipy import sparse  # late here and below: a training needs no SciPy
+
+    from nexuslab.systems.icecube.metrics import Reconstruction, features_of, hits_of
+
     key = splits.fingerprint, splits.train.size
     if key not in _JUDGES:
         hits, rows, size = [], [], splits.train.size
@@ -250,6 +253,8 @@ def judged(
     make: Callable[[np.ndarray], np.ndarray],  # labels (B, 6) -> events (B, 2, 5160)
 ) -> dict[str, float]:
     "The figures of what a generator makes for the labels of a split."
+    from nexuslab.systems.icecube.metrics import compare
+
     source = splits.named(split)
     batch = source.batch(np.arange(min(cfg.data.examined, source.size)), {}, None)
     label, (known, reconstruction) = batch["label"].numpy(), judge(splits)
@@ -280,6 +285,8 @@ class IceCubeEvents(Task):
         return picture(batch["signal"].cpu().numpy(), batch["label"].cpu().numpy())
 
     def baselines(self, splits, split, cfg):
+        from nexuslab.systems.icecube.rivals import RIVALS
+
         made = lambda name: judged(splits, split, cfg, lambda label: RIVALS[name](label, splits.train, cfg.seed))
         return {name: Costly(partial(made, name), {"rival": name, "seed": cfg.seed, "events": cfg.data.examined})
                 for name in RIVALS}
