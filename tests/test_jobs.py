@@ -229,9 +229,8 @@ def test_every_job_on_every_system(system, trained, monkeypatch):
 
 
 @pytest.mark.xdist_group("jobs")
-def test_tuning_job_and_its_best_configuration(trained, monkeypatch):
-    home = trained("toy_graphs")
-    monkeypatch.setenv("NEXUSLAB_HOME", str(home))
+def test_tuning_job_and_its_best_configuration(home, monkeypatch):
+    """In a home of its own: it makes runs, and the other tests ask for the one run of theirs."""
     monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
     run_job("tune", {"system": "toy_graphs", "preset": "smoke", "trials": 3, "study_name": "three"}, quiet=True)
     best = home / "runs" / ".studies" / "three" / "best_config.yaml"
