@@ -81,6 +81,7 @@ def versions() -> dict[str, str]:
             found[package] = "absent"
     return found
 
+# %% ../nbs/engine/06_run.ipynb #1a09cce6
 def hardware() -> dict[str, Any]:
     "Processor, cores, memory and accelerators of this machine."
     import torch  # late: listing runs needs no torch
@@ -91,11 +92,13 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "gpus": gpus,
     }
 
+# %% ../nbs/engine/06_run.ipynb #da2536c2
 def code_digest() -> str:
     "One digest over the package's modules: any change of code changes it."
     folder = Path(nexuslab.__file__).parent
     return digest({str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*.py"))})
 
+# %% ../nbs/engine/06_run.ipynb #a14160ee
 def environment(root: Path) -> dict[str, Any]:
     "What a stranger needs to get the same figures."
     commit = git("rev-parse", "HEAD", folder=root)
@@ -115,11 +118,10 @@ def running_check(file: BinaryIO, size: int = 2**62) -> tuple[int, int]:
         length, check = length + len(data), zlib.crc32(data, check)
     return length, check
 
+# %% ../nbs/engine/06_run.ipynb #f6f5bd82
 def marks_of(record: Record) -> dict[str, int]:
     "For the status: how long the file would be if nothing had been lost, how long it is, and its CRC-32."
     return {"record": record.size + record.missing, "record_bytes": record.size, "record_check": record.check}
-    return length, check
-
 
 # %% ../nbs/engine/06_run.ipynb #6f538be3
 class Record:
@@ -174,6 +176,7 @@ def is_whole(line: bytes) -> bool:
     "Whether a line ends with the check of its text."
     return line[-CHECK_BYTES:] == b', "check": "%08x"}' % zlib.crc32(b"}", zlib.crc32(line[:-CHECK_BYTES]))
 
+# %% ../nbs/engine/06_run.ipynb #3a72e17d
 def row_of(line: bytes) -> dict | None:
     "A row without its check; None of a line that was cut short or has changed. Rows of older runs have no check."
     line = line.removesuffix(b"\r")  # of a file that passed through Windows
@@ -189,11 +192,6 @@ def row_of(line: bytes) -> dict | None:
     return row if numbers or (known and found) else None
 
 # %% ../nbs/engine/06_run.ipynb #2214ce6f
-MAX_RECORD = 2**32  # bytes of a record: that of 10 million rows is smaller
-CHUNK = 2**18  # bytes that are read at a time: what is made of them stays in the processor's cache
-LONGEST = 2**24  # bytes of a line
-LOOK_BACK = 2**12  # bytes before an offset in which the line before is looked for
-
 def rows_of(lines: list[bytes]) -> list[dict]:
     "The rows of these lines, in order, without those that are damaged."
     if lines and all(map(is_whole, lines)):
@@ -205,10 +203,17 @@ def rows_of(lines: list[bytes]) -> list[dict]:
                     return rows
     return [row for row in map(row_of, lines) if row is not None]
 
+# %% ../nbs/engine/06_run.ipynb #9f9c94de
 def once(lines: list[bytes], before: bytes = b"") -> list[bytes]:
     "Lines without those that say what the line before says, which no training writes."
     earlier = [before, *lines]
     return [one for one, last in zip(lines, earlier) if one != last] if any(map(eq, lines, earlier)) else lines
+
+# %% ../nbs/engine/06_run.ipynb #47736c01
+MAX_RECORD = 2**32  # bytes of a record: that of 10 million rows is smaller
+CHUNK = 2**18  # bytes that are read at a time: what is made of them stays in the processor's cache
+LONGEST = 2**24  # bytes of a line
+LOOK_BACK = 2**12  # bytes before an offset in which the line before is looked for
 
 def read_chunks(path: Path, offset: int = 0) -> Iterator[tuple[list[dict], int, int]]:
     "What follows a byte offset, by parts: the complete rows, the offset behind them, the number of damaged lines."
@@ -239,6 +244,7 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
         behind, damaged = end, damaged + lost
     return rows, behind, damaged
 
+# %% ../nbs/engine/06_run.ipynb #1bcbc028
 def damaged_rows(path: Path) -> int:
     "How many lines of a record are damaged, or behind one that belongs elsewhere; the last one may still be written."
     with contextlib.suppress(FormatError), open_regular(path, MAX_RECORD) as file:  # unreadable: tells nothing
@@ -251,6 +257,7 @@ def damaged_rows(path: Path) -> int:
         return count
     return 0
 
+# %% ../nbs/engine/06_run.ipynb #60a6d5d9
 def read_rows(path: Path, offset: int = 0) -> tuple[list[dict], int]:
     "The complete rows after a byte offset, and the offset behind them: what a follower calls again and again."
     return read_lines(path, offset)[:2]
@@ -270,6 +277,7 @@ def slug(cfg: Config) -> str:
     "The readable tail of a run's name: the experiment's name or the preset, and a digest of the configuration."
     return f"{cfg.name or cfg.preset}-{digest(cfg.tree(), 6)}"
 
+# %% ../nbs/engine/06_run.ipynb #2e978c6e
 def new_folder(
     parent: Path,
     name: str,  # a number is added when it is taken
@@ -290,6 +298,7 @@ def new_folder(
         raise RunError(f"cannot create {parent / name}", found=str(error), expected="a folder that can be written",
                        remedy="check permissions and free space, or set NEXUSLAB_HOME") from None
 
+# %% ../nbs/engine/06_run.ipynb #e6a314f9
 def renamed(temporary: Path, name: str) -> Path:
     "Give a folder the first name of its kind that is free."
     for count in range(1, 10_000):
@@ -321,6 +330,7 @@ def create_run(
 
     return Run(new_folder(root / "runs" / cfg.system, f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(cfg)}", fill))
 
+# %% ../nbs/engine/06_run.ipynb #98d817fa
 def write_text(self: Run, name: str, text: str) -> Path:
     "Write a text file of the run atomically."
     with atomic_path(self.path / name) as temporary:
@@ -365,6 +375,7 @@ def run_folders(root: Path | str | None = None, system: str | None = None) -> li
     found = [(path, stamp(file)) for path in paths if os.path.lexists(file := os.path.join(path, "config.yaml"))]
     return sorted(found, key=lambda entry: (begun(*entry), entry[1]))
 
+# %% ../nbs/engine/06_run.ipynb #e7309a2b
 def begun(path: str, made: tuple[int, ...]) -> str:
     "When a run was made, as its name begins; of one that was renamed, when its configuration was written."
     name = os.path.basename(path)[:15]
@@ -379,6 +390,7 @@ def names_in(folder: str) -> list[str]:
     except OSError:
         return []
 
+# %% ../nbs/engine/06_run.ipynb #fcfbe826
 def stamp(path: Path | str) -> tuple[int, ...]:
     "What changes when a file is written or replaced: its time, inode and size; nothing of a file that is gone."
     try:
@@ -409,6 +421,7 @@ def open_run(
         raise RunError(f"{said} {str(run)[:200]!r}", found=told, expected="exactly one", remedy=remedy)
     return found[0]
 
+# %% ../nbs/engine/06_run.ipynb #a21b0d0c
 def run_name(run: Run) -> str:
     "System and name of a run, as its path under `runs/`."
     return f"{run.path.parent.name}/{run.path.name}"
@@ -444,6 +457,7 @@ def parsed(path: Path, *stamp: int) -> tuple[dict, str]:
                           remedy="restore it from a copy")
     return tree, digest(data, 64)
 
+# %% ../nbs/engine/06_run.ipynb #f6b03630
 def tree(self: Run) -> dict:
     "The configuration in config.yaml, without importing the system; that it was changed since is told by a warning."
     path = self.path / "config.yaml"
@@ -458,12 +472,14 @@ def tell_edited(run: Run, written: dict[str, Any], found: str) -> None:
         told = "it has been edited or damaged, or status.json is another run's"
         warnings.warn(f"config.yaml of {name} is not as nexuslab wrote it: {told}", stacklevel=3)
 
+# %% ../nbs/engine/06_run.ipynb #5a3eb0e8
 def written_config(run: Run) -> dict[str, Any]:
     "What the status says of config.yaml; nothing if that is older or damaged."
     with contextlib.suppress(FormatError):
         return recorded(run).get("config") or {}
     return {}
 
+# %% ../nbs/engine/06_run.ipynb #93aa914b
 def headline(run: Run, status: dict) -> dict[str, str]:
     "Preset and monitored scalar: as the status has them while the configuration is the one it was written for."
     path, told = run.path / "config.yaml", status.get("config") or {}
@@ -473,6 +489,7 @@ def headline(run: Run, status: dict) -> dict[str, str]:
         return {"preset": tree["preset"], "monitor": flatten(tree).get("stop.monitor")}
     return {key: str(told.get(key)) for key in ("preset", "monitor")}
 
+# %% ../nbs/engine/06_run.ipynb #fbc1dd2d
 def root(self: Run) -> Path:
     "The project root the run stands under."
     return self.path.parents[2]
@@ -504,6 +521,7 @@ def changing(self: Run) -> Iterator[None]:
     finally:
         lock.release()
 
+# %% ../nbs/engine/06_run.ipynb #ef9f8c6c
 def set_status(self: Run, **changes) -> None:
     "Change fields of status.json; how log.txt stands is noted with them."
     with self.changing():
@@ -541,6 +559,7 @@ def log_marks(data: bytes) -> dict[str, int]:
     "Length and CRC-32 of log.txt, for the status."
     return {"log_bytes": len(data), "log_check": zlib.crc32(data)}
 
+# %% ../nbs/engine/06_run.ipynb #2237155c
 def log_changed(run: Run, data: bytes) -> bool:
     "Whether log.txt is another one than the status knows; while a run is trained, whether its beginning is."
     with contextlib.suppress(FormatError):
@@ -550,6 +569,7 @@ def log_changed(run: Run, data: bytes) -> bool:
         return longer or zlib.crc32(data[: size or 0]) != (status.get("log_check") or 0)
     return False  # the status is damaged, which its own readers say
 
+# %% ../nbs/engine/06_run.ipynb #15085429
 def log(self: Run) -> str:
     "What was told while it trained: one line an evaluation. That it was changed since is told by a warning."
     data = log_bytes(self)
@@ -571,6 +591,7 @@ def status(self: Run) -> dict[str, Any]:
             found["state"] = "died"
     return found
 
+# %% ../nbs/engine/06_run.ipynb #1f623588
 def alive(pid: int | None, started: float | None) -> bool:
     "Whether that very process still runs: the id may have been given to another."
     try:
@@ -590,6 +611,7 @@ def record_marks(run: Run) -> dict[str, int]:
     with open_regular(path, MAX_RECORD) as file:
         return dict(zip(("record_bytes", "record_check"), running_check(file)))
 
+# %% ../nbs/engine/06_run.ipynb #760fc2f4
 def record_changed(run: Run) -> bool:
     "Whether metrics.jsonl is another one than the status knows; a shorter one is told by `remark`."
     path = run.path / "metrics.jsonl"
@@ -607,13 +629,13 @@ def record_changed(run: Run) -> bool:
         return not same or size > known and status["state"] in ENDED
     return False  # the status is damaged, which its own readers say
 
+# %% ../nbs/engine/06_run.ipynb #3d203267
 def odd_record(run: Run) -> str:
     "What is to be said of a record that is another one than the status knows; empty where it is that one."
     with contextlib.suppress(FormatError):
         if record_changed(run) or recorded(run).get("odd"):
             return "metrics.jsonl is not as nexuslab wrote it: edited, older, or with rows of another run"
     return ""
-
 
 # %% ../nbs/engine/06_run.ipynb #15e10bcb
 def numbers(values: Sequence) -> np.ndarray:
@@ -629,6 +651,7 @@ def number(value: Any) -> float:
         return float(value) if type(value) in (int, float) else float("nan")
     return float("nan")
 
+# %% ../nbs/engine/06_run.ipynb #c8327cce
 def grouped(rows: list[dict]) -> Iterator[tuple[np.ndarray, dict[str, tuple]]]:
     "Rows with the same keys, by column: their places among all rows (N,), and the values (N,) of each key."
     groups = defaultdict(list)
@@ -699,6 +722,7 @@ def uncollected() -> Iterator[None]:
         if before:
             gc.enable()
 
+# %% ../nbs/engine/06_run.ipynb #f61995fc
 def parts_of(run: Run) -> Iterator[list[dict]]:
     "The rows of a run's record by parts; damaged lines are left out, and their number is told by a warning."
     least, end, lost = record_bytes(run), 0, 0  # what the status says is read first: a live record grows meanwhile
@@ -713,7 +737,6 @@ def parts_of(run: Run) -> Iterator[list[dict]]:
     elif end >= least and (odd := odd_record(run)):
         warnings.warn(f"{odd}, run {visible(run.path.name)}", stacklevel=4)
 
-
 # %% ../nbs/engine/06_run.ipynb #b2741c34
 def record_bytes(run: Run) -> int:
     "How long the record of a run is at least, as its status says; 0 if that says nothing, or is damaged."
@@ -721,6 +744,7 @@ def record_bytes(run: Run) -> int:
         return recorded(run).get("record") or 0
     return 0
 
+# %% ../nbs/engine/06_run.ipynb #563d9e17
 @uncollected()
 def history(self: Run) -> pd.DataFrame:
     "One row a step with every scalar logged at it; the latest attempt counts."
@@ -746,6 +770,7 @@ def evaluation(self: Run) -> dict:
                        remedy=f"run the job 04_evaluate: {command}")
     return found
 
+# %% ../nbs/engine/06_run.ipynb #cbf49a63
 def evaluated(run: Run) -> dict:
     "The content of evaluation.json, empty where there is none; a damaged one is a `FormatError`."
     path = run.path / "evaluation.json"
@@ -758,6 +783,7 @@ def evaluated(run: Run) -> dict:
                           remedy=f"delete it, and evaluate again: nexuslab evaluate --run {run.path.name}")
     return {split: {"baselines": {}} | entry for split, entry in found.items()}
 
+# %% ../nbs/engine/06_run.ipynb #831c1fa8
 def is_entry(entry: Any) -> bool:
     "Whether a value is what an evaluation of one split writes: figures by name, of the model and of baselines."
     if not isinstance(entry, dict) or not isinstance(entry.get("baselines", {}), dict):
@@ -780,7 +806,6 @@ def birth_seal(run: "Run") -> str | None:
         return read_json(path).get(SEAL) if is_there(path) else None
     return None
 
-
 # %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:
     "Split -> what is to be said of its figures, if their checkpoint belongs to a history that was given up."
@@ -799,6 +824,7 @@ def given_up(run: Run) -> dict[str, str]:
     foreign = {split: e for split, e in sealed.items() if known and e["manifest"] not in known}
     return found | {split: told.format(e.get("step")) for split, e in foreign.items()}
 
+# %% ../nbs/engine/06_run.ipynb #efe71527
 def its_environment(self: Run) -> dict[str, Any]:
     "The content of environment.json: what the run was made with."
     path = self.path / "environment.json"
@@ -869,6 +895,7 @@ def exclusive(self: Run) -> Iterator[None]:
     finally:
         lock.release()
 
+# %% ../nbs/engine/06_run.ipynb #fcf4e2b6
 def request_stop(self: Run, reason: str = "stopped on request") -> None:
     "Ask whoever trains in this directory to stop after the step at hand."
     self.write_text("stop", reason)
@@ -915,6 +942,7 @@ class Tracker(ABC):
     def finish(self) -> None:
         "Flush and close."
 
+# %% ../nbs/engine/06_run.ipynb #0c34f9c5
 class NoTracker(Tracker):
     "The null object: the loop needs no `if`."
 
@@ -927,6 +955,7 @@ class NoTracker(Tracker):
     def finish(self):
         return
 
+# %% ../nbs/engine/06_run.ipynb #bffd4fe6
 class JsonlTracker(Tracker):
     "One JSON line a call, in `<folder>/tracker.jsonl`."
 
@@ -1083,6 +1112,7 @@ def lost_before(run: Run) -> list[dict[str, str]]:
             return [entry for entry in told if not is_back(run, entry)]
     return []
 
+# %% ../nbs/engine/06_run.ipynb #5b941630
 def is_back(run: Run, entry: dict[str, str]) -> bool:
     "Whether a file that was lost is there again; of a record or a log the rest was there all the time."
     if entry["fault"].endswith("bytes are missing"):
@@ -1090,6 +1120,7 @@ def is_back(run: Run, entry: dict[str, str]) -> bool:
     part = entry["place"] in ("metrics.jsonl", "log.txt") and "another training" not in entry["fault"]
     return not part and os.path.lexists(run.path / entry["place"])
 
+# %% ../nbs/engine/06_run.ipynb #6cacafc8
 def losses(run: Run) -> str:
     "The same in a few words, for tables; empty where nothing is lost."
     places = list(dict.fromkeys(entry["place"] for entry in lost_before(run)))
@@ -1102,6 +1133,7 @@ def remark(run: Run, least: int) -> str:
     lost = least - sum(stamp(run.path / "metrics.jsonl")[2:])
     return f"damaged: {lost:,} bytes of metrics.jsonl are missing" if lost > 0 else ""
 
+# %% ../nbs/engine/06_run.ipynb #131a8c47
 def outrun(run: Run, status: dict[str, Any]) -> str:
     "What is to be said of a run that seems to have died, and whose record says that it ended; empty of others."
     path = run.path / "metrics.jsonl"
@@ -1113,7 +1145,6 @@ def outrun(run: Run, status: dict[str, Any]) -> str:
     told = f"status.json is older than the record, which ended at step {last.get('step')}"
     return told if last.get("event") == "end" else ""
 
-
 # %% ../nbs/engine/06_run.ipynb #47454b12
 def left_out(run: Run) -> str:
     "What is missing of a run's record, in words; empty where nothing is."
@@ -1124,6 +1155,7 @@ def left_out(run: Run) -> str:
     more = f" (nexuslab doctor {visible(run_name(run))})" if said else ""
     return "; ".join(filter(None, [said + more, losses(run)]))
 
+# %% ../nbs/engine/06_run.ipynb #d7ecd08d
 def table_row(run: Run) -> dict[str, Any]:
     "A run as a row of the table; of a damaged directory the state says what is wrong."
     row = {"system": run.path.parent.name, "run": run.path.name}
@@ -1140,6 +1172,7 @@ def table_row(run: Run) -> dict[str, Any]:
     except Exception as error:  # a stranger's files raise anything
         return row | {"state": damage(run, error)}
 
+# %% ../nbs/engine/06_run.ipynb #c9743360
 def damage(run: Run, error: Exception) -> str:
     "What a table says of a run whose files cannot be used, in one line."
     told = error.brief if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
