@@ -95,6 +95,7 @@ def one_line(fault: object) -> str:
     told = fault.brief if isinstance(fault, NexusError) else str(fault) or type(fault).__name__
     return "".join(c if c.isprintable() else "?" for c in " ".join(told.split())[:300])
 
+# %% ../nbs/engine/15_doctor.ipynb #872b12be
 def typed(text: object) -> str:
     "A text as a shell takes it, in one printable line."
     if (said := str(text)).isprintable():
@@ -102,6 +103,7 @@ def typed(text: object) -> str:
     said = said.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c)) for c in said) + "'"
 
+# %% ../nbs/engine/15_doctor.ipynb #537e212a
 def called(run: Run) -> str:
     "A run as a shell takes it: by its name, with its system where needed, by its path where it is of no project."
     runs, name = project_root() / "runs", run.path.name
@@ -122,6 +124,7 @@ def move(path: Path, other: Path) -> None:
     os.rename(path, other)
     sync_folder(path.parent)
 
+# %% ../nbs/engine/15_doctor.ipynb #29adda72
 def swap(path: Path, data: bytes) -> None:
     "Write a file anew beside its place; only then what stands there is moved aside."
     with held(path) as temporary:
@@ -168,6 +171,11 @@ def examine_record(e: Examination) -> None:
         data = data.replace(b"\r\n", b"\n")
         told = functools.partial(rewrite, path, data)
         e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab", told)
+    examine_rows(e, path, data)
+
+# %% ../nbs/engine/15_doctor.ipynb #a524e188
+def examine_rows(e: Examination, path: Path, data: bytes) -> None:
+    "The rows of a record whose bytes could be read."
     sound, damaged, tail = split_record(data)
     e.counts["rows"] = len(sound)
     aside = path.with_name(f"damaged-{path.name}")
@@ -222,12 +230,14 @@ def rewrite(path: Path, data: bytes) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
+# %% ../nbs/engine/15_doctor.ipynb #1c61ff80
 def uncounted(run: Run, aside: Path, data: bytes) -> int:
     "Those of them that the status still counts as bytes of the record."
     with contextlib.suppress(FormatError):
         return max(0, set_aside(aside, data) - (recorded(run).get("damaged") or 0))
     return 0
 
+# %% ../nbs/engine/15_doctor.ipynb #90dbebb4
 def part_record(run: Run, sound: list[bytes], damaged: list[bytes], missing: int) -> None:
     "Write the damaged lines beside the record, then the record without them, then how long it is."
     path, aside = run.path / "metrics.jsonl", run.path / "damaged-metrics.jsonl"
@@ -238,6 +248,7 @@ def part_record(run: Run, sound: list[bytes], damaged: list[bytes], missing: int
         rewrite(target, first + b"".join(line + b"\n" for line in lines))
     count_record(run, missing)
 
+# %% ../nbs/engine/15_doctor.ipynb #8dd51086
 def count_record(run: Run, missing: int) -> None:
     "Let the status say how long the record is, with what is missing of it, and what lies beside it."
     path, data = run.path / "damaged-metrics.jsonl", read_bytes(run.path / "metrics.jsonl", 2**40)
@@ -286,6 +297,7 @@ def whole(path: Path, saved: Saved) -> bool:
     files = {name: digest(data, 64) for name, data in saved.files.items()}
     return sealed and files == manifest["files"] and path.name == step_name(manifest["step"])
 
+# %% ../nbs/engine/15_doctor.ipynb #f63192fe
 def judged(e: Examination, path: Path) -> tuple[str | None, Saved]:
     "What is wrong with a checkpoint, and its content; what is none of its files is moved out of its folder."
     fault, saved = examine_folder(path)
@@ -301,6 +313,7 @@ def judged(e: Examination, path: Path) -> tuple[str | None, Saved]:
         e.found(path, "metrics.jsonl does not tell of it", "noted", "it stays: to use it, restore that from a copy")
     return (fault if known and saved.seal not in known else None), saved
 
+# %% ../nbs/engine/15_doctor.ipynb #e2d0932d
 def bring_back(e: Examination, folder: Path) -> None:
     "Give checkpoints that were moved aside their names again, if they are sound and the record knows them."
     known = {row.get("manifest") for row in latest(saves(folder))} - {None}
@@ -321,6 +334,7 @@ def named_by(folder: Path, name: str) -> tuple[int | None, str | None]:
     pointer = read_sealed(path) if SEAL in pointer else {"step": int(pointer["step"]), "manifest": None}
     return pointer["step"], pointer["manifest"]
 
+# %% ../nbs/engine/15_doctor.ipynb #66df36a6
 def steps_gone(folder: Path) -> list[int]:
     "The steps of checkpoints that were saved, were not pruned, and are not there."
     named: set[int | None] = set()
@@ -333,6 +347,7 @@ def steps_gone(folder: Path) -> list[int]:
     named |= set() if kept else set(steps_finished(folder, "last")[-1:])
     return sorted(named & {row["step"] for row in saves(folder) if row["event"] == "saved"} - kept)
 
+# %% ../nbs/engine/15_doctor.ipynb #030b7ec0
 def steps_finished(folder: Path, name: str) -> list[int]:
     "The steps that a pointer named; a row of a save at the very end of the record may be of one that was killed."
     steps, last = steps_saved(folder, name), read_lines(folder.parent / "metrics.jsonl")[0][-1:]
@@ -348,6 +363,7 @@ def recorded_step(e: Examination, name: str) -> int | None:
         kept = [row["step"] for row in rows if row.get("event") == "best" and row["step"] in e.sound]
     return kept[-1] if kept else max(e.sound, default=None) if name == "last" else None
 
+# %% ../nbs/engine/15_doctor.ipynb #8e8beae6
 def newer_step(e: Examination, name: str, step: int | None) -> int | None:
     "The sound checkpoint that a pointer came to name after this step, by the record; None if there is none."
     folder = e.run.path / "checkpoints"
@@ -383,6 +399,7 @@ def examine_pointers(e: Examination) -> None:
         told = "now names no checkpoint" if known is None else f"now names step {known}"
         e.found(folder / file, fault, "mended", told, functools.partial(repoint, folder, name, known))
 
+# %% ../nbs/engine/15_doctor.ipynb #563bef63
 def repoint(folder: Path, name: str, step: int | None) -> None:
     "Write a pointer anew; something else in its place is moved aside."
     path = folder / POINTERS[name]
@@ -416,6 +433,7 @@ def examine_config(e: Examination) -> None:
     except Exception as error:  # a system that is not here, or one of a stranger
         e.found(path, error, "noted", INSTALL)
 
+# %% ../nbs/engine/15_doctor.ipynb #ea361a0c
 INSTALL = "install the system, or correct the file"  # where a configuration cannot be used here
 
 def examine_environment(e: Examination) -> None:
@@ -439,12 +457,14 @@ def differing(e: Examination) -> tuple[Saved | None, dict[str, tuple[Any, Any]]]
     keys = sorted(k for k in (then.keys() & now.keys()) - changed if then[k] != now[k])
     return saved, {k: (then[k], now[k]) for k in keys}
 
+# %% ../nbs/engine/15_doctor.ipynb #f6063c64
 def config_bytes(run: Run) -> bytes:
     "The content of config.yaml; nothing where it cannot be read."
     with contextlib.suppress(FormatError):
         return read_bytes(run.path / "config.yaml")
     return b""
 
+# %% ../nbs/engine/15_doctor.ipynb #61e30db5
 def examine_edits(e: Examination) -> None:
     "Whether config.yaml is as nexuslab wrote it."
     path, data, written = e.run.path / "config.yaml", config_bytes(e.run), written_config(e.run).get("sha256")
@@ -473,6 +493,7 @@ def config_marks(e: Examination) -> dict[str, Any]:
         return {"config": marks} | ({"total_steps": total} if isinstance(total, int) else {})
     return {}
 
+# %% ../nbs/engine/15_doctor.ipynb #976a5d29
 def rewrite_status(e: Examination, made: dict) -> None:
     "A status of what is known; what stood there is moved aside."
     if made.get("reason") == "budget reached":
@@ -487,6 +508,7 @@ def rewrite_config(e: Examination, tree: dict) -> None:
     "A configuration as a file of the run; what stood there is moved aside."
     swap(e.run.path / "config.yaml", config_of(tree).encode())
 
+# %% ../nbs/engine/15_doctor.ipynb #6e8ec9fc
 def config_of(tree: dict) -> str:
     "A configuration as a run's file has it."
     presets = get_task(tree["system"]).presets
@@ -504,12 +526,14 @@ def status_by_record(run: Run) -> dict[str, Any]:
     said = {k: rows[-1][k] for k in ("step", "epoch", "attempt") if k in rows[-1]} | (bests[-1] if bests else {})
     return said | {"state": ended_as(reason) if reason else "died", "reason": reason or "its record has no end"}
 
+# %% ../nbs/engine/15_doctor.ipynb #415d3c4a
 def ended_as(reason: str) -> str:
     "The state of a run that ended for this reason: one of the training's own, or an error."
     if reason.startswith("KeyboardInterrupt"):
         return "interrupted"
     return "failed" if re.match(r"[A-Z]\w*(Error|Exception|Exit)\b", reason) else state_name(reason)
 
+# %% ../nbs/engine/15_doctor.ipynb #f0fea6ce
 def examine_status(e: Examination) -> None:
     "Whether status.json can be read, and says what is."
     path = e.run.path / "status.json"
@@ -538,6 +562,7 @@ def seals_kept(folder: Path) -> dict[int, tuple[str, dict]]:
             found[step] = digest(manifest, 64), manifest
     return found
 
+# %% ../nbs/engine/15_doctor.ipynb #3a39634a
 def akin(run: Run, manifest: dict[str, Any]) -> bool:
     "Whether a checkpoint was made with the seed, the data and the model of config.yaml; where that is lost, yes."
     try:
@@ -546,6 +571,7 @@ def akin(run: Run, manifest: dict[str, Any]) -> bool:
         return True
     return isinstance(made, dict) and all(made.get(k) == tree.get(k) for k in ("system", "seed", "data", "model"))
 
+# %% ../nbs/engine/15_doctor.ipynb #66a8b672
 def fits(status: dict[str, Any], rows: list[dict]) -> bool | None:
     "Whether the best value or the start in a status is one of a record; None if there is nothing to compare."
     told, starts = [], [row.get("time") or 0 for row in rows if row.get("event") == "start"]
@@ -573,6 +599,7 @@ def is_foreign(run: Run, status: dict[str, Any], rows: list[dict]) -> bool:
     return bool(vouched_for and all(akin(run, manifest) for _, manifest in here.values())
                 and (told.keys() & here.keys() or fits(status, rows) is not True))
 
+# %% ../nbs/engine/15_doctor.ipynb #6119d314
 def examine_origin(e: Examination) -> None:
     "Whether metrics.jsonl and status.json are of the training whose checkpoints lie here, and equally new."
     path, status = e.run.path / "metrics.jsonl", {}
@@ -610,6 +637,7 @@ def examine_age(e: Examination, status: dict[str, Any], rows: list[dict], damage
     e.found(path, fault, "mended", f"written anew from the record: {told}", act)
     e.own_status = e.mend and not e.failed
 
+# %% ../nbs/engine/15_doctor.ipynb #974eaa29
 def renew(e: Examination, made: dict[str, Any]) -> None:
     "Let a status that is older than the record say what that says; the log is taken as it is if it begins as it did."
     status, log = recorded(e.run), log_bytes(e.run)
@@ -632,11 +660,13 @@ def whole_png(data: bytes) -> bool:
         place = end
     return False
 
+# %% ../nbs/engine/15_doctor.ipynb #a42890f9
 def whole_notebook(data: bytes, path: Path) -> bool:
     "Whether bytes are a notebook."
     found = parse_json(data, path)
     return isinstance(found, dict) and isinstance(found.get("cells"), list)
 
+# %% ../nbs/engine/15_doctor.ipynb #caf4c76b
 def examine_figures(e: Examination) -> None:
     "The figures of evaluations."
     path = e.run.path / "evaluation.json"
@@ -676,6 +706,7 @@ def whole_page(path: Path) -> bool:
     "Whether a report or a drawing has its last tag."
     return read_bytes(path, 2**30).rstrip().endswith(f"</{path.suffix[1:]}>".encode())
 
+# %% ../nbs/engine/15_doctor.ipynb #c909927f
 def whole_samples(path: Path) -> bool:
     "Samples are those that their digest names, or a `DataError` is raised."
     with contextlib.closing(Store(path)) as store:
@@ -724,6 +755,7 @@ def is_temporary(run: Run, path: Path) -> bool:
     written = found and path.with_name(found[1]).relative_to(run.path).as_posix()
     return bool(found) and (found[2].endswith(LEFT) or bool(re.fullmatch(f"{FILES}|{own_names(run)}", written)))
 
+# %% ../nbs/engine/15_doctor.ipynb #e422a1c9
 def examine_left(e: Examination) -> None:
     "Temporary files of processes that are gone."
     folder = e.run.path / "checkpoints"
@@ -739,6 +771,7 @@ def examine_left(e: Examination) -> None:
         if path.is_file() and not path.is_symlink() and abandoned(path):
             e.found(path, "a temporary file that no process holds", "mended", "removed", path.unlink)
 
+# %% ../nbs/engine/15_doctor.ipynb #1a8184f3
 def move_back(e: Examination, folder: Path) -> list[Path]:
     """Give a checkpoint its name again that was moved aside for a successor that never came, if a pointer names it or
     if it is sound; returns what was moved."""
@@ -761,6 +794,7 @@ def verified(path: Path, *stamp: int) -> None:
     with contextlib.closing(Store(path)) as store:
         store.verify()
 
+# %% ../nbs/engine/15_doctor.ipynb #bf87c579
 def examine_data(e: Examination) -> None:
     "Whether the data are here, whole, and those of the training."
     if any(f.place == "config.yaml" and (f.outcome != "mended" or not e.mend) for f in e.findings):
@@ -811,6 +845,7 @@ CHECKS: dict[Callable[[Examination], None], tuple[str, ...]] = {  # a check -> w
 class Busy(RunError):
     "A process trains in the run directory."
 
+# %% ../nbs/engine/15_doctor.ipynb #e0bc9d36
 @contextlib.contextmanager
 def exclusive(run: Run) -> Iterator[None]:
     "Hold the run; where nothing can be written, the error says how to look only."
@@ -822,6 +857,7 @@ def exclusive(run: Run) -> Iterator[None]:
                            f"{error.remedy}; only look: nexuslab doctor {called(run)} --dry-run") from error
         yield
 
+# %% ../nbs/engine/15_doctor.ipynb #d300c05f
 def busy(run: Run) -> bool:
     "Whether a process trains in a run directory."
     with contextlib.suppress(FormatError):
@@ -887,6 +923,7 @@ def next_step(e: Examination) -> str:
     command = f"nexuslab train --resume {name}" if goes_on else f"nexuslab evaluate --run {name}"
     return with_data(e, command)
 
+# %% ../nbs/engine/15_doctor.ipynb #91977388
 def verdict(e: Examination) -> str:
     "Sound, mended, or what was lost, in a few words."
     numbers = {k: sum(f.outcome == k for f in e.findings) for k in ("lost", "mended", "noted")}
@@ -904,6 +941,7 @@ def as_text(e: Examination) -> str:
     lines += [visible(f"lost before ({b['day']}): {b['place']}: {b['fault']}") for b in e.before]
     return "\n".join([*lines, f"next: {next_step(e)}"])
 
+# %% ../nbs/engine/15_doctor.ipynb #88f0c083
 def as_object(e: Examination) -> dict[str, Any]:
     "The same for programs."
     return {"run": str(e.run.path), "verdict": verdict(e), "mend": e.mend, "failed": e.failed, "counts": e.counts,
@@ -937,6 +975,7 @@ def survey(root: Path, system: str | None = None, mend: bool = True) -> Iterator
             found = error
         yield run, found
 
+# %% ../nbs/engine/15_doctor.ipynb #29c9f8c6
 def left_beside(root: Path, mend: bool = True) -> list[Path]:
     "The temporary files of killed processes in a project outside its runs, which are removed."
     places = ("data/*", "data/*/baselines", "runs/*", "runs/.jobs/*", "runs/.studies/*")

@@ -60,6 +60,7 @@ class StudyError(NexusError):
 class TrialFailed(NexusError):
     "A trial cannot train: it is recorded as failed, and its study goes on."
 
+# %% ../nbs/engine/11_tune.ipynb #2e34a004
 HEARTBEAT = 60  # seconds between two signs of life of a trial
 RESTORE = "restore the study's storage from a copy, or give the study another name"
 
@@ -151,6 +152,7 @@ def lines_of(journal: Journal, log_number_from: int) -> Iterator[dict]:
         told = f"{least - offset:,} bytes at its end are missing: trials that stood there are unknown"
         warnings.warn(f"{journal.path}: {told}", stacklevel=2)
 
+# %% ../nbs/engine/11_tune.ipynb #9f1a7446
 def noted_end(journal: Journal) -> int:
     "How long the file is at least [bytes], as the last process that added lines has noted; 0 if nobody has."
     with contextlib.suppress(FormatError):
@@ -163,6 +165,7 @@ def link(line: str, before: str) -> str:
     "The checksum of a line and of the one before it."
     return f"{zlib.crc32((before + line).encode()):08x}"
 
+# %% ../nbs/engine/11_tune.ipynb #d6713bca
 def link_of(line: bytes, before: str, where: str) -> tuple[dict, str]:
     "A line of a journal as a dictionary, and its checksum; one that has changed, or follows another line, is refused."
     found = re.search(rb',"check":"([0-9a-f]{8})"}\n$', line)
@@ -185,6 +188,37 @@ def with_driver(address: str) -> str:
         and installed else address
     )
 
+# %% ../nbs/engine/11_tune.ipynb #b3b6d68f
+def open_journal(path: Path) -> optuna.storages.JournalStorage:
+    "The storage of a study in a journal file, which is made where there is none."
+    make_folder(path.parent)
+    try:
+        if os.path.lexists(path):
+            refuse_foreign(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            stored = optuna.storages.JournalStorage(journal := Journal(path))
+        if bare := sum(not check for number, (_, check) in journal.places.items() if number):
+            told = f"the first {bare} lines of {path} carry no checksum: a change in them cannot be found"
+            warnings.warn(told, stacklevel=3)
+        return stored
+    except (NexusError, OSError):
+        raise
+    except Exception as error:  # Optuna trusts its lines
+        raise StudyError(f"study storage {path}", found=f"a file that is no journal ({type(error).__name__}: {error})",
+                         expected="a journal of Optuna's (JSON lines)",
+                         remedy="choose another file, or sqlite:///file.db for a database") from error
+
+# %% ../nbs/engine/11_tune.ipynb #7a98dbcf
+def refuse_foreign(path: Path) -> None:
+    "Refuse a file that does not begin as Optuna's journals do; an empty one is told."
+    with open_regular(path, MAX_RECORD) as file:
+        first = file.read(10)
+    if not first:
+        warnings.warn(f"{path} is empty or damaged: the study begins anew", stacklevel=4)
+    elif first != b'{"op_code"':
+        raise ValueError("its first line is none of Optuna's")
+
 # %% ../nbs/engine/11_tune.ipynb #ce5d3b83
 def open_storage(
     # a journal file (*.log), sqlite:///file.db, postgresql://...; None keeps a journal beside the runs
@@ -193,38 +227,16 @@ def open_storage(
 ) -> optuna.storages.BaseStorage:
     "The storage of a study by its address."
     address = storage or str(folder / "journal.log")
-    if "://" in address:
-        try:
-            return optuna.storages.RDBStorage(with_driver(address), heartbeat_interval=HEARTBEAT)
-        except Exception as error:  # SQLAlchemy's many kinds
-            raise StudyError(
-                f"study storage {address}", found=f"{type(error).__name__}: {error}",
-                expected="a database that answers, made by Optuna",
-                remedy="check the address, or leave storage out to use a journal file",
-            ) from error
-    path = Path(address)
-    make_folder(path.parent)
+    if "://" not in address:
+        return open_journal(Path(address))
     try:
-        if os.path.lexists(path):
-            with open_regular(path, MAX_RECORD) as file:
-                first = file.read(10)
-            if not first:
-                warnings.warn(f"{path} is empty or damaged: the study begins anew", stacklevel=2)
-            elif first != b'{"op_code"':
-                raise ValueError("its first line is none of Optuna's")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            stored = optuna.storages.JournalStorage(journal := Journal(path))
-        if bare := sum(not check for number, (_, check) in journal.places.items() if number):
-            told = f"the first {bare} lines of {path} carry no checksum: a change in them cannot be found"
-            warnings.warn(told, stacklevel=2)
-        return stored
-    except (NexusError, OSError):
-        raise
-    except Exception as error:  # Optuna trusts its lines
-        raise StudyError(f"study storage {path}", found=f"a file that is no journal ({type(error).__name__}: {error})",
-                         expected="a journal of Optuna's (JSON lines)",
-                         remedy="choose another file, or sqlite:///file.db for a database") from error
+        return optuna.storages.RDBStorage(with_driver(address), heartbeat_interval=HEARTBEAT)
+    except Exception as error:  # SQLAlchemy's many kinds
+        raise StudyError(
+            f"study storage {address}", found=f"{type(error).__name__}: {error}",
+            expected="a database that answers, made by Optuna",
+            remedy="check the address, or leave storage out to use a journal file",
+        ) from error
 
 # %% ../nbs/engine/11_tune.ipynb #33c472dd
 @contextlib.contextmanager
@@ -269,6 +281,7 @@ class Process(BaseModel, strict=True):
     started: FiniteFloat
     call: str = ""
 
+# %% ../nbs/engine/11_tune.ipynb #61619b23
 class Stored(BaseModel, strict=True):
     "What a storage says of a trial; each part may be absent."
     process: Process = Field(None, description="a process by host, pid and started")
@@ -293,6 +306,7 @@ def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
             refuse_damaged(trial, study.study_name, numeric)
     return [t for t in trials if not states or t.state in states]
 
+# %% ../nbs/engine/11_tune.ipynb #01e59ffb
 def refuse_damaged(trial: FrozenTrial, name: str, numeric: set[str]) -> None:
     "Refuse what a storage says of a trial if it cannot be; `numeric` are the parameters that are numbers."
     fixed = trial.system_attrs.get("fixed_params", {})
@@ -387,6 +401,7 @@ def lock_of(storage: str | None, folder: Path, name: str) -> FileLock:
     make_folder(file.parent)
     return FileLock(file.with_name(f".{file.name}.{name}.lock"))
 
+# %% ../nbs/engine/11_tune.ipynb #8ad69587
 CALLS: set[str] = set()  # of `tune` in this process that have not ended
 
 @contextlib.contextmanager
@@ -415,6 +430,7 @@ def at_work(trial: FrozenTrial, runs: Path, patience: float = 0.0) -> bool:
             silent.append(abs(time.time() - (run / "status.json").stat().st_mtime))
     return min(silent) < LOST_SECONDS
 
+# %% ../nbs/engine/11_tune.ipynb #c585aff5
 def run_of(trial: FrozenTrial, runs: Path) -> Path | None:
     "The folder of a trial's run, if it has one: in `runs` itself, no link to another place."
     if (name := trial.user_attrs.get("run")) is None:
@@ -439,6 +455,7 @@ def fail_dead(study: optuna.Study, runs: Path, patience: float = 0.0) -> None:
                 study.enqueue_trial(trial.params)
                 close_run(run)
 
+# %% ../nbs/engine/11_tune.ipynb #b2e3119a
 def close_run(path: Path) -> None:
     "Leave a truthful status in the run of a dead trial, and nothing half written: nobody trains in it again."
     state = None
@@ -458,12 +475,14 @@ def number_of(study: optuna.Study, *states: TrialState) -> int:
     "How many trials of a study are in these states."
     return len(trials_of(study, *states))
 
+# %% ../nbs/engine/11_tune.ipynb #3b066563
 def proposer(study: optuna.Study, seed: int) -> optuna.samplers.BaseSampler:
     "The sampler of a study's next trial."
     counted = (*FINISHED, TrialState.RUNNING)
     place = sum(t.state in counted or "failed" in t.user_attrs for t in trials_of(study))
     return optuna.samplers.TPESampler(seed=mix(seed, "tune", place) % 2**32, multivariate=False)
 
+# %% ../nbs/engine/11_tune.ipynb #3bc000fe
 @contextlib.contextmanager
 def failed_writes() -> Iterator[None]:
     "Let a storage that failed at the end of a trial be its own error: Optuna hides it behind an assertion."
@@ -517,6 +536,7 @@ def quiet_optuna() -> Iterator[None]:
     finally:
         optuna.logging.set_verbosity(before)
 
+# %% ../nbs/engine/11_tune.ipynb #d7df63ce
 def searched(task: Task, cfg: Config) -> set[str]:
     "The keys of the configuration that the trials of a system's search space set, by their full names."
     with quiet_optuna():
@@ -525,6 +545,7 @@ def searched(task: Task, cfg: Config) -> set[str]:
     kinds = [spelt_out(changes, type(cfg)) for changes in {tuple(draw): draw for draw in draws}.values()]
     return {key for changes in kinds for key in changes | one_budget(changes)}
 
+# %% ../nbs/engine/11_tune.ipynb #917c76b1
 def refuse_overruled(task: Task, cfg: Config, asked: Iterable[str]) -> None:
     "Refuse keys that somebody chose and that the trials of a study would set to something else."
     keys = searched(task, cfg)
@@ -560,6 +581,7 @@ def study_name_of(
                           remedy="name another file, such as best_config.yaml")
     return name
 
+# %% ../nbs/engine/11_tune.ipynb #2cee970a
 def in_the_way(file: Path, cfg: Config) -> str | None:
     "What stands where a study is to write its best configuration, if that is no earlier one."
     if os.path.isdir(file):
@@ -583,6 +605,7 @@ def refuse_idle(task: Task, cfg: Config, splits: Splits) -> None:
                           found="keys that its own optimiser does not read", expected="keys that change a trial",
                           remedy="let the optimiser read them, as in SGD(model.parameters(), lr=cfg.optim.lr)")
 
+# %% ../nbs/engine/11_tune.ipynb #53573886
 def refuse_untrainable(task: Task, cfg: Config, splits: Splits, root: Path) -> None:
     "Refuse, once, what each trial would refuse before its first step."
     refuse_idle(task, cfg, splits)
@@ -633,6 +656,7 @@ def best_of(study: optuna.Study, cfg: Config) -> tuple[FrozenTrial, Config] | No
         raise StudyError(what, found=f"overrides that are none ({error.brief})", remedy=RESTORE,
                          expected="changes that the configuration can take") from error
 
+# %% ../nbs/engine/11_tune.ipynb #d974d736
 @contextlib.contextmanager
 def naming_storage(storage: str | None, folder: Path) -> Iterator[None]:
     "Let an error of a study say where it is stored."
@@ -709,6 +733,7 @@ def summary(study: optuna.Study, cfg: Config, file: Path, write=print) -> Tuned:
         study, best, config, file, study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs"))
     )
 
+# %% ../nbs/engine/11_tune.ipynb #cf0b61ae
 def importances(study: optuna.Study) -> pd.Series:
     "The share of the objective's variance that each parameter explains (functional ANOVA, Hutter et al., 2014)."
     complete = [t for t in trials_of(study, TrialState.COMPLETE) if math.isfinite(t.value)]
