@@ -52,6 +52,7 @@ def accepts_boolean(annotation) -> bool:
     "Whether a field's type has room for True and False."
     return annotation in (bool, Any) or any(accepts_boolean(a) for a in typing.get_args(annotation))
 
+# %% ../nbs/engine/01_config.ipynb #0a84d2c1
 def odd_boolean(value: Any, annotation) -> bool:
     "Whether a boolean stands where a field's type has no room for it, also within dictionaries and tuples."
     kinds, origin = typing.get_args(annotation), typing.get_origin(annotation)
@@ -68,6 +69,7 @@ def odd_boolean(value: Any, annotation) -> bool:
         return any(odd_boolean(entry, kinds[min(k, last)]) for k, entry in enumerate(value))
     return False
 
+# %% ../nbs/engine/01_config.ipynb #f0aac8a2
 def sections_in(annotation) -> list[type[Section]]:
     "The section classes among a field's types: `Source | None` has one, a number or a dictionary none."
     if typing.get_origin(annotation) in (typing.Union, UnionType, Annotated):
@@ -79,6 +81,7 @@ def is_dictionary(annotation) -> bool:
     "Whether a field holds a dictionary, whose keys are the user's own."
     return entries_in(annotation) is not None
 
+# %% ../nbs/engine/01_config.ipynb #44cdede0
 def entries_in(annotation) -> Any:
     "The type of a dictionary's entries; None for what is no dictionary."
     if typing.get_origin(annotation) in (typing.Union, UnionType, Annotated):
@@ -182,6 +185,7 @@ class Optim(Section):
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; None does not clip")
     accumulate: int = Field(1, ge=1, description="micro-batches of one optimiser step")
 
+# %% ../nbs/engine/01_config.ipynb #cdd53cb8
 class Schedule(Section):
     "The learning rate as a function of the step."
 
@@ -239,6 +243,7 @@ class Checkpoint(Section):
     )
     save_minutes: float | None = Field(5.0, gt=0, description="refresh `last` at least this often [min]")
 
+# %% ../nbs/engine/01_config.ipynb #be688df3
 class Guard(Section):
     "What to do when training goes wrong."
 
@@ -431,6 +436,7 @@ def sections_of(section: type[Section], prefix: str = "") -> set[str]:
             found |= {prefix + name} | sections_of(one, f"{prefix}{name}.")
     return found
 
+# %% ../nbs/engine/01_config.ipynb #2d322b6e
 def full_name(
     name: str,  # as it was typed: dotted, or short
     known: dict[str, Any],  # of `fields_of`
@@ -460,6 +466,7 @@ def instead_of(name: str, cls: type[Config]) -> str:
         return f"this model has no such size: it has {', '.join(k for k in known if k.startswith('model.')) or 'none'}"
     return did_you_mean(name, [*known, *(short for short, key in SHORT.items() if key in known)])
 
+# %% ../nbs/engine/01_config.ipynb #deca3eb6
 def refuse_unknown(names: list[str], cls: type[Config]) -> None:
     "Refuse all unknown keys at once, each with what to write instead."
     if names:
@@ -506,6 +513,7 @@ def opened(changes: dict[str, Any], known: dict[str, Any], prefix: str = "") -> 
         else:
             yield dotted, value
 
+# %% ../nbs/engine/01_config.ipynb #79d9c6b7
 def is_whole(name: str, known: dict[str, Any]) -> bool:
     "Whether a mapping is one value of this name: of a dictionary, or of a field that chooses among several sections."
     key = full_name(name, known)
@@ -546,6 +554,7 @@ def way_to(name: str, cls: type[Config]) -> tuple[list[str], bool]:
     none = kind is Any or type(None) in typing.get_args(kind)
     return [*holder.split("."), entry, *(inner.split(".") if inner else ())], not inner and not none
 
+# %% ../nbs/engine/01_config.ipynb #f339cd5a
 def remove(tree: dict, way: list[str]) -> None:
     "Take an entry out of a dictionary; one that is not there is refused."
     *before, last = way
@@ -566,6 +575,7 @@ def refuse_labels(dotted: dict[str, Any], base: Config) -> None:
             remedy = f"choose it at the start: nexuslab train --{name} {dotted[name]}, or resolve"
             raise ConfigError(name, found=dotted[name], expected=expected, remedy=remedy)
 
+# %% ../nbs/engine/01_config.ipynb #d3d9dba8
 def one_budget(dotted: dict[str, Any]) -> dict[str, Any]:
     "Both budgets where one is given: epochs take the steps of the layer below away, and the other way round."
     both = {k: dotted.get(k) for k in ("budget.epochs", "budget.steps")}
@@ -576,6 +586,7 @@ def one_budget(dotted: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError("budget", found=found, expected="one of them", remedy=remedy)
     return both if given else {}
 
+# %% ../nbs/engine/01_config.ipynb #c9014a91
 def kept_unit(dotted: dict[str, Any], budget: Budget) -> dict[str, Any]:
     "The unit that `eval_every` was meant in, where epochs give way to steps or the other way round."
     given = [k for k in ("budget.epochs", "budget.steps") if dotted.get(k) is not None]
@@ -663,6 +674,7 @@ def popped(layers: dict[str, dict], key: str) -> dict[str, Any]:
         raise ConfigError(key, found="null", expected=f"the name of a {key}", remedy="leave it out, or name one")
     return found
 
+# %% ../nbs/engine/01_config.ipynb #e083838f
 def agreed(key: str, said: dict[str, Any]) -> Any:
     "What all who name a value agree on; None if nobody does."
     given = {who: value for who, value in said.items() if value is not None}
@@ -673,6 +685,7 @@ def agreed(key: str, said: dict[str, Any]) -> Any:
                           remedy=f"choose the {key} that the file names, or drop it there")
     return value
 
+# %% ../nbs/engine/01_config.ipynb #d1aa13da
 def with_small_model(config: Config, presets: dict) -> Config:
     "The configuration with no whole number of its model above that of the preset `debug`, or else `smoke`."
     name = next((n for n in ("debug", "smoke") if n in presets), None)
@@ -694,6 +707,7 @@ def difference(a: Config, b: Config) -> dict[str, tuple]:
     both = {k: (left.get(k, "absent"), right.get(k, "absent")) for k in {**left, **right}}
     return {k: (one, two) for k, (one, two) in both.items() if one != two}
 
+# %% ../nbs/engine/01_config.ipynb #4abd869c
 def explain(cls: type[Config]) -> list[dict]:
     "One row a key: name, short name, type, description."
     short = {v: k for k, v in SHORT.items()}

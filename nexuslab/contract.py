@@ -40,6 +40,7 @@ from .task import At, Costly, Task
 class ContractError(NexusError, AssertionError):
     "A system broke a promise of the contract."
 
+# %% ../nbs/engine/10_contract.ipynb #4f6f2b1f
 @dataclasses.dataclass(frozen=True)
 class Case:
     "What a promise is checked on."
@@ -63,6 +64,7 @@ class Case:
         torch.manual_seed(self.cfg.seed)
         return self.task.model(self.cfg, self.splits.meta)
 
+# %% ../nbs/engine/10_contract.ipynb #cf917c3e
 def require(kept: bool, promise: str, found: Any, expected: Any) -> None:
     "Raise unless a promise is kept."
     if not kept:
@@ -76,6 +78,7 @@ def some_ids(source: Source, most: int = 8) -> np.ndarray:
     "The first ids of a source."
     return np.arange(min(source.size or most, most))
 
+# %% ../nbs/engine/10_contract.ipynb #16ea1e97
 def data_is_deterministic(case: Case) -> str:
     "Two readings of the data are equal."
     again = case.task.data(case.cfg, case.root)
@@ -90,6 +93,7 @@ def data_is_deterministic(case: Case) -> str:
         require(one == two, f"data: the same {name} batch for the same seed", two[:12], one[:12])
     return case.splits.fingerprint[:12]
 
+# %% ../nbs/engine/10_contract.ipynb #e58fc2b4
 def splits_are_disjoint(case: Case, most: int = 300) -> str:
     "No example's content is in two splits."
     setting, seen = case.setting(), {}
@@ -113,6 +117,7 @@ def meta_is_from_train(case: Case) -> str:
     )
     return digest(found)
 
+# %% ../nbs/engine/10_contract.ipynb #b9461626
 def yaml_round_trip(case: Case) -> str:
     "Every preset is what its YAML says."
     presets = {name: make() for name, make in case.task.presets.items()}
@@ -132,6 +137,7 @@ def probe(
     training_mode(loop)
     return loop
 
+# %% ../nbs/engine/10_contract.ipynb #90c7508d
 def step_once(loop: Loop, micro: list) -> float:
     "One optimiser step on given micro-batches; returns the loss before it, NaN where the step cannot be used."
     seed_step(loop)
@@ -147,6 +153,7 @@ def step_once(loop: Loop, micro: list) -> float:
     loop.progress.step += 1
     return loss
 
+# %% ../nbs/engine/10_contract.ipynb #f8d03349
 def overfit_one_batch(task: Task, cfg: Config, splits: Splits, steps: int = 100) -> list[float]:
     "The losses of training on the first batch again and again, at a constant rate."
     loop = probe(
@@ -198,6 +205,7 @@ def every_parameter_learns(case: Case) -> str:
     )
     return f"{count} tensors"
 
+# %% ../nbs/engine/10_contract.ipynb #bcaa20f6
 def one_batch_overfits(case: Case, steps: int = 150, ratio: float = 0.7) -> str:
     "A constant rate on one batch brings the loss down."
     losses = overfit_one_batch(case.task, case.cfg, case.splits, steps)
@@ -249,6 +257,7 @@ def figures_have_rivals(case: Case) -> str:
     alone = "" if examines or len(known) > 1 else "; no figure besides the loss: `metrics` and `examine` give them"
     return f"{', '.join(found)}{alone}"
 
+# %% ../nbs/engine/10_contract.ipynb #a3883796
 def perfect_is_ideal(case: Case) -> str:
     "Metrics fed with a perfect prediction."
     source = case.splits.val
@@ -280,6 +289,7 @@ class StopAt(Listener):
     def close(self):
         return
 
+# %% ../nbs/engine/10_contract.ipynb #d8a3d8b8
 def resume_is_exact(case: Case, workers: int = 0) -> str:
     "Weights and record of four steps, with and without a restart in the middle."
     changes = {
@@ -303,6 +313,7 @@ def resume_is_exact(case: Case, workers: int = 0) -> str:
     )
     return f"{len(names)} scalars equal"
 
+# %% ../nbs/engine/10_contract.ipynb #6818ec00
 def resume_with_workers(case: Case) -> str:
     "The same with two loader workers, and equal to none."
     return resume_is_exact(case, workers=2)
@@ -323,6 +334,7 @@ def parallel_worker(rank: int, world: int, case: Case, rendezvous: str, results)
         torch.save(found, results)
     dist.destroy_process_group()
 
+# %% ../nbs/engine/10_contract.ipynb #68dff731
 def quiet(case: Case, batch_size: int) -> Loop:
     "A loop without dropout, so that the processes' different draws do not matter."
     loop = probe(

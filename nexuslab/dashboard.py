@@ -139,6 +139,7 @@ def extend(self: Curve, places: np.ndarray, values: np.ndarray) -> None:
     self.kept.extend(values[counts])
     self.last = float(steps[-1])
 
+# %% ../nbs/engine/13_dashboard.ipynb #ef034a27
 def forget(self: Curve, step: float, keep: bool = True) -> None:
     "Drop what came after a step, because the run was resumed there; without `keep` the step itself as well."
     if self.last < step or (keep and self.last == step):
@@ -257,6 +258,7 @@ def clocked(self: Follower, times: np.ndarray) -> np.ndarray:
     self.clock, self.trained = float(times[-1]), float(trained[-1])
     return trained
 
+# %% ../nbs/engine/13_dashboard.ipynb #1a2ea47f
 def forget_after(self: Follower, step: float) -> None:
     "Forget what came after a step: it is to be done again."
     for curve in self.curves.values():
@@ -1033,6 +1035,7 @@ class Job(NamedTuple):
         told = text[error:] if error >= 0 else "\n".join(text.splitlines()[-12:])
         return f"{self.what}: failed (exit status {code})\n{told[:2000]}"
 
+# %% ../nbs/engine/13_dashboard.ipynb #66c563e7
 def start_job(verb: str, parameters: dict[str, Any], what: str = "") -> Job:
     "Run a job in a process of its own; its prints go to runs/.jobs/<verb>-*.log."
     words = shlex.split(command_line(verb, parameters))[1:]
@@ -1059,6 +1062,7 @@ def refusal(given: dict[str, Any]) -> str | None:
     except Exception as error:  # of a system's own module, besides ours
         return str(error) if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
 
+# %% ../nbs/engine/13_dashboard.ipynb #9422cd3e
 def refusals(given: dict[str, Any]) -> dict[str, str]:
     "What is wrong with a training job's parameters, by field; the empty name has a clash of several."
     found, base = {}, {}
@@ -1074,6 +1078,7 @@ def refusals(given: dict[str, Any]) -> dict[str, str]:
     done = None if found or clash else nothing_left(given)
     return found | ({"": clash} if clash else {}) | ({"resume": done} if done else {})
 
+# %% ../nbs/engine/13_dashboard.ipynb #d49b9e46
 def nothing_left(given: dict[str, Any]) -> str | None:
     "Why the run to resume has nothing left to do; None if it has, or if a new run is asked for."
     _, cfg, run, _ = planned(with_defaults(given))
@@ -1130,6 +1135,7 @@ def read(self: JobForm) -> tuple[dict[str, Any], dict[str, str]]:
             found[name] = f"{error.what}: {error.found}"
     return {name: value for name, value in values.items() if value != self.declared[name].default}, found
 
+# %% ../nbs/engine/13_dashboard.ipynb #875b0fc2
 def start(self: JobForm) -> None:
     "Check what was filled in, and start the job if nothing is wrong."
     self.note.value = preformatted("checking ...")
@@ -1145,6 +1151,7 @@ def start(self: JobForm) -> None:
     self.jobs.append(job)
     self.note.value = preformatted(f"started (process {job.process.pid}): its run will appear in the table")
 
+# %% ../nbs/engine/13_dashboard.ipynb #820d6ced
 def tell_ends(self: JobForm) -> None:
     "Tell how a job that was started has ended, with its error if it has one."
     for job in [job for job in self.jobs if job.process.poll() is not None]:
@@ -1193,6 +1200,7 @@ def stacked(follower: Follower) -> dict[str, Curve]:
         found[name].extend(np.arange(len(total)), total.copy())
     return dict(reversed(found.items()))  # the tallest first, so that the others are drawn over it
 
+# %% ../nbs/engine/13_dashboard.ipynb #5e46fdbb
 def filled(values: np.ndarray) -> Growing:
     "Numbers as a growing array."
     found = Growing()
@@ -1263,6 +1271,7 @@ def do_queued(self: Dashboard) -> None:
             for action in reversed(dict.fromkeys(reversed(asked))):
                 self.attempt((action.func if isinstance(action, partial) else action).__name__, action)
 
+# %% ../nbs/engine/13_dashboard.ipynb #1b138c94
 def attempt(self: Dashboard, what: str, action: Callable[[], Any]) -> Any:
     "Do something and return what it returns; an error is shown until the same thing succeeds, and None returned."
     try:
@@ -1289,6 +1298,7 @@ def refresh_table(self: Dashboard) -> None:
         self.later(self.choose)
     self.hint.value = self.advice()
 
+# %% ../nbs/engine/13_dashboard.ipynb #fa6a4c77
 def choose(self: Dashboard) -> None:
     "Follow the selected runs."
     if set(self.table.selected) - {row["id"] for row in self.table.rows}:
@@ -1307,6 +1317,7 @@ def choose(self: Dashboard) -> None:
     self.difference.value = difference_table(list(self.followers.values()))
     self.rebuild()
 
+# %% ../nbs/engine/13_dashboard.ipynb #8f6cbacd
 def rebuild(self: Dashboard) -> None:
     "Make or change the charts of what is chosen."
     there = {name for f in self.followers.values() for name in f.curves}
@@ -1325,6 +1336,7 @@ def named_chart(self: Dashboard, title: str) -> Chart:
     "The chart of that title, or a new one."
     return next((chart for chart in self.charts if chart.spec["title"] == title), None) or Chart()
 
+# %% ../nbs/engine/13_dashboard.ipynb #153abe81
 def chart_of(self: Dashboard, scalar: str) -> Chart:
     "One scalar of every chosen run."
     chosen = {name: f.curves[scalar] for name, f in self.followers.items() if scalar in f.curves}
@@ -1338,6 +1350,7 @@ def chart_of(self: Dashboard, scalar: str) -> Chart:
     chart.show(scalar, series, traces, axis, self.logarithmic.value and not scalar.startswith("system/"))
     return chart
 
+# %% ../nbs/engine/13_dashboard.ipynb #4d6d9fd9
 def restack(self: Dashboard) -> None:
     "The parts of each chosen run's loss on top of each other, drawn anew where there is news."
     for name, follower in self.followers.items():
@@ -1352,6 +1365,7 @@ def restack(self: Dashboard) -> None:
         if chart not in self.charts:
             self.charts.append(chart)
 
+# %% ../nbs/engine/13_dashboard.ipynb #10ad5e72
 def remark(self: Dashboard) -> None:
     "Mark the events of a run that is shown alone."
     alone, marks = (next(iter(self.followers.values())) if len(self.followers) == 1 else None), []
@@ -1412,6 +1426,7 @@ def act(self: Dashboard, what: str) -> None:
     told = [self.act_on(what, name, Run(self.root / "runs" / name)) for name in self.table.selected]
     self.note.value = preformatted("\n".join(told) or "tick a run first")
 
+# %% ../nbs/engine/13_dashboard.ipynb #8da91ab6
 def act_on(self: Dashboard, what: str, name: str, run: Run) -> str:
     "Stop or resume a run; returns what was done."
     state, job = row_of(run)["status"], self.jobs.get(name)
@@ -1428,6 +1443,7 @@ def act_on(self: Dashboard, what: str, name: str, run: Run) -> str:
     self.jobs[name] = start_job("train", {"resume": run.path.name}, f"resuming {name}")
     return f"{name}: resuming (process {self.jobs[name].process.pid})"
 
+# %% ../nbs/engine/13_dashboard.ipynb #697d0b82
 def report(self: Dashboard) -> None:
     "Tell how jobs that were started here have ended."
     self.form.report()

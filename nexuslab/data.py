@@ -56,6 +56,7 @@ class Source(ABC):
     ) -> Any:
         "The batch: a pure function of the arguments."
 
+# %% ../nbs/engine/02_data.ipynb #f551a93e
 @dataclasses.dataclass(frozen=True)
 class Splits:
     "The three splits of a system, and what the model may know about the data."
@@ -180,6 +181,7 @@ def shared_out(ids: np.ndarray, plan: Plan) -> list[np.ndarray]:
         return [ids]
     return np.split(ids, np.arange(1, parts) * plan.loader.batch_size) if plan.lanes else np.array_split(ids, parts)
 
+# %% ../nbs/engine/02_data.ipynb #c85044c9
 def lane_ids(size: int, lanes: int, place: int) -> np.ndarray:
     "The examples of a step when each row walks through a stretch of its own; the first rows' are the longer ones."
     each, longer = divmod(size, lanes)
@@ -221,6 +223,7 @@ def load(
         yield from deliver(fetch, map(plan.micro, range(start, end)), plan.loader, mix(plan.seed, "workers", start))
         start = end
 
+# %% ../nbs/engine/02_data.ipynb #910b993e
 def load_evaluation(source: Source, keys: Sequence[Key], loader: Loader, seed: int) -> Iterator[tuple[Key, Any]]:
     "The batches of an evaluation with their keys, by as many workers as there is work for."
     workers = min(loader.num_workers, len(keys)) if len(keys) > 1 else 0
@@ -241,6 +244,7 @@ def held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+# %% ../nbs/engine/02_data.ipynb #5147c10c
 def leave_to_parent(closed: Any, worker: int) -> None:
     "In a worker of a loader: signals that ask for an end are left to the parent, until it has set `closed.value`."
     def heard(number, frame):
@@ -262,6 +266,7 @@ def deliver(fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int)
     for keys in steps:
         yield [(key, made(key)) for key in keys]
 
+# %% ../nbs/engine/02_data.ipynb #62a234e3
 def through_workers(
     fetch: Fetch, steps: Iterable[list[Key]], loader: Loader, seed: int
 ) -> Iterator[list[tuple[Key, Any]]]:
@@ -281,6 +286,7 @@ def through_workers(
     finally:
         closed.value = 1  # a worker that hangs can be ended
 
+# %% ../nbs/engine/02_data.ipynb #998383e2
 class Parcel:
     "A batch on its way from a worker: PyTorch's loader pins it, whatever its structure."
 
@@ -308,6 +314,7 @@ def eval_keys(
     turns = range(0, source.size, world * size)
     return [Key(0, all_ids[low + rank * size : low + (rank + 1) * size], setting) for low in turns]
 
+# %% ../nbs/engine/02_data.ipynb #9fa68fa0
 def documents(source: Consecutive, lanes: int) -> Iterator[np.ndarray]:
     "For each turn the example of each lane, -1 for none: a lane reads documents, each from its begin to its end."
     starts = np.union1d(np.flatnonzero(source.begins(np.arange(source.size))), [0])
@@ -437,6 +444,7 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
+# %% ../nbs/engine/02_data.ipynb #a57ff4ea
 def refuse_own_order(loader: DataLoader) -> None:
     "What a loader says and a source cannot follow is refused: an order or a seed of its own, and the like."
     plain = type(loader.batch_sampler) is BatchSampler
@@ -453,6 +461,7 @@ def refuse_own_order(loader: DataLoader) -> None:
                         expected="none: the configuration's seed decides every draw",
                         remedy=f"make the DataLoader without {wrong}")
 
+# %% ../nbs/engine/02_data.ipynb #9d592551
 def said_by_loader(loader: DataLoader) -> dict[str, Any]:
     "What a DataLoader that a source can follow says, as keys of the section `loader`."
     batches = loader.batch_sampler

@@ -35,6 +35,7 @@ def truth(word: str) -> bool:
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
     return TRUTH[word.lower()]
 
+# %% ../nbs/engine/20_jobs.ipynb #9363fad0
 def add_options(parser: argparse.ArgumentParser, notebook: Path) -> None:
     "An option for each parameter of a job: hyphenated, booleans as --x, --no-x or --x false."
     for name, (default, comment, kind) in parameters_of(notebook).items():
@@ -75,6 +76,7 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option --{wrong}: {option_instead(wrong, known)}"
         super().error(message)
 
+# %% ../nbs/engine/20_jobs.ipynb #0e4a7de3
 class Once(argparse.Action):
     "Store an option's value; another value for the same parameter is refused."
 
@@ -109,6 +111,7 @@ def purpose_of(verb: str) -> str:
     first = "".join(json.loads(job_notebooks()[verb].read_text(encoding="utf-8"))["cells"][0]["source"])
     return re.split(r"[:.](?: `|\n|$)", first.partition("> ")[2])[0].strip()
 
+# %% ../nbs/engine/20_jobs.ipynb #18f0e159
 def said_by(
     verb: str,  # train, evaluate ...
     arguments: list[str],  # of `nexuslab <verb>`
@@ -226,6 +229,7 @@ def doctor_command(arguments: list[str]) -> dict[str, Any]:
     print(as_text(e))
     return as_object(e) | {"exit_code": int(e.failed or any(f.outcome == "lost" for f in e.findings))}
 
+# %% ../nbs/engine/20_jobs.ipynb #4c2005d6
 def survey_command(root: Path, system: str | None, mend: bool) -> dict[str, Any]:
     "The same for all runs, a line each."
     from nexuslab.doctor import Busy, as_object, left_beside, next_step, survey, verdict  # late: imports torch
@@ -272,6 +276,7 @@ def help_text() -> str:
     lines = [f"  {verb:10} {text[0].upper()}{text[1:]}" for verb, text in told.items()]
     return "\n".join(["usage: nexuslab VERB [options]; nexuslab VERB --help lists the options\n", *lines])
 
+# %% ../nbs/engine/20_jobs.ipynb #0e80e264
 def answer(verb: str, arguments: list[str]) -> dict[str, Any]:
     "Do what a verb asks; returns what a program is told of it."
     verbs = [*job_notebooks(), *COMMANDS]
@@ -280,6 +285,7 @@ def answer(verb: str, arguments: list[str]) -> dict[str, Any]:
                           remedy=did_you_mean(verb, verbs))
     return COMMANDS[verb](arguments) if verb in COMMANDS else job_command(verb, arguments)
 
+# %% ../nbs/engine/20_jobs.ipynb #00a92396
 def main(arguments: list[str] | None = None) -> int:
     "The command `nexuslab`."
     arguments = sys.argv[1:] if arguments is None else arguments

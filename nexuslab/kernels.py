@@ -55,6 +55,7 @@ def positions_of_paths(
             i += 1
     return places
 
+# %% ../nbs/engine/19_kernels.ipynb #ff8182fe
 def completed(
     arguments: list[str],  # of papermill, without the program's name
 ) -> list[str]:
@@ -72,6 +73,7 @@ def completed(
     address = new_report(verb) + (f"?{Path(output).resolve()}" if output else "")
     return [*kept[: places[0] + 1], address, *engine, *kept[places[0] + 1 :]]
 
+# %% ../nbs/engine/19_kernels.ipynb #6dfd486c
 def new_report(verb: str) -> str:
     "A fresh output address for a job."
     return f"nexuslab://{verb}/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.ipynb"
@@ -83,6 +85,7 @@ def report_files(address: str) -> tuple[Path, Path]:
     waiting = project_root() / "runs" / ".jobs" / name
     return Path(output or waiting), waiting.with_suffix(".place")
 
+# %% ../nbs/engine/19_kernels.ipynb #cb0ac1df
 def place_of(address: str) -> Path:
     "Where a report belongs by now."
     first, place = report_files(address)
@@ -192,6 +195,7 @@ def run_of(address: str) -> Path | None:
     place = report_files(address)[1]
     return Path(place.read_text(encoding="utf-8")).parent if "//train/" in address and place.exists() else None
 
+# %% ../nbs/engine/19_kernels.ipynb #d4391389
 def way_on(
     verb: str,
     parameters: dict[str, Any],  # that the job was given
@@ -288,6 +292,7 @@ def job_engine() -> type:
 
     return JobEngine
 
+# %% ../nbs/engine/19_kernels.ipynb #438258c5
 def register_engine() -> None:
     "Make the engine known to papermill."
     from papermill.engines import papermill_engines
@@ -312,6 +317,7 @@ def refusal_of(verb: str, parameters: dict[str, Any]) -> list | None:
         return None
     return None
 
+# %% ../nbs/engine/19_kernels.ipynb #80bee9d8
 def become_kernel(answer: int) -> None:
     "The program of a waiting kernel: examine a job, answer, wait for the arguments of a kernel, and be one."
     verb, parameters, sys.argv = json.loads(sys.stdin.readline())

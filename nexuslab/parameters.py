@@ -44,6 +44,7 @@ class Parameter(NamedTuple):
     comment: str  # what it means
     kind: str  # the annotation, such as bool; empty without one
 
+# %% ../nbs/engine/17_parameters.ipynb #4fcfb5f7
 def read_parameters(
     source: str,  # assignments of plain values, such as a cell tagged `parameters`
 ) -> dict[str, Parameter]:
@@ -68,6 +69,7 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
                          remedy="export them: nbdev_export")
     return read_parameters(path.read_text(encoding="utf-8"))
 
+# %% ../nbs/engine/17_parameters.ipynb #762f67bb
 def parameters_cell(notebook: dict) -> dict:
     "The cell tagged `parameters` of a notebook."
     for cell in notebook["cells"]:
@@ -76,6 +78,7 @@ def parameters_cell(notebook: dict) -> dict:
     raise NexusError("the notebook of a job", found="no cell tagged parameters", expected="one",
                      remedy="tag the cell that holds the defaults")
 
+# %% ../nbs/engine/17_parameters.ipynb #5b0e6d72
 def edited(notebook: Path) -> list[str]:
     "How the parameters cell of a job differs from the released defaults, in words."
     source = "".join(parameters_cell(json.loads(notebook.read_text(encoding="utf-8")))["source"])
@@ -134,6 +137,7 @@ def texts_of(word: str) -> list[str] | str | None:
         return text_of(word)
     return [name.strip().strip("'\"") for name in listed[1].split(",") if name.strip()]
 
+# %% ../nbs/engine/17_parameters.ipynb #0b48ae4e
 READERS = {"str": text_of, "list[str]": texts_of}  # of a parameter's annotation
 
 def counted(given: dict[str, Any], verb: str) -> dict[str, Any]:
@@ -149,6 +153,7 @@ def counted(given: dict[str, Any], verb: str) -> dict[str, Any]:
                               remedy=f"put it in quotes; for papermill, write -r {name} TEXT")
     return given
 
+# %% ../nbs/engine/17_parameters.ipynb #22908bee
 def unwind_on_signals() -> None:
     "Let SIGTERM and SIGHUP end a job as Ctrl-C does, by an exception: temporary files and locks are put in order."
     owner = os.getpid()
@@ -184,6 +189,7 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     pairs = [(k.strip(), v, parse_yaml(v, f"override {k}")) for k, v in (c.split("=", 1) for c in changes)]
     return joined(*({k: v.strip() if isinstance(read, (int, float)) and is_text(k) else read} for k, v, read in pairs))
 
+# %% ../nbs/engine/17_parameters.ipynb #4177882a
 def is_text(name: str) -> bool:
     "Whether a key of every configuration, by its dotted or short name, is a text."
     from nexuslab.config import SHORT, Config, fields_of  # late: pydantic is not needed to start papermill
@@ -191,6 +197,7 @@ def is_text(name: str) -> bool:
     field = fields_of(Config).get(SHORT.get(name, name))
     return field is not None and ({*get_args(field.annotation)} - {NoneType} or {field.annotation}) == {str}
 
+# %% ../nbs/engine/17_parameters.ipynb #c40ae2f3
 def joined(*layers: dict[str, Any]) -> dict[str, Any]:
     "One dictionary of several; a key with two values is refused."
     found: dict[str, Any] = {}
@@ -204,6 +211,7 @@ def split_changes(text: str) -> list[str]:
     "`key=value` pairs of one text, with commas between them."
     return re.split(r",(?=\s*[\w.]+=)", text)
 
+# %% ../nbs/engine/17_parameters.ipynb #005a2abd
 def as_overrides(given: dict[str, Any]) -> dict[str, Any]:
     "The configuration's changes among a job's parameters: its short names, and those in `overrides`."
     from nexuslab.config import SHORT  # late: pydantic is not needed to start papermill

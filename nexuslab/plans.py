@@ -44,6 +44,7 @@ def printable(table: Any) -> Any:
     shown = lambda cell: visible(cell) if isinstance(cell, str) else cell
     return table.map(shown).rename(index=shown, columns=shown)
 
+# %% ../nbs/engine/18_plans.ipynb #7657f79a
 def in_parts(table: Any, width: int = 120) -> list[str]:
     "A table as texts that fit a terminal, some columns each; a row without a value in a later text is left out of it."
     frame = printable(table.to_frame() if table.ndim == 1 else table)
@@ -112,6 +113,7 @@ def system_of(given: dict[str, Any], verb: str) -> str:
     named = read_layer(given["config"]).get("system") if given.get("config") and usual else None
     return named if isinstance(named, str) else given["system"]
 
+# %% ../nbs/engine/18_plans.ipynb #851c49ab
 def configured(
     verb: str,  # of the job
     given: dict[str, Any],  # its parameters
@@ -131,6 +133,7 @@ def configured(
         configurations(cfg, given["n"]), refuse_workers(task, cfg, given["workers"])
     return task, with_parent(cfg)
 
+# %% ../nbs/engine/18_plans.ipynb #a4402e40
 def with_parent(cfg):
     "A configuration with the run to begin with by its whole name, or its path: `last` will soon be another run."
     from nexuslab.checkpoint import find_checkpoint  # late: these import torch
@@ -185,6 +188,7 @@ def planned(given: dict[str, Any], chosen: set[str] | None = None):
         changes_since(saved.manifest, cfg, saved.path)
     return task, cfg, run, checkpoint
 
+# %% ../nbs/engine/18_plans.ipynb #9327ed95
 def begin(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, run and the checkpoint to resume (None for a new run), from a training job's parameters."
     from nexuslab.run import Run  # late: imports torch
@@ -212,6 +216,7 @@ def known_split(name: str) -> str:
         raise ConfigError("split", found=name, expected=" or ".join(names), remedy=did_you_mean(str(name), names))
     return name
 
+# %% ../nbs/engine/18_plans.ipynb #133f5013
 def wants_answers(task, given: dict[str, Any], chosen: set[str]) -> bool:
     "Whether the job 06_sample answers inputs, or draws new examples; a parameter that this leaves unused is refused."
     from nexuslab.sample import refuse_output  # late: these import torch
@@ -251,20 +256,19 @@ def runs_to_compare(runs: list[str] | str | None, system: str | None) -> list:
         raise NexusError("runs to compare", found="none", expected="at least one", remedy="train some: nexuslab train")
     return chosen
 
+# %% ../nbs/engine/18_plans.ipynb #e55f96b1
 def plan_of_comparison(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The runs that would be compared, and where the comparison would be written."
-    from nexuslab.run import grouped_figures  # late: these import torch
+    from nexuslab.run import group_keys  # late: these import torch
     from nexuslab.views import known_scalars
 
-    runs = runs_to_compare(given["runs"], given["system"])
+    split, runs = known_split(given["split"]), runs_to_compare(given["runs"], given["system"])
     curves = {"scalars": known_scalars(runs, given["scalars"], given["smoothing"]), "smoothing": given["smoothing"]}
-    by = [given["by"]] if isinstance(given["by"], str) else given["by"] or []
-    if by:
-        grouped_figures(runs, by, known_split(given["split"]))  # refuses an unknown key
+    if by := group_keys(runs, given["by"]):
         curves |= {"groups by": ", ".join(by)}
     folder = given["output"] or project_root() / "runs" / ".compare"
     names = ", ".join(r.path.name for r in runs)
-    return {"runs": names, "split": known_split(given["split"]), **curves, "writes": folder}
+    return {"runs": names, "split": split, **curves, "writes": folder}
 
 # %% ../nbs/engine/18_plans.ipynb #4c63f281
 def dry_run(verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -276,6 +280,7 @@ def dry_run(verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
     print("\n".join(f"{name}: {visible(str(value))}" for name, value in told.items()))
     return {name: str(value) for name, value in told.items()}
 
+# %% ../nbs/engine/18_plans.ipynb #173d0bb3
 def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The configuration, which is printed, what it would take, and the parameters of the job's own."
     from nexuslab.config import SHORT  # late: these import torch
@@ -306,10 +311,7 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 # %% ../nbs/engine/18_plans.ipynb #62da3ac6
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
-    from nexuslab.evaluate import own_file  # late: these import torch
-    from nexuslab.sample import seed_of, size_of, understood
-    from nexuslab.setup import placed
-    from nexuslab.run import Run
+    from nexuslab.run import Run  # late: these import torch
     from nexuslab.task import get_task
     from nexuslab.views import known_views
 
@@ -318,28 +320,42 @@ def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str,
     if "checkpoint" in given:
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
     if verb == "evaluate":
-        rows["split"] = known_split(given["split"])
-        rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
-        if given["data_path"]:
-            rows["data"] = own_file(task, run, given["data_path"])
-            if "split" in chosen:
-                raise ConfigError("split", found=f"{given['split']} and data_path", expected="one of the two",
-                                  remedy="leave one of them out: a file of your own takes the place of a split")
-        rows["beside it"] = "untrained models and baselines" if given["untrained"] else "baselines"
-        rows["writes"] = run.path / "evaluation.json"
-    elif verb == "sample":
-        predicting = wants_answers(task, given, chosen)
-        made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
-        rows |= {"answers to": given["inputs"]} if predicting else made
-        rows["how"] = understood(task.predict if predicting else task.sample, given["how"])
-        rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
-        rows["at once"] = size_of(run.config, given["chunk"])
-        if predicting:
-            task.refuse(run.config, rows["how"])
-        rows["writes"] = given["output"] or run.path / "samples"
-    else:
-        rows |= {"views": ", ".join(known_views(task, given["views"])), "writes": run.path / "figures"}
-    return rows
+        return rows | plan_of_evaluation(task, run, given, chosen)
+    if verb == "sample":
+        return rows | plan_of_sample(task, run, given, chosen)
+    return rows | {"views": ", ".join(known_views(task, given["views"])), "writes": run.path / "figures"}
+
+# %% ../nbs/engine/18_plans.ipynb #769608c5
+def plan_of_evaluation(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "What the job 04_evaluate would do with a run."
+    from nexuslab.evaluate import own_file  # late: these import torch
+    from nexuslab.setup import placed
+
+    rows = {"split": known_split(given["split"])}
+    rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
+    if given["data_path"]:
+        rows["data"] = own_file(task, run, given["data_path"])
+        if "split" in chosen:
+            raise ConfigError("split", found=f"{given['split']} and data_path", expected="one of the two",
+                              remedy="leave one of them out: a file of your own takes the place of a split")
+    rows["beside it"] = "untrained models and baselines" if given["untrained"] else "baselines"
+    return rows | {"writes": run.path / "evaluation.json"}
+
+# %% ../nbs/engine/18_plans.ipynb #73202c13
+def plan_of_sample(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "What the job 06_sample would do with a run."
+    from nexuslab.sample import seed_of, size_of, understood  # late: these import torch
+    from nexuslab.setup import placed
+
+    predicting = wants_answers(task, given, chosen)
+    made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
+    rows = {"answers to": given["inputs"]} if predicting else made
+    rows["how"] = understood(task.predict if predicting else task.sample, given["how"])
+    rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
+    rows["at once"] = size_of(run.config, given["chunk"])
+    if predicting:
+        task.refuse(run.config, rows["how"])
+    return rows | {"writes": given["output"] or run.path / "samples"}
 
 # %% ../nbs/engine/18_plans.ipynb #29fab55d
 def check_parameters(verb: str, given: dict[str, Any], chosen: set[str]) -> None:
@@ -349,6 +365,6 @@ def check_parameters(verb: str, given: dict[str, Any], chosen: set[str]) -> None
     elif "preset" in given:
         configured(verb, given)
     elif verb == "compare":
-        known_split(given["split"]), runs_to_compare(given["runs"], given["system"])
+        plan_of_comparison(verb, given, chosen)
     else:
         plan_of_run(verb, given, chosen)

@@ -1218,6 +1218,21 @@ def at_key(tree: Any, key: str, absent: Any = None) -> Any:
         tree = tree[part]
     return tree
 
+# %% ../nbs/engine/06_run.ipynb #afd4da6a
+def group_keys(
+    runs: list[Run],
+    by: list[str] | str | None,  # keys of the configuration, by their dotted or short names
+) -> list[str]:
+    "Full names of the keys to group runs by; one that no run has is refused."
+    trees = [run.tree for run in runs] if by else []
+    keys = [SHORT.get(key, key) for key in ([by] if isinstance(by, str) else by or [])]
+    for key in keys:
+        if all(at_key(tree, key, ...) is ... for tree in trees):
+            known = dict.fromkeys(k for tree in trees for k in flatten(tree))
+            raise ConfigError(f"unknown key {key!r} to group by", found=key, expected="a key of the configuration",
+                              remedy=did_you_mean(key, [*known, *SHORT]))
+    return keys
+
 # %% ../nbs/engine/06_run.ipynb #99e33adb
 def grouped_figures(
     runs: list[Run],
@@ -1225,12 +1240,7 @@ def grouped_figures(
     split: str = "test",
 ) -> pd.DataFrame:
     "Figures as rows; mean, spread (standard deviation, n - 1) and count of each group of runs as columns."
-    trees, keys = {run.path.name: run.tree for run in runs}, [SHORT.get(key, key) for key in by]
-    for key in keys:
-        if all(at_key(tree, key, ...) is ... for tree in trees.values()):
-            known = dict.fromkeys(k for tree in trees.values() for k in flatten(tree))
-            raise ConfigError(f"unknown key {key!r} to group by", found=key, expected="a key of the configuration",
-                              remedy=did_you_mean(key, [*known, *SHORT]))
+    trees, keys = {run.path.name: run.tree for run in runs}, group_keys(runs, by)
     label = {name: ", ".join(f"{key}={at_key(tree, key, 'absent')}" for key in keys) for name, tree in trees.items()}
     values = {run.path.name: {"best": run.status.get("best")} | evaluated(run).get(split, {}).get("figures", {})
               for run in runs}

@@ -40,6 +40,7 @@ def run_of(cfg: Config, root: Path) -> Run | None:
     found = [r for r in find_runs(root, cfg.system) if r.path.name[16:].startswith(slug(cfg)) and r.tree == cfg.tree()]
     return found[-1] if found else None
 
+# %% ../nbs/engine/16_seeds.ipynb #3e76b76e
 def is_done(run: Run | None) -> bool:
     "Whether a run has come to its end, and its test figures are those of its best checkpoint."
     if run is None or run.status["state"] != "finished":
@@ -82,6 +83,7 @@ def work(cfg: Config, root: Path, threads: int) -> None:
         print(f"seed {cfg.seed} | {error}", flush=True)
         raise SystemExit(2) from None
 
+# %% ../nbs/engine/16_seeds.ipynb #b4a9a7e6
 def in_processes(processes: list, workers: int) -> None:
     "Let processes work, some at a time; if this one is ended, so are they, and are waited for."
     waiting, running = processes[::-1], []
@@ -98,6 +100,7 @@ def in_processes(processes: list, workers: int) -> None:
         for process in running:
             process.join()
 
+# %% ../nbs/engine/16_seeds.ipynb #e81869b3
 def at_once(chosen: list[Config], root: Path, workers: int) -> None:
     "Train seeds in several processes."
     threads, context = max(1, cores() // workers), get_context("spawn")
@@ -135,6 +138,7 @@ def holding(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
 
+# %% ../nbs/engine/16_seeds.ipynb #85b6de54
 def refuse_workers(task: Task, cfg: Config, workers: int) -> None:
     "Refuse several workers where each training has several processes, or a worker could not find the task."
     whole_number("workers", workers)

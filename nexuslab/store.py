@@ -125,6 +125,7 @@ def checksum(rows: np.ndarray, so_far: int = 0) -> int:
     "CRC-32 of rows that follow others."
     return zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).reshape(-1), so_far) if rows.size else so_far
 
+# %% ../nbs/engine/02b_store.ipynb #2ec41322
 def pieces(array: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
     "An array's rows in blocks of at most 1 MiB, or of one row."
     rows = max(1, (1 << 20) // max(1, array.dtype.itemsize * math.prod(array.shape[1:])))
@@ -225,6 +226,7 @@ def seal(path: Path, manifest: dict, columns: dict[str, Column]) -> None:
         if file.attrs["manifest"] != text:
             raise OSError("the manifest does not read back as it was written")
 
+# %% ../nbs/engine/02b_store.ipynb #2dcc336e
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     "Errors of the disk and of HDF5 in this block are a `DataError`."
@@ -332,6 +334,7 @@ def manifest_of(file: h5py.File) -> dict[str, Any]:
         raise ValueError("a manifest without counts")
     return manifest
 
+# %% ../nbs/engine/02b_store.ipynb #c2dd3b51
 def refuse_other_content(store: Store, found: str) -> None:
     "A digest that is not the manifest's is refused."
     expected = store.manifest["digest"]
@@ -340,6 +343,7 @@ def refuse_other_content(store: Store, found: str) -> None:
                         expected=f"{expected[:12]}, as its manifest says",
                         remedy="delete the file and run 01_prepare again")
 
+# %% ../nbs/engine/02b_store.ipynb #7a06a6da
 class damaged:
     "A context that reports HDF5's low-level errors as a damaged dataset."
 
@@ -378,6 +382,7 @@ def without_building() -> Iterator[list[Path]]:
     finally:
         USED.reset(token)
 
+# %% ../nbs/engine/02b_store.ipynb #b1d8bbd0
 @naming_files("preparing data")
 def ensure_store(
     path: Path,  # the final name
@@ -435,6 +440,7 @@ def cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
+# %% ../nbs/engine/02b_store.ipynb #39dd1ea5
 def map_parallel(
     function: Callable,  # importable; called with one task
     tasks: Sequence,  # picklable

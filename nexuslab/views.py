@@ -196,7 +196,9 @@ def known_scalars(
 ) -> list[str]:
     "Names of curves that some run has, or will have; an unknown one, or an impossible smoothing, is refused."
     names = [scalars] if isinstance(scalars, str) else list(scalars)
-    logged = {"train/loss", "val/loss"}.union(*(r.history().columns for r in runs))
+    logged = {"train/loss", "val/loss"}
+    if set(names) - logged:  # else the records need not be read
+        logged = logged.union(*(r.history().columns for r in runs))
     for name in names:
         if name not in logged:
             raise ConfigError(f"unknown scalar {name!r}", found=name, expected="a scalar that one of the runs logged",

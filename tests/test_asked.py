@@ -25,7 +25,7 @@ from nexuslab.evaluate import evaluate
 from nexuslab.fit import fit
 from nexuslab.jobs import COMMANDS, main, said_by
 from nexuslab.parameters import given_parameters, is_text, job_notebooks, parameters_of, parse_changes
-from nexuslab.plans import configured, dry_run, plan_of_comparison, plan_of_run, planned
+from nexuslab.plans import check_parameters, configured, dry_run, plan_of_comparison, plan_of_run, planned
 from nexuslab.launch import train
 from nexuslab.run import Run
 from nexuslab.sample import keep_answers, predict, read_samples, sample
@@ -479,8 +479,9 @@ def test_a_job_on_a_run_does_or_refuses(runs, monkeypatch):
                 assert plan(verb, given | {name: value}, {name}) != usual, f"{verb} ignores {name} = {value!r}"
         for name, values in REFUSED[verb].items():
             for value in values:
-                with pytest.raises(NexusError):
-                    plan(verb, given | {name: value}, {name})
+                for asked in (plan, check_parameters):  # by the dry run, and before a kernel starts
+                    with pytest.raises(NexusError):
+                        asked(verb, given | {name: value}, {name})
 
 
 def test_what_answers_leave_unused_is_refused(runs, monkeypatch):
