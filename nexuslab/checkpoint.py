@@ -61,6 +61,7 @@ def pack(tree: Any) -> tuple[dict[str, torch.Tensor], Any]:
 
     return tensors, visit(tree)
 
+# %% ../nbs/engine/07_checkpoint.ipynb #e96591e2
 def unpack(tensors: dict[str, torch.Tensor], skeleton: Any) -> Any:
     "The inverse of `pack`; tuples come back as lists."
     [(kind, value)] = skeleton.items()
@@ -85,6 +86,7 @@ def detached(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "Weights as safetensors wants them: on the CPU, contiguous, sharing nothing."
     return {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
 
+# %% ../nbs/engine/07_checkpoint.ipynb #ee517bdd
 POINTERS = {"last": "last.json", "best": "best.json"}  # name -> the file that says which step it is
 
 def point(folder: Path, name: str, step: int | None) -> None:
@@ -106,6 +108,7 @@ def rests(folder: Path) -> list[Path]:
     "What has the name of a checkpoint that is being written or removed."
     return sorted(p for p in folder.glob(".step_*") if re.fullmatch(r"\.step_\d{8,}\.(tmp|old)", p.name))
 
+# %% ../nbs/engine/07_checkpoint.ipynb #d7025eef
 def clear_rest(path: Path, act: bool = True) -> bool:
     "Remove a folder, a link or an empty file; anything else is moved aside. Whether it is moved."
     link, real = path.is_symlink(), path.is_dir()
@@ -202,6 +205,7 @@ def saves(folder: Path) -> list[dict[str, Any]]:
     found = [row for line in lines if (row := row_of(line.strip())) is not None]
     return [row for row in found if row.get("event") in ("saved", "start") and type(row["step"]) is int]
 
+# %% ../nbs/engine/07_checkpoint.ipynb #62c0afc7
 def steps_saved(folder: Path, name: str) -> list[int]:
     "The steps that `last` or `best` has named, in order, in the history that was resumed last."
     steps: list[int] = []
@@ -214,6 +218,7 @@ def steps_saved(folder: Path, name: str) -> list[int]:
             steps.append(row["step"])
     return steps
 
+# %% ../nbs/engine/07_checkpoint.ipynb #3a304218
 def pointed(folder: Path, name: str) -> int | None:
     "The step that `best` or `last` names, by the record where the pointer is lost; None if there is no such step."
     with contextlib.suppress(FormatError, KeyError, TypeError):
@@ -242,13 +247,13 @@ def named_step(folder: Path, name: str) -> int | None:
         warnings.warn(f"{told}: the file is a copy of another one, and the record is followed", stacklevel=3)
     return newer
 
+# %% ../nbs/engine/07_checkpoint.ipynb #10c78ab2
 def recorded_seal(folder: Path, step: int) -> bool:
     "Whether a checkpoint is there whose manifest has the seal that the record says of its step."
     with contextlib.suppress(FormatError):
         path = folder / step_name(step) / "manifest.json"
         return is_there(path) and read_json(path).get(SEAL) in vouched(folder, step)
     return False
-
 
 # %% ../nbs/engine/07_checkpoint.ipynb #5a362adc
 def find_checkpoint(folder: Path, which: str | Path) -> Path:
@@ -308,6 +313,7 @@ def fitting(saved: Saved) -> Iterator[None]:
             raise
         raise damaged(saved.path, f"a state that does not fit: {error!r}"[:300]) from error
 
+# %% ../nbs/engine/07_checkpoint.ipynb #58c34292
 def damaged(path: Path, found: str) -> CheckpointError:
     "The error of a checkpoint that cannot be trusted, with the newest sound one beside it as advice."
     sound = newest_sound(path.parent, besides=path)
@@ -326,6 +332,7 @@ def vouched(folder: Path, step: int) -> set[str | None]:
     # a run that knows seals, and none of this step
     return pointer_seals(folder, step) or ({""} if rows else set())
 
+# %% ../nbs/engine/07_checkpoint.ipynb #36497b90
 def pointer_seals(folder: Path, step: int) -> set[str]:
     "The seals of a step's manifest that `last` and `best` know."
     found = set()
@@ -362,6 +369,7 @@ def examine_folder(path: Path) -> tuple[str | None, Saved]:
     }
     return next((fault for fault, there in faults.items() if there), None), Saved(path, manifest, files, seal)
 
+# %% ../nbs/engine/07_checkpoint.ipynb #673cf2f7
 def read_checkpoint(path: Path) -> Saved:
     "Read and verify a checkpoint folder."
     fault, saved = examine_folder(path)
@@ -372,7 +380,6 @@ def read_checkpoint(path: Path) -> Saved:
     if fault:
         raise damaged(path, fault)
     return migrated(saved)
-
 
 # %% ../nbs/engine/07_checkpoint.ipynb #979746c3
 def newest_sound(folder: Path, besides: Path | None = None) -> Path | None:

@@ -81,6 +81,7 @@ class DataError(NexusError):
 class ModelError(NexusError):
     "A model was asked for something that its sizes do not allow."
 
+# %% ../nbs/engine/00_core.ipynb #1b7349ec
 class RunError(NexusError):
     "A run directory is absent, busy or incomplete."
 
@@ -90,6 +91,7 @@ class CheckpointError(NexusError):
 class TrainingError(NexusError):
     "Training cannot go on: a non-finite loss, memory, a lost worker."
 
+# %% ../nbs/engine/00_core.ipynb #944c8953
 class Interrupted(NexusError):
     "A signal ended a job, a study or a training before its end; `found` names the signal."
 
@@ -193,6 +195,7 @@ def local_systems() -> Path:
     "The folder of the project's own systems."
     return project_root() / "systems"
 
+# %% ../nbs/engine/00_core.ipynb #aea73bd8
 def module_of(
     name: str,  # of a system
     others: Iterable[str] = (),  # names that are known besides
@@ -273,6 +276,7 @@ def abandoned(path: Path, act: Callable[[], None] = lambda: None) -> bool:
     finally:
         os.close(handle)
 
+# %% ../nbs/engine/00_core.ipynb #8e175bc3
 def clear_left(folder: Path) -> list[Path]:
     "Remove the temporary files and folders that killed processes left in a folder; returns what was removed."
     removed = []
@@ -318,6 +322,7 @@ def plain(value):
         return str(value)
     return plain(value.tolist())  # a NumPy or torch scalar or array
 
+# %% ../nbs/engine/00_core.ipynb #b35ea8ab
 def write_json(path: Path | str, value) -> None:
     "Write a JSON file atomically, readable by people."
     with atomic_path(path) as temporary:
@@ -345,6 +350,7 @@ def open_regular(path: Path | str, limit: int) -> Iterator[BinaryIO]:
         raise FormatError(f"cannot read {path}", found=error.strerror or str(error), expected="a file that can be read",
                           remedy="check its place and permissions, or restore it from a copy") from error
 
+# %% ../nbs/engine/00_core.ipynb #e03e184f
 def is_there(path: Path | str) -> bool:
     "Whether a name stands for something, if only a link; `os.path.lexists` says no as well where it cannot tell."
     try:
@@ -376,6 +382,7 @@ def parse(
         raise FormatError(f"{what} is not {kind}", found=f"{type(error).__name__}: {said}", expected=f"{kind} in UTF-8",
                           remedy="correct it, or restore it from a copy") from error
 
+# %% ../nbs/engine/00_core.ipynb #00353616
 def depth_of(value: Any) -> int:
     "How deep lists and dictionaries are nested; 0 for a scalar."
     level, depth = [value], 0
@@ -384,6 +391,7 @@ def depth_of(value: Any) -> int:
         depth += 1
     return depth
 
+# %% ../nbs/engine/00_core.ipynb #3f7d6d29
 def parse_json(data: bytes, what: object = "this text") -> Any:
     "The value of a JSON text; NaN, infinities and deep nesting are refused."
     def parser(text: str) -> Any:

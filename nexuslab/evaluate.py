@@ -168,6 +168,7 @@ def own_file(task: Task, run: Run, path: Path | str) -> Path:
                         remedy="check data_path: a relative one begins at the project's root")
     return place
 
+# %% ../nbs/engine/09_evaluate.ipynb #1f805eac
 def entry_name(split: str, data_path: Path | str | None) -> str:
     "The name of an evaluation in evaluation.json: that of the split, or of the file in its place."
     name = Path(data_path).name if data_path else split
@@ -197,6 +198,7 @@ def kept_figures(
             warnings.warn(f"figures of a baseline cannot be kept, and will be computed again: {error}", stacklevel=2)
     return {name: math.nan if value is None or not math.isfinite(value) else value for name, value in kept.items()}
 
+# %% ../nbs/engine/09_evaluate.ipynb #a90895c0
 def figures_in(path: Path, made_from: dict[str, Any]) -> dict[str, float] | None:
     "The figures of a file; None, with a word about it, if it is damaged, or made from something else."
     try:
@@ -248,6 +250,7 @@ def compared(
     unknown = [k for k in figures if k in spread and k not in aims and k not in alike]
     return {"models": len(untrained), "spread": spread, "reached": alike, "unknown": unknown}
 
+# %% ../nbs/engine/09_evaluate.ipynb #55a21c83
 def reaches(untrained: float, trained: float, spread: float, aim: float | None) -> bool:
     "Whether an untrained model's figure cannot be told from the trained one's, or is better."
     if not (math.isfinite(untrained) and math.isfinite(trained)):
@@ -272,6 +275,7 @@ def made_from(test: Assessment) -> dict[str, Any]:
         "torch": torch.__version__, "device": test.device.type, "precision": test.precision,
     }
 
+# %% ../nbs/engine/09_evaluate.ipynb #ef3cd283
 def kept_or_computed(test: Assessment, folder: Path, compute: Callable, **about: Any) -> dict[str, float]:
     "Figures of a model that is described by `about`; kept, if the code that makes them is known."
     made = made_from(test) | about
@@ -304,6 +308,7 @@ def untrained_figures(test: Assessment, initialisation: int) -> dict[str, float]
     "Figures of an untrained model; initialisation 0 is the run's own."
     return at_step_0(test, untrained_model(test.task, test.cfg, test.splits, initialisation))
 
+# %% ../nbs/engine/09_evaluate.ipynb #829bd263
 def at_step_0(test: Assessment, model: nn.Module) -> dict[str, float]:
     "Figures of a model that is told to be at step 0."
     return dataclasses.replace(test, at=dataclasses.replace(test.at, step=0)).figures(model.to(test.device))
@@ -321,6 +326,7 @@ def parent_figures(test: Assessment, run: Run, folder: Path) -> dict[str, dict[s
         warnings.warn(f"the run that this one began with is left out: {error.brief}", stacklevel=3)
         return {}
 
+# %% ../nbs/engine/09_evaluate.ipynb #cb217099
 def inherited_figures(test: Assessment, run: Run) -> dict[str, float]:
     "Figures of the model with which a run began that took the weights of another."
     fresh = Run(run.path.with_name("at-step-0"))  # without a checkpoint: a run's own weights would go first
@@ -349,6 +355,7 @@ def evaluation_table(run: Run, split: str = "test") -> pd.DataFrame:
     heading = ["model", used if used != "fp32" else "", stale.get(split, "")]
     return table_of(found[split], ", ".join(filter(None, heading)))
 
+# %% ../nbs/engine/09_evaluate.ipynb #3013c585
 def table_of(
     entry: dict[str, Any],  # of evaluation.json
     model: str = "model",  # the heading of the trained model's figures

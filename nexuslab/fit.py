@@ -133,6 +133,7 @@ def refuse_other_group(cfg: Config) -> None:
             expected="as many as are configured", remedy="start them with nexuslab.launch.train, or correct the number",
         )
 
+# %% ../nbs/engine/08_fit.ipynb #ec207111
 def refuse_used(loop: Loop) -> dict:
     "A fresh start in a directory that was trained in is refused."
     kept = sorted(p.name for p in (loop.run.path / "checkpoints").glob("step_*"))
@@ -143,6 +144,7 @@ def refuse_used(loop: Loop) -> dict:
         )
     return {}
 
+# %% ../nbs/engine/08_fit.ipynb #1ed5086c
 def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]] | None:
     "The micro-batches of the step, and the time spent waiting for them; None if a signal ended the workers as well."
     before = time.perf_counter()
@@ -234,6 +236,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
 
+# %% ../nbs/engine/08_fit.ipynb #ca06b651
 def mirrors(loop: Loop) -> list[Mirror]:
     "The experiment trackers that were asked for; one that cannot be started is told, and the run goes on."
     run, track, found = loop.run, loop.cfg.track, []
@@ -263,6 +266,7 @@ def close(loop: Loop, state: str, reason: str) -> None:
                 best_step=loop.progress.best_step, **(marks_of(loop.record) if loop.record else {}),
             )
 
+# %% ../nbs/engine/08_fit.ipynb #7da12f69
 def without_waiting(path: str, flags: int) -> int:
     "Open a file; what cannot be opened at once is an `OSError`."
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644)

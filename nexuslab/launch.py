@@ -55,6 +55,7 @@ def kinds_of(kind: type[NexusError] = NexusError) -> dict[str, type[NexusError]]
         found |= kinds_of(child)
     return found
 
+# %% ../nbs/engine/14_launch.ipynb #2868ecfc
 def refusal(folder: Path) -> NexusError | None:
     "The error with which a worker refused to go on, as a group's workers wrote it down; None if they died otherwise."
     kinds = kinds_of()
@@ -67,6 +68,7 @@ def refusal(folder: Path) -> NexusError | None:
             return error
     return None
 
+# %% ../nbs/engine/14_launch.ipynb #5790fc15
 def first_failure(error: ChildFailedError) -> str:
     "Which worker died first, and of what."
     rank, failure = error.get_first_failure()
@@ -110,6 +112,7 @@ def follow(run: Run, listeners: Sequence[Listener], offset: int, ended: threadin
             return
         time.sleep(0.2)
 
+# %% ../nbs/engine/14_launch.ipynb #9872c942
 @contextlib.contextmanager
 def following(run: Run, listeners: Sequence[Listener]) -> Iterator[None]:
     "Tell listeners what happens within; one that fails stops the run, and its error is raised at the end."

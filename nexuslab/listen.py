@@ -28,6 +28,7 @@ class Snapshot:
     evaluated: bool  # whether this row holds an evaluation
     note: str = ""  # such as "new best"
 
+# %% ../nbs/engine/08b_listen.ipynb #91d362af
 class Listener(ABC):
     "Someone who watches a run."
 
@@ -61,6 +62,7 @@ class Mirror(Listener):
     def close(self):
         self.safely(lambda: self.tracker.finish())
 
+# %% ../nbs/engine/08b_listen.ipynb #b90817af
 def go_blind(error: Exception) -> None:
     "Warn that a tracker is out of use."
     told = f"a tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on without it"

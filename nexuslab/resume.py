@@ -41,6 +41,7 @@ def state_of(loop: Loop) -> dict[str, Any]:
         **({"carried": together(gathered(loop, to_save(loop.carried)))} if loop.carried else {}),
     }
 
+# %% ../nbs/engine/08f_resume.ipynb #876de4f2
 def save(loop: Loop, best: bool = False, periodic: bool = False) -> None:
     "Write a checkpoint of this step; `last` points to it, and `best` too if it is the best."
     if periodic and loop.progress.step not in loop.progress.periodic:
@@ -109,6 +110,7 @@ def changes_since(manifest: dict, cfg: Config, path: Path) -> dict[str, tuple]:
         )
     return changed
 
+# %% ../nbs/engine/08f_resume.ipynb #89f103c2
 def refuse_other_data(loop: Loop, manifest: dict, path: Path) -> None:
     "Data of other content than the checkpoint's are refused."
     here, there = loop.splits.fingerprint[:12], manifest["fingerprint"][:12]
@@ -131,6 +133,7 @@ def refuse_other_steps(old: Config, new: Config, path: Path) -> None:
             remedy=f"choose the two so that their product is {before}, or start a new run with init_from",
         )
 
+# %% ../nbs/engine/08f_resume.ipynb #639fd44c
 def restore_window(loop: Loop, windows: list[dict]) -> None:
     "The sums since the last row: each process takes its own; if there are more or fewer now, the first takes all."
     loop.window.reset()
@@ -141,6 +144,7 @@ def told(changes: dict[str, tuple]) -> str:
     "Changes of a configuration as one line."
     return "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in changes.items())
 
+# %% ../nbs/engine/08f_resume.ipynb #63ea6078
 def check_budget(loop: Loop) -> None:
     "A budget that ended before the checkpoint is refused."
     step, total = loop.progress.step, loop.total_steps
@@ -165,6 +169,7 @@ def restore(loop: Loop, which: str) -> dict[str, tuple]:
         say(loop, f"{had_ended(loop)}: {more_to_do(loop)} goes on")
     return changed
 
+# %% ../nbs/engine/08f_resume.ipynb #7cd609d7
 def take_up(loop: Loop, which: str) -> tuple[Saved, dict[str, tuple]]:
     "The checkpoint, its state in the loop, and the configuration's changes, or a refusal; nothing is said or written."
     saved = open_checkpoint(loop.run.path / "checkpoints", which)
@@ -234,6 +239,7 @@ def name_checkpoints(loop: Loop, folder: Path) -> None:
         point(folder, "last", p.step)
     point(folder, "best", p.best_step)
 
+# %% ../nbs/engine/08f_resume.ipynb #8c4ffd8b
 def holds(path: Path, best: float) -> bool:
     "Whether a checkpoint is sound and was saved with this best value."
     try:
@@ -274,6 +280,7 @@ def more_to_do(loop: Loop) -> str:
     "What a run that had ended lacked."
     return "a larger stop.patience, or stop.enabled=false," if early_stop(loop) else "a larger budget"
 
+# %% ../nbs/engine/08f_resume.ipynb #52c0a591
 def refuse_unused(loop: Loop, changed: dict[str, tuple]) -> None:
     "Changes of a run that had ended, and that no step would use, are refused: its configuration stays what it was."
     unused = {key: values for key, values in changed.items() if key not in WITHOUT_STEPS}

@@ -83,6 +83,7 @@ def understood(
                               remedy=did_you_mean(str(name), offered) if offered else f"leave {name} out")
     return {name: of_type(method, name, value) for name, value in (how or {}).items()}
 
+# %% ../nbs/engine/09a_sample.ipynb #c3a56303
 def of_type(method: Callable, name: str, value: Any) -> Any:
     "A value of the type that a method declares for a parameter."
     kind = typing.get_type_hints(method, include_extras=True).get(name, Any)
@@ -115,6 +116,7 @@ def holds_samples(path: Path) -> bool:
     except DataError:
         return False
 
+# %% ../nbs/engine/09a_sample.ipynb #3cd98c61
 def is_sheet(path: Path) -> bool:
     "Whether a file is a contact sheet that was drawn by `sample`."
     try:
@@ -123,6 +125,7 @@ def is_sheet(path: Path) -> bool:
     except (OSError, ValueError, SyntaxError):  # Pillow's answers to what is no picture
         return False
 
+# %% ../nbs/engine/09a_sample.ipynb #4eacefb3
 def refuse_output(
     output: Path | str | None,  # the file that was asked for, if one was
     ending: str,  # .h5 of samples, .csv of answers
@@ -217,6 +220,7 @@ def told(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
 
+# %% ../nbs/engine/09a_sample.ipynb #783438c5
 def as_array(value: Any) -> np.ndarray:
     "A tensor on any device, of any type, or what NumPy understands, as an array."
     if isinstance(value, torch.Tensor):
@@ -262,6 +266,7 @@ def write_samples(
                          remedy="let `beside` and `sample` of the system use different names")
     write_store(path, about | {"ragged": ragged, "texts": texts, "beside": sorted(beside)}, arrays | beside)
 
+# %% ../nbs/engine/09a_sample.ipynb #9972b78b
 def bytes_of(text: str) -> np.ndarray:
     "A text as bytes of UTF-8; halves of surrogate pairs, which a model of characters may write, are kept."
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)

@@ -53,6 +53,7 @@ def pick_device(name: str) -> torch.device:
                           remedy="use device auto, or run on another machine")
     return device
 
+# %% ../nbs/engine/08c_setup.ipynb #860f2dc2
 def pick_precision(name: str, device: torch.device) -> tuple[str, str | None]:
     "The arithmetic that will be used, and why it is not the one asked for, if so."
     bf16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
@@ -107,6 +108,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         for m, mode in modes:
             m.training = mode
 
+# %% ../nbs/engine/08c_setup.ipynb #6035a9b9
 def training_mode(loop: "Loop") -> None:
     "Put a model that was built in evaluation mode in training mode; one in training mode keeps the modes of its parts."
     if not loop.model.training:
@@ -213,6 +215,7 @@ def gathered(loop: Loop, value: Any) -> list[Any]:
     dist.all_gather_object(values, value)
     return values
 
+# %% ../nbs/engine/08c_setup.ipynb #ed15ece8
 def over_processes(loop: Loop, averages: Averages) -> Averages:
     "The sums of all processes together."
     if loop.world == 1:
@@ -271,6 +274,7 @@ def watched(section: Section) -> tuple[Section, set[str]]:
     read.clear()
     return copy, read
 
+# %% ../nbs/engine/08c_setup.ipynb #487d4ad1
 def own_optimizer(task: HasOptimizer, cfg: Config, model: nn.Module) -> tuple[torch.optim.Optimizer, set[str]]:
     "A task's own optimiser, and the keys of `optim` that neither it nor the loop reads."
     optim, read = watched(cfg.optim)
@@ -281,6 +285,7 @@ def has_own_optimizer(task: Task) -> bool:
     "Whether a task's optimiser is another one than the configuration's."
     return isinstance(task, HasOptimizer) and not (isinstance(task, OwnTask) and task.build is None)
 
+# %% ../nbs/engine/08c_setup.ipynb #6b390449
 def refuse_unread(task: Task, cfg: Config, unread: set[str]) -> None:
     "Refuse keys of `optim` that the task's own optimiser does not read and that are not as in the preset."
     usual = task.presets[cfg.preset]().optim if cfg.preset in task.presets else type(cfg.optim)()
@@ -356,6 +361,7 @@ def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Modul
     inherit(model, cfg, run)
     return model
 
+# %% ../nbs/engine/08c_setup.ipynb #f9150529
 def new_model(task: Task, cfg: Config, splits: Splits) -> nn.Module:
     "The model with the weights that the seed gives."
     torch.manual_seed(mix(cfg.seed, "init"))
@@ -368,6 +374,7 @@ def new_model(task: Task, cfg: Config, splits: Splits) -> nn.Module:
         model.recompute_activations()
     return model
 
+# %% ../nbs/engine/08c_setup.ipynb #a18defdd
 def inherit(model: nn.Module, cfg: Config, run: Run) -> list[str]:
     "Give the model the best weights of another run, if so configured; returns what differs, if that is allowed."
     if not cfg.init_from:
@@ -384,6 +391,7 @@ def inherit(model: nn.Module, cfg: Config, run: Run) -> list[str]:
     saved = open_checkpoint(parent.path / "checkpoints", "best")
     return load_weights(model, saved.weights(), saved.path, cfg.init_partial)
 
+# %% ../nbs/engine/08c_setup.ipynb #bffb2ae5
 class Recomputes(ABC):
     "A model that can trade computing for memory in its backward pass."
 
@@ -410,6 +418,7 @@ def refuse_other_order(task: Task, cfg: Config, splits: Splits) -> None:
         raise ConfigError("loader.shuffle", found=cfg.loader.shuffle, expected=f"the examples in their order, {why}",
                           remedy="set loader.shuffle to none")
 
+# %% ../nbs/engine/08c_setup.ipynb #c989ece6
 def carried_for(task: Task, model: nn.Module, source: Source) -> Carried | None:
     "What carries the states of a source's examples; None for a system that has none."
     if not isinstance(task, HasState):
@@ -427,6 +436,7 @@ def own_gpu(count: int) -> torch.device:
         )
     return torch.device("cuda", local)
 
+# %% ../nbs/engine/08c_setup.ipynb #6c335783
 def plan_steps(
     cfg: Config, source: Source, updaters: Sequence[Updater], rank: int = 0, world: int = 1
 ) -> tuple[Plan, int]:

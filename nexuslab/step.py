@@ -49,12 +49,14 @@ def unusable_together(failed: str | None) -> Unusable:
         return Unusable("unsolvable", f"equations without a solution ({failed})")
     return Unusable("empty", "no item in any micro-batch")
 
+# %% ../nbs/engine/08d_step.ipynb #d7a23289
 def shares(loop: Loop, micro: list[tuple[Key, Any]]) -> list[float]:
     "The weight of each micro-batch's loss: its share of this process's items."
     weights = [loop.task.count_items(batch) for _, batch in micro]
     total = sum(weights)
     return [w / total if total else 0.0 for w in weights]
 
+# %% ../nbs/engine/08d_step.ipynb #febf88d5
 def forward_backward(loop: Loop, micro: list[tuple[Key, Any]], at: At) -> StepOut | None:
     "Accumulate this process's gradient, count loss and parts, return what the last micro-batch with items gave."
     out, left = None, []
@@ -85,6 +87,7 @@ def pass_on(loop: Loop, key: Key, batch: Any, at: At) -> list[tuple[np.ndarray, 
     with loop.autocast():
         return [(key.ids, loop.module(to_device(batch, loop.device), at_batch(loop.carried, at, key.ids)).state)]
 
+# %% ../nbs/engine/08d_step.ipynb #26a268bc
 def carry_on(loop: Loop, out: StepOut | None) -> None:
     "Hand the states of the step on to the next one; an epoch begins anew, and what is not finite is forgotten."
     if loop.carried is None:
@@ -120,6 +123,7 @@ def count(averages: Averages, out: StepOut, weighted: bool = False) -> None:
         if weighted and part.weight:
             averages.add(f"weighted_{name}", part.value, part.n, part.weight)
 
+# %% ../nbs/engine/08d_step.ipynb #c1597064
 def refuse_name(name: str, kind: str) -> None:
     "Two scalars of one name would be averaged, or one would hide the other."
     raise TrainingError(
@@ -199,6 +203,7 @@ def gradient(loop: Loop, micro: list[tuple[Key, Any]]) -> StepOut | None:
             return out
         halve(loop, micro, exhausted)
 
+# %% ../nbs/engine/08d_step.ipynb #9745294e
 def halve(loop: Loop, micro: list[tuple[Key, Any]], exhausted: str) -> None:
     "Take back the step at hand and let it be done in smaller pieces, or refuse."
     largest = max(gathered(loop, max((len(k.ids) for k, _ in micro), default=0)))
@@ -244,6 +249,7 @@ def rescaled(loop: Loop) -> bool:
     loop.scaler.update()
     return loop.scaler.get_scale() >= SMALLEST_SCALE
 
+# %% ../nbs/engine/08d_step.ipynb #c0a3dce5
 def leave_out(loop: Loop, micro: list[tuple[Key, Any]], why: Unusable) -> None:
     "Leave this step out and count it, or stop."
     undone = loop.window.undo(loop.counted)
@@ -302,6 +308,7 @@ def set_rate(loop: Loop) -> float:
         group["lr"] = rate * group["scale"]
     return rate
 
+# %% ../nbs/engine/08d_step.ipynb #b4d7a33e
 def optimise(loop: Loop, out: StepOut) -> None:
     "Move the weights, and let the updaters follow."
     if loop.scaler.is_enabled():
@@ -330,6 +337,7 @@ def last_out(
     own = out and portable(out if arguments else dataclasses.replace(out, out={}))
     return to_device(next((o for o in reversed(gathered(loop, own)) if o is not None), None), loop.device)
 
+# %% ../nbs/engine/08d_step.ipynb #b1abbb7d
 def portable(out: StepOut) -> StepOut:
     "A step's loss, parts and arguments of metrics, fit to be sent to another process."
     def small(value):  # a copy: of a view, all that it is a view of would be sent

@@ -314,6 +314,7 @@ def declared_aims(task: Task, cfg: Config, names: Iterable[str]) -> dict[str, fl
     first = {name: [aim for pattern, aim in said if fnmatch.fnmatchcase(name, pattern)] for name in names}
     return {name: aims[0] for name, aims in first.items() if aims}
 
+# %% ../nbs/engine/04_task.ipynb #da9df8a4
 def aim_of(name: str, way: str | float) -> float:
     "What a figure ought to be, by its direction."
     if isinstance(way, (int, float)) and not isinstance(way, bool) and math.isfinite(way):
@@ -368,6 +369,7 @@ class CanSample(ABC):
         "Arrays that stand beside the samples in their file, whatever their number: coordinates, names of columns."
         return {}
 
+# %% ../nbs/engine/04_task.ipynb #482883cf
 class HasLatent(ABC):
     "A system whose model has a latent space: t-SNE, PCA, silhouette and interpolation come with it."
 
@@ -379,6 +381,7 @@ class HasLatent(ABC):
     def labels(self, source: Source, ids: np.ndarray) -> dict[str, np.ndarray]:
         "What to colour the latent space by: name -> (B,) for the examples `ids` of a source."
 
+# %% ../nbs/engine/04_task.ipynb #5c192bc9
 class HasState(ABC):
     """A system whose step goes on where the one before it ended: `at.state` is what the examples before these handed on
     as `StepOut.state`, without its gradient. Its sources are `Consecutive`, in their order (shuffle "none")."""
@@ -400,6 +403,7 @@ def show_samples(samples: dict[str, np.ndarray | list]):
     texts = [rows for rows in samples.values() if isinstance(rows, list) and isinstance(rows[0], str)]
     return show_texts(texts[0]) if texts else show_numbers(samples, "samples")
 
+# %% ../nbs/engine/04_task.ipynb #1b02caa2
 def show_texts(texts: Sequence[str], most: int = 12, lines: int = 6, width: int = 100):
     "A picture of the first texts, each in at most so many lines; what does not print is escaped."
     import matplotlib.pyplot as plt  # late: training needs no plots
@@ -426,6 +430,7 @@ class Group:
     def __post_init__(self):
         object.__setattr__(self, "parameters", tuple(self.parameters))  # `model.head.parameters()` is read only once
 
+# %% ../nbs/engine/04_task.ipynb #654db7d1
 class HasGroups(ABC):
     "A system whose parameters do not all learn alike."
 
@@ -445,6 +450,7 @@ def register(task: Task) -> None:
     "Make a task known by its name in this session; an installed system, or one of the project, keeps its name."
     SESSION[task.name] = task
 
+# %% ../nbs/engine/04_task.ipynb #9e0f4180
 def get_task(name: str) -> Task:
     "The task of a system; only that system is imported."
     if name in SESSION and name not in system_modules():

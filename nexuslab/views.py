@@ -72,6 +72,7 @@ def describe(batch: Any, name: str = "batch") -> pd.DataFrame:
         )
     return pd.DataFrame(rows)
 
+# %% ../nbs/engine/12_views.ipynb #a88d511f
 def parameter_table(model: nn.Module) -> pd.DataFrame:
     "Parameters by direct child: how many, how many train, and their share."
     total = sum(p.numel() for p in model.parameters())
@@ -255,6 +256,7 @@ def scatter(points: np.ndarray, colour: np.ndarray, ax, title: str = "") -> None
         ax.figure.colorbar(ax.scatter(*points.T, s=6, c=colour), ax=ax)
     ax.set(title=title, xticks=[], yticks=[])
 
+# %% ../nbs/engine/12_views.ipynb #8f6a0871
 def silhouette(codes: np.ndarray, values: np.ndarray) -> float | None:
     """Mean silhouette of classes in a space (N, D), in [-1, 1]; None where there are not two classes of which one
     repeats."""
@@ -287,6 +289,7 @@ def encode_split(
                 break
     return np.concatenate(codes)[:most], {k: np.concatenate([part[k] for part in labels])[:most] for k in labels[0]}
 
+# %% ../nbs/engine/12_views.ipynb #255a83d3
 @plt.style.context(STYLE)
 def latent_map(
     task: Task, model: nn.Module, cfg: Config, splits: Splits,
@@ -362,6 +365,7 @@ def harmless(tag: str, name: str, value: str) -> bool:
         return value.startswith(("#", "https://", "http://"))
     return name in ("alt", "class", "colspan", "rowspan", "title")
 
+# %% ../nbs/engine/12_views.ipynb #87e562ee
 def clean_html(markup: str) -> str:
     "HTML of unknown origin without what could run, load or send anything; other tags are shown as text."
     import bleach  # late: only reports need it
@@ -414,6 +418,7 @@ def figures_table(entry: dict) -> str:
     "One split's figures with the baselines beside them, as HTML."
     return table_of(entry).to_html(float_format=lambda v: f"{v:.4g}", na_rep="")
 
+# %% ../nbs/engine/12_views.ipynb #c276cde2
 def summary_cells(run: Run) -> list:
     "What a run was and gave, as markdown cells: figures, curves, views, configuration, environment."
     import nbformat  # late here and below: it takes three seconds, and only reports need it
@@ -492,6 +497,7 @@ def received_cells(
                           expected="a notebook of format 4", remedy="remove it, or run its job again") from error
     return cells
 
+# %% ../nbs/engine/12_views.ipynb #b88e5320
 def odd_notebook(told: dict, run: Run | None) -> str:
     "What is to be said of a notebook that is not what a job of the run wrote; empty where it is."
     seal, of = told["metadata"].get(SEAL), told["metadata"].get("run")
@@ -499,7 +505,6 @@ def odd_notebook(told: dict, run: Run | None) -> str:
         return "is not as its job wrote it: it has been edited or damaged"
     own = birth_seal(run) if run else None
     return "is another run's" if of and own and of != own else ""
-
 
 # %% ../nbs/engine/12_views.ipynb #17dfd28b
 @functools.lru_cache(maxsize=1)  # its templates take as long to compile as a report takes to write
@@ -524,6 +529,7 @@ def html_exporter():
     exporter.register_filter("clean_html", clean_html)
     return exporter
 
+# %% ../nbs/engine/12_views.ipynb #f6f86468
 def write_html(notebook, path: Path, title: str) -> Path:
     "A notebook as one HTML file that runs no script and asks no server for anything."
     body, _ = html_exporter().from_notebook_node(notebook, {"metadata": {"name": title}})

@@ -51,6 +51,7 @@ def fresh_measures(loop: Loop) -> Measures:
     "The metrics of the task, empty, with states that go into a checkpoint."
     return Measures(loop.task.metrics(loop.cfg), loop.device, keep=True)
 
+# %% ../nbs/engine/08e_watch.ipynb #570c60fb
 def measured(loop: Loop) -> dict[str, float]:
     "The metrics of training since the last evaluation, which begin anew."
     found = loop.measures.compute() if loop.measures else {}
@@ -78,6 +79,7 @@ def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: 
     tell(loop, scalars, evaluated, note)
     loop.clock |= {"row": time.perf_counter(), "row_step": loop.progress.step, "wait": 0.0, "carried": 0.0}
 
+# %% ../nbs/engine/08e_watch.ipynb #3f188c77
 MEMORY_SECONDS = 1.0  # how long a figure of memory serves: to ask for one costs as much as a small layer
 
 @functools.lru_cache(1)
@@ -93,6 +95,7 @@ def aside(loop: Loop) -> Iterator[None]:
     yield
     loop.clock["row"] += time.perf_counter() - before
 
+# %% ../nbs/engine/08e_watch.ipynb #42e0752a
 def speed(loop: Loop, steps: int, seconds: float, sums: dict) -> dict[str, float]:
     "Throughput, waiting for data, and memory."
     items = sums.get("loss", [0, 0])[1] - loop.clock["carried"]  # what a resumed row holds from before is not counted
@@ -179,6 +182,7 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
     figures = {f"val/{k}": v for k, v in (averages.compute() | metrics | found).items()}
     return gathered(loop, figures)[0]
 
+# %% ../nbs/engine/08e_watch.ipynb #4580f0e3
 def evaluation_setting(loop: Loop) -> dict[str, Any]:
     "What the source is told in an evaluation: the curriculum at its end."
     return {k: v for u in loop.updaters for k, v in u.setting(loop.total_steps, loop.total_steps).items()}
@@ -200,6 +204,7 @@ def examine_due(loop: Loop) -> bool:
         return False
     return step % (every.eval_every * loop.unit * every.examine_every) == 0 or step == loop.total_steps
 
+# %% ../nbs/engine/08e_watch.ipynb #cfbfc164
 def examined(loop: Loop) -> dict[str, float]:
     "What the system examines of the model on the validation split."
     at = position(loop, training=False)
@@ -209,6 +214,7 @@ def examined(loop: Loop) -> dict[str, float]:
         refuse_name(name, "figure of `examine`")
     return found
 
+# %% ../nbs/engine/08e_watch.ipynb #4b193650
 def examined_figures(
     task: Task, model: nn.Module, splits: Splits, split: str, cfg: Config, at: At
 ) -> dict[str, float]:
@@ -290,6 +296,7 @@ def judge(loop: Loop, metrics: dict[str, float]) -> tuple[bool, str]:
     note = "new best" if best else f"no improvement {p.waited}/{stop.patience}" if stop.enabled else ""
     return best, note if stop.verbose else ""
 
+# %% ../nbs/engine/08e_watch.ipynb #f355e721
 def early_stop(loop: Loop) -> str | None:
     "Why early stopping ends the run now, or None."
     stop, waited = loop.cfg.stop, loop.progress.waited
@@ -297,6 +304,7 @@ def early_stop(loop: Loop) -> str | None:
         return f"early stop: {stop.monitor} has not improved by {stop.min_delta:g} for {waited} evaluations"
     return None
 
+# %% ../nbs/engine/08e_watch.ipynb #daa44eff
 def watch_overfit(loop: Loop, scalars: dict[str, float]) -> str:
     "An event and a note when the validation loss runs away from the training loss since the last evaluation."
     train, limit = loop.interval.compute().get("loss"), loop.cfg.guard.overfit
@@ -359,6 +367,7 @@ def finished(loop: Loop) -> str | None:
     loop.reason, loop.overdue = agreed(loop, reason, overdue)
     return loop.reason
 
+# %% ../nbs/engine/08e_watch.ipynb #e1e2c6aa
 def agreed(loop: Loop, reason: str | None, overdue: bool) -> tuple[str | None, bool]:
     "All processes end, for the first reason, or save when one of them would: only the last step asks why."
     if loop.world == 1:
@@ -374,6 +383,7 @@ def state_name(reason: str) -> str:
     "The run's state after a reason to end."
     return STATES.get(reason.replace(":", "").split()[0], "stopped")
 
+# %% ../nbs/engine/08e_watch.ipynb #85da6dd6
 def state_of_error(error: BaseException) -> tuple[str, str]:
     "The run's state after an error that ended it, and the reason; the KeyboardInterrupt of a Ctrl-C has no words."
     by_signal = isinstance(error, KeyboardInterrupt)
