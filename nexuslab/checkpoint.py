@@ -255,14 +255,28 @@ def recorded_seal(folder: Path, step: int) -> bool:
         return is_there(path) and read_json(path).get(SEAL) in vouched(folder, step)
     return False
 
+# %% ../nbs/engine/07_checkpoint.ipynb #aaa55382
+def without_best(folder: Path) -> bool:
+    "Whether a run has had no best checkpoint: its pointer names none, and none that its record names is there."
+    path, saved = folder / POINTERS["best"], set(steps_saved(folder, "best"))
+    with contextlib.suppress(FormatError, KeyError, TypeError):
+        unnamed = not saved if not is_there(path) else read_sealed(path)["step"] is None
+        return unnamed and not saved & set(steps_kept(folder))
+    return False
+
 # %% ../nbs/engine/07_checkpoint.ipynb #5a362adc
 def find_checkpoint(folder: Path, which: str | Path) -> Path:
-    "The folder of a checkpoint by name or path."
+    "The folder of a checkpoint by name or path; of a run that has had no best one yet, `best` is its last."
     name = str(which)
     number = name.removeprefix("step_")
     step = named_step(folder, name) if name in POINTERS else int(number) if number.isdecimal() else None
     if step is not None and (path := folder / step_name(step)).is_dir():
         return path
+    if name == "best" and without_best(folder) and pointed(folder, "last") is not None:
+        last = find_checkpoint(folder, "last")
+        told = f"{folder.parent.name} has no best checkpoint yet: its last one, {last.name}, is used"
+        warnings.warn(told, stacklevel=2)
+        return last
     if name == "last" and (sound := newest_sound(folder)):
         return sound
     if step is None and (Path(name) / "manifest.json").is_file():

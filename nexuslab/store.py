@@ -345,20 +345,23 @@ def refuse_other_content(store: Store, found: str) -> None:
 
 # %% ../nbs/engine/02b_store.ipynb #7a06a6da
 class damaged:
-    "A context that reports HDF5's low-level errors as a damaged dataset."
+    "A context that reports HDF5's low-level errors as those of a file, in the caller's words if it has its own."
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        what: str = "dataset {} is damaged or not ours",  # with the path
+        expected: str = "an HDF5 file with a manifest",
+        remedy: str = "delete the file and run 01_prepare again",
+    ):
+        self.what, self.words = what.format(path), {"expected": expected, "remedy": remedy}
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError)):
-            raise DataError(
-                f"dataset {self.path} is damaged or not ours", found=str(error).strip("'\""),
-                expected="an HDF5 file with a manifest", remedy="delete the file and run 01_prepare again",
-            ) from error
+        if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)):
+            raise DataError(self.what, found=str(error).strip("'\"") or kind.__name__, **self.words) from error
 
 # %% ../nbs/engine/02b_store.ipynb #749e3800
 def store_path(

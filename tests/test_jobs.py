@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from nexuslab.config import SHORT, Config
-from nexuslab.core import NexusError, project_root
+from nexuslab.core import CheckpointError, NexusError, project_root
 from nexuslab.jobs import main
 from nexuslab.kernels import run_job
 from nexuslab.parameters import (
@@ -241,6 +242,15 @@ def test_tuning_job_and_its_best_configuration(home, monkeypatch):
     chosen = Run.open("chosen", home)
     assert (chosen.tree["system"], chosen.tree["optim"]["lr"]) == ("toy_graphs", found["optim"]["lr"])
     assert chosen.status["state"] == "paused" and chosen.evaluation["test"]["step"] == chosen.status["step"]
+    # the command takes what the training took
+    with pytest.warns(UserWarning, match="no best checkpoint yet: its last one, step_"):
+        assert main(["evaluate", "chosen", "--dry-run"]) == 0
+    with pytest.warns(UserWarning, match="no best checkpoint yet"):
+        assert chosen.checkpoint() == chosen.checkpoint("last")
+    shutil.rmtree(chosen.checkpoint("last"))
+    (chosen.path / "checkpoints" / "best.json").write_text("{")
+    with pytest.raises(CheckpointError):  # a best one that was lost is not replaced
+        chosen.checkpoint()
 
 
 def test_a_finished_run_is_extended_by_the_command(trained, monkeypatch):

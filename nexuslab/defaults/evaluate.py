@@ -8,7 +8,7 @@ __all__ = ['run', 'split', 'checkpoint', 'device', 'data_path', 'untrained', 'pr
 # %% ../../nbs/04_evaluate.ipynb #39370187
 run: str = "last"  # a run: its name, a part of it, its path, or "last"
 split: str = "test"  # train, val or test
-checkpoint: str = "best"  # best, last, step_N or a path
+checkpoint: str = "best"  # best (or the last, before there is one), last, step_N or a path
 device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
 data_path: str = None  # a file of your own in place of the split, for systems that read one
 untrained: bool = True  # evaluate the untrained model as well; its figures are kept for the next time

@@ -7,7 +7,7 @@ __all__ = ['run', 'checkpoint', 'n', 'seed', 'output', 'inputs', 'how', 'device'
 
 # %% ../../nbs/06_sample.ipynb #c1390b9d
 run: str = "last"  # a run: its name, a part of it, its path, or "last"
-checkpoint: str = "best"  # best, last, step_N or a path
+checkpoint: str = "best"  # best (or the last, before there is one), last, step_N or a path
 n: int = 16  # how many examples to make
 seed = None  # of the draws; the run's by default
 output: str = None  # the file (HDF5, or CSV for answers); samples/ of the run by default

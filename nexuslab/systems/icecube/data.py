@@ -21,7 +21,7 @@ import torch
 
 from ...core import DataError, atomic_path, mix
 from ...data import Source
-from ...store import LazyFile, Ragged, Store, ensure_store, map_parallel
+from ...store import LazyFile, Ragged, Store, damaged, ensure_store, map_parallel
 from .detector import SENSORS, icecube86
 from .event import LABELS, Event, draw_event
 
@@ -42,7 +42,7 @@ class CheckedFile(LazyFile):
 
     def events(self) -> int:
         "How many events it has, if its datasets have the contract's shapes."
-        with refusing(self.path):
+        with damaged(self.path, **CONTRACT):
             shapes = {name: self.file[name].shape for name in ("input", "label", *PLACES)}
         events = shapes["input"][0] if shapes["input"] else 0
         expected = {"input": (events, 2, SENSORS), "label": (events, 6), **dict.fromkeys(PLACES, (SENSORS,))}
@@ -59,7 +59,7 @@ class CheckedFile(LazyFile):
 
     def places(self) -> np.ndarray:
         "Where the sensors are, (5160, 3) [m], float32."
-        with refusing(self.path):
+        with damaged(self.path, **CONTRACT):
             return np.stack([self.file[name][:] for name in PLACES], -1).astype(np.float32)
 
     @property
@@ -70,23 +70,15 @@ class CheckedFile(LazyFile):
         return self._file
 
 # %% ../../../nbs/systems/icecube/01_data.ipynb #ef1ff0ef
+CONTRACT = {
+    "what": "{} is no file of events", "expected": "HDF5 with the datasets of the contract",
+    "remedy": "datasets input (N, 2, 5160), label (N, 6), xpmt, ypmt, zpmt (5160,)",
+}
+
 def refuse(path: Path, found: str, expected: str) -> None:
     "A file that does not keep the contract."
-    raise DataError(f"{path} is no file of events", found=found, expected=expected,
-                    remedy="datasets input (N, 2, 5160), label (N, 6), xpmt, ypmt, zpmt (5160,)")
-
-class refusing:
-    "A context that reports what HDF5 cannot read, with the file's name."
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)):
-            refuse(self.path, str(error).strip("'\"") or type(error).__name__, "HDF5 with the datasets of the contract")
+    words = CONTRACT | {"what": CONTRACT["what"].format(path), "expected": expected}
+    raise DataError(found=found, **words)
 
 # %% ../../../nbs/systems/icecube/01_data.ipynb #e7ac81ca
 class EventFile(CheckedFile):
@@ -94,7 +86,7 @@ class EventFile(CheckedFile):
 
     def read(self, name: str, ids: np.ndarray) -> np.ndarray:
         "Rows of a dataset in the order asked for, float32: one slice where they follow each other."
-        with refusing(self.path):
+        with damaged(self.path, **CONTRACT):
             rows, back = np.unique(ids, return_inverse=True)
             low, high = int(rows[0]), int(rows[-1]) + 1
             near = high - low <= 4 * len(rows)
