@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 from nexuslab.core import DataError, read_json
-from nexuslab.store import Store
-from nexuslab.systems.lattice.data import LEVELS, Plan, assign_splits, build, make_blocks, statistics_of, validate
+from nexuslab.store import Ragged, Store, write_store
+from nexuslab.systems.lattice.data import ANSWER, LEVELS, Plan, assign_splits, build, make_blocks, statistics_of, validate
 from nexuslab.systems.lattice.profile import get_profile
 
 
@@ -82,6 +82,31 @@ def test_a_wrong_file_is_refused(built, tmp_path, change):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="1 wrong examples"):
         validate(path)
+
+
+def test_statistics_and_depths_are_those_of_the_graphs(built, tmp_path):
+    """A file whose seal is right, with answers that fit its statistics, and graphs that have others."""
+    arrays, manifest = Store(built).arrays(), Store(built).manifest
+    answer = [name for name in arrays if name in ANSWER or name == "feasible" or name.startswith("circuit_")]
+
+    def rewritten(name, **changed):
+        rows = {**arrays, **changed}
+        ragged = {key.removesuffix("_offset") for key in rows if key.endswith("_offset")}
+        table = {key: Ragged(rows[key], rows[f"{key}_offset"]) if key in ragged else rows[key]
+                 for key in rows if not key.endswith("_offset")}
+        write_store(tmp_path / name, {key: manifest[key] for key in ("generator", "seed", "parameters")}, table)
+        return tmp_path / name
+
+    assert validate(rewritten("same.h5"))["examples"] == 780
+    order = np.argsort(arrays["level"], kind="stable")  # answers and statistics change places within a level
+    order[order] = np.roll(order, 1)
+    order = np.where(arrays["level"][order] == arrays["level"], order, np.arange(780))
+    swapped = {name: arrays[name][order] for name in (*answer, "weights")}
+    deeper, gate = arrays["depth"].copy(), arrays["gate"].copy()
+    deeper[3], gate[5] = deeper[3] + 1, 9
+    for name, changed in {"swapped.h5": swapped, "deeper.h5": {"depth": deeper}, "gate.h5": {"gate": gate}}.items():
+        with pytest.raises(DataError, match="other graphs than statistics"):
+            validate(rewritten(name, **changed))
 
 
 def test_the_other_problem_has_labels_too():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'EVERY', 'REAL', 'ANSWER', 'BLOCK', 'VERSION', 'profile_of', 'Drawn', 'draw_inputs', 'labelled',
-           'statistics_of', 'Plan', 'make_block', 'make_blocks', 'manifest', 'build', 'write_records', 'validate']
+           'statistics_of', 'circuits_of', 'Plan', 'make_block', 'make_blocks', 'manifest', 'build', 'write_records',
+           'validate']
 
 # %% ../../../nbs/systems/lattice/01_data.ipynb #13877762
 import dataclasses
@@ -20,7 +21,7 @@ import numpy as np
 from ...core import DataError, atomic_path, mix, read_json
 from ...store import Ragged, Store, ensure_store, map_parallel
 from nexuslab.systems.lattice.circuit import (
-    FAMILIES, Circuits, Statistics, depths, draw_circuits, stack, statistics, take,
+    FAMILIES, GATES, KINDS, Circuits, Statistics, depths, draw_circuits, stack, statistics, take,
 )
 from .profile import Profile, get_profile
 
@@ -121,6 +122,14 @@ def labelled(
 def statistics_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Statistics:
     "The statistics of some examples of a file."
     return Statistics(*(arrays[f"circuit_{field.name}"][ids] for field in dataclasses.fields(Statistics)))
+
+def circuits_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Circuits:
+    "The graphs of some examples of a file."
+    take = lambda name: Ragged(arrays[name], arrays[f"{name}_offset"]).take(ids)
+    (gate, nodes), (source, edges) = take("gate"), take("source")
+    first, offsets = np.repeat(np.cumsum(nodes) - nodes, edges), lambda counts: np.concatenate([[0], np.cumsum(counts)])
+    ends = first + source, first + take("target")[0]
+    return Circuits(gate, *ends, take("kind")[0], take("weight")[0], offsets(nodes), offsets(edges))
 
 # %% ../../../nbs/systems/lattice/01_data.ipynb #325dd405
 BLOCK = 250  # examples of a task
@@ -223,7 +232,7 @@ def validate(path: Path | str) -> dict[str, float]:
     fill = lambda key, value: np.where(some, given[key], value)
     point = [fill(key, axis[-1]) for key, axis in profile.axes.items()]
     seen, best = profile.check(told, *point, level, weights), profile.solve(told, level, weights)
-    wrong = (some != best.feasible) | (some & ~seen.feasible)
+    wrong = (some != best.feasible) | (some & ~seen.feasible) | ~np.isin(level, LEVELS)
     for key in ("bits", "size", "prove", "verify"):
         wrong |= some & ~np.isclose(getattr(seen, key), given[key], rtol=1e-6)
     wrong |= some & (seen.objective > np.where(best.feasible, best.objective, np.inf) + 1e-9)
@@ -239,6 +248,7 @@ def of_store(path: Path) -> tuple[str, Statistics, np.ndarray, np.ndarray, dict[
     arrays = Store(path).arrays()
     given = {name: arrays[name] for name in (*ANSWER, "feasible")}
     told = statistics_of(arrays, np.arange(len(arrays["level"])))
+    refuse_other_graphs(path, arrays)
     return Store(path).manifest["parameters"]["profile"], told, arrays["level"], arrays["weights"], given
 
 def of_json(path: Path) -> tuple[str, Statistics, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -258,3 +268,23 @@ def of_json(path: Path) -> tuple[str, Statistics, np.ndarray, np.ndarray, dict[s
     except (KeyError, TypeError) as error:
         raise DataError(f"{path.name}", found=f"no {error}", expected="metadata, and data with circuit, lambda_bits, "
                         "weights, params and metrics", remedy="build the file with 01_prepare") from error
+
+# %% ../../../nbs/systems/lattice/01_data.ipynb #7309e213
+def of_its_graphs(arrays: dict[str, np.ndarray], ids: np.ndarray) -> bool:
+    "Whether statistics and depths of some examples are those of the graphs beside them."
+    circuits, told = circuits_of(arrays, ids), statistics_of(arrays, ids)
+    low, high = (np.repeat(bounds, circuits.edges) for bounds in (circuits.node_offset[:-1], circuits.node_offset[1:]))
+    sound = [((0 <= x) & (x < len(names))).all() for x, names in ((circuits.gate, GATES), (circuits.kind, KINDS))]
+    sound += [((low <= end) & (end < high)).all() for end in (circuits.source, circuits.target)]
+    if not all(sound):
+        return False
+    stored = Ragged(arrays["depth"], arrays["depth_offset"]).take(ids)[0]
+    pairs = zip(vars(statistics(circuits)).values(), vars(told).values(), strict=True)
+    return np.array_equal(stored, depths(circuits)) and all(np.allclose(a, b, rtol=1e-9) for a, b in pairs)
+
+def refuse_other_graphs(path: Path, arrays: dict[str, np.ndarray], at_once: int = 1000) -> None:
+    "Statistics or depths that are not those of the graphs are a `DataError`."
+    for ids in np.array_split(every := np.arange(len(arrays["level"])), -(-len(every) // at_once)):
+        if not of_its_graphs(arrays, ids):
+            raise DataError(f"{path.name}", found=f"other graphs than statistics in examples {ids[0]} to {ids[-1]}",
+                            expected="statistics and depths of the graphs", remedy="build the file again")
