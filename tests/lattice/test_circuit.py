@@ -137,8 +137,36 @@ def test_constraints_that_define_nothing_are_claims():
     {"variables": 3, "constraints": {"a": 1}}, {"variables": 3, "constraints": [[{}, {}]]},
     {"variables": 3, "prime": "x", "constraints": []},
     *({"variables": 3, "constraints": [{"a": {"1": 1}, "b": side, "c": {"2": 1}}]}
-      for side in ({"x": 1}, {"1": "y"}, {"1": float("nan")}, {"9": 1}, [1])),
+      for side in ({"x": 1}, {"1": "y"}, {"1": float("nan")}, {"9": 1}, [1], {"1": 10**400}, {"1": True}, {"1": 1, "01": 5})),
+    *({"variables": 3, "prime": prime, "constraints": [[{"1": 1.5 if prime == 97 else 1}, {"1": 1}, {"2": 1}]]}
+      for prime in ("0", "²", 1, -7, True, "9" * 5000, 97)),  # a field has whole coefficients
+    {"variables": 10**9, "constraints": []}, {"variables": True, "constraints": []},
+    {"variables": 3, "constraints": [{"a": {"1": 1}, "b": {"1": 1}, "C": {"2": 1}}]},
+    {"gates": ["OR", "OR"], "wires": [[0, 1, "DATA", 10**400]]}, {"gates": ["OR", "OR"], "wires": [[0, 10**30]]},
+    {"gates": ["OR", "OR"], "wires": [[False, True]]},
 ])
 def test_files_that_are_no_circuits_are_refused_by_name(wrong):
     with pytest.raises(NexusError):
         read_circuit(wrong)
+
+
+def test_coefficients_of_a_large_field_are_weights():
+    """A field of 254 bits holds coefficients that single precision does not: they count as the largest weight."""
+    prime = 21888242871839275222246405745257275088548364400416034343698204186575808495617
+    told = statistics(read_circuit({"variables": 4, "prime": str(prime), "constraints": [
+        [{"1": str(prime // 3)}, {"2": 1}, {"3": str(prime // 5)}]]}))
+    assert np.isfinite(told.growth).all() and told.growth[0] > 150 and told.max_bits[0] > 1
+
+
+def test_graphs_in_json_are_not_rounded(drawn):
+    from nexuslab.systems.lattice.task import circuits_from
+
+    one = take(drawn, [5])
+    graph = {"x": node_features(one).tolist(), "edge_index": [one.source.tolist(), one.target.tolist()],
+             "edge_attr": edge_features(one).tolist()}
+    assert len(circuits_from([graph, {**graph, "edge_index": [[], []], "edge_attr": []}])) == 2
+    for wrong in (np.array(graph["edge_index"]) + 0.7, [[0], [1, 2]], [[10**30] * len(one.source)] * 2, None, "abc"):
+        with pytest.raises(NexusError, match="edge_index"):
+            circuits_from({**graph, "edge_index": wrong})
+    with pytest.raises(NexusError, match="x of a circuit"):
+        from_features(node_features(one) + 1j, np.stack([one.source, one.target]), edge_features(one))

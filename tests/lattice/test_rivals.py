@@ -40,6 +40,7 @@ def test_they_stand_in_order(told):
     regret, broken = ({name: row[key] for name, row in told.items()} for key in ("regret_mean", "violations_raw"))
     assert regret["degree_then_exact"] <= regret["counts_and_growth"] < regret["counts"] < regret["table"]
     assert broken["degree_then_exact"] == 0 and broken["counts_and_growth"] < broken["counts"]
+    assert told["counts_and_growth"]["all_exact"] > told["counts_and_paths"]["all_exact"] > 0
     assert all(row["violations_repaired"] == 0 for row in told.values())
     assert told["mean"]["r2"] < 0.1 < told["counts"]["r2"] < told["counts_and_growth"]["r2"]
     assert told["mean"]["param_loss"] > told["counts_and_growth"]["param_loss"]
@@ -75,6 +76,10 @@ def test_shuffled_labels_teach_nothing(arrays):
     same = ("n", "q", "sigma", "feasible")  # an answer is dealt whole
     rows = lambda which: sorted(zip(*(which[name][TRAIN].tolist() for name in same), strict=True))
     assert rows(mixed) == rows(arrays)
+    lengths = dealt(arrays, TRAIN, profile="lnp")  # which a training of proofs aims at as well
+    assert (lengths["circuit_witness_bits"][TRAIN] != arrays["circuit_witness_bits"][TRAIN]).any()
+    same = (*same, "circuit_witness_bits", "circuit_max_bits")
+    assert rows(lengths) == rows(arrays) != rows(mixed)
     torch.manual_seed(0)
     model = AdvancedGNNOptimizer(hidden_dim=8, num_layers=1, num_heads=2, dropout=0.0)
     before = proposals_of(model, arrays, ASKED, PROFILE)

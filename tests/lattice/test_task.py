@@ -29,7 +29,7 @@ def test_figures_are_in_groups_and_nothing_unverified_is_left(run):
     for name in ("violations_raw", "violations_repaired", "regret_mean", "regret_p95", "n_exact", "repaired_share",
                  "infeasible_f1", "parameter_accuracy", "metrics_accuracy", "r2", "r2_expected"):
         assert f'"{name}"' in text and f'"{name}_beyond"' in text, name
-    assert all(rival in text for rival in ("mean", "table", "untrained"))
+    assert all(rival in text for rival in ("mean", "table", "untrained", "shuffled", "counts_and_paths"))
 
 
 def test_what_the_seed_logs_is_logged_for_training_and_validation(run):

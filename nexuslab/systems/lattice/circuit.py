@@ -121,12 +121,17 @@ def levels(circuits: Circuits, depth: np.ndarray) -> Levels:
     return Levels(edges, nodes, np.append(starts, len(edges)), bounds)
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #c59e16fe
-def log_growth(circuits: Circuits, order: Levels) -> np.ndarray:
+def log_growth(
+    circuits: Circuits,
+    order: Levels,
+    adds: np.ndarray = LINEAR,  # (7,) bool: gates that add up; the others refresh
+    power: float = 2.0,  # of a weight
+) -> np.ndarray:
     "ln G(v): the growth of the noise variance up to each node, (N,) float64."
     growth = np.zeros(len(circuits.gate))
     with np.errstate(divide="ignore"):  # an edge of weight 0 carries no noise
-        step = 2 * np.log(np.abs(circuits.weight.astype(float)))
-    linear = LINEAR[circuits.gate]
+        step = power * np.log(np.abs(circuits.weight.astype(float)))
+    linear = adds[circuits.gate]
     for edges, nodes, starts in order:
         total = np.logaddexp.reduceat(step[edges] + growth[circuits.source[edges]], starts)
         growth[nodes] = np.where(linear[nodes], total, 0.0)
@@ -210,8 +215,10 @@ def from_features(
 def checked(name: str, rows: Any, width: int) -> np.ndarray:
     "A table of finite numbers with `width` columns, float64."
     try:
-        rows = np.asarray(rows, dtype=float)
-    except (TypeError, ValueError) as error:
+        rows = np.asarray(rows)
+        rows = rows.astype(float, casting="same_kind" if rows.dtype.kind == "c" else "unsafe")
+        rows = rows if rows.size or rows.ndim != 1 else rows.reshape(0, width)  # a list without rows
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} of a circuit", found=str(error), expected=f"a table of numbers with {width} columns",
                         remedy="give an array or a tensor") from error
     if rows.ndim != 2 or rows.shape[1] != width:
@@ -236,6 +243,7 @@ def checked_ends(edge_index: Any, nodes: int, edges: int) -> np.ndarray:
     "Sources and targets, (2, E) int64, that are nodes of the circuit."
     try:
         ends = np.asarray(edge_index)
+        ends = ends if ends.size or edges else ends.reshape(2, 0)
     except ValueError as error:
         raise DataError("edge_index of a circuit", found=str(error), expected=f"shape (2, {edges})",
                         remedy="give sources and targets of one length") from error
@@ -423,9 +431,9 @@ def listed(content: dict, key: str) -> list:
 def whole_wire(wire: Any) -> list:
     "Source, target, kind and weight."
     match wire:
-        case [int(), int()]:
+        case [int(), int()] if bool not in map(type, wire):
             return [*wire, "DATA", 1.0]
-        case [int(), int(), _, int() | float()]:
+        case [int(), int(), _, int() | float()] if bool not in map(type, wire):
             return list(wire)
     raise DataError("a wire of a circuit", found=repr(wire)[:60], remedy="correct the file",
                     expected="[source, target] or [source, target, kind, weight]: two whole numbers, a name, a number")
@@ -436,24 +444,26 @@ def from_gates(content: dict) -> Circuits:
     wires = [whole_wire(wire) for wire in listed(content, "wires")]
     x = np.column_stack([np.eye(len(GATES))[gates], np.zeros((len(gates), 3))]) if gates else np.zeros((0, NODE_WIDTH))
     kinds = np.eye(len(KINDS))[[named(w[2], KINDS, "the kind of a wire") for w in wires]] if wires else np.zeros((0, 3))
-    attr = np.column_stack([kinds, np.array([w[3] for w in wires], float)])
-    return from_features(x, np.array([w[:2] for w in wires], np.int64).reshape(-1, 2).T, attr)
+    attr = np.column_stack([kinds, np.array([w[3] for w in wires], object)])  # numbers of any size, checked there
+    return from_features(x, np.array([w[:2] for w in wires]).reshape(-1, 2).T, attr)
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1468f3c0
 def coefficients(terms: Any, variables: int, prime: int | None, what: str) -> dict[int, float]:
     "One side of a constraint: variable -> coefficient, without zeros."
     try:
         found = {int(i): signed(w, prime) for i, w in terms.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(what, found=repr(terms)[:60], expected='{"variable": coefficient, ...}, numbers both',
-                        remedy="correct the file") from error
-    if not all(0 <= i < variables and np.isfinite(w) for i, w in found.items()):
-        raise DataError(what, found=str(found)[:60], expected=f"variables 0 to {variables - 1}, finite coefficients",
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(what, found=repr(terms)[:60], expected='{"variable": coefficient, ...}, numbers both, and whole '
+                        "ones in a field", remedy="correct the file") from error
+    if len(found) < len(terms) or not all(0 <= i < variables and np.isfinite(w) for i, w in found.items()):
+        raise DataError(what, found=str(found)[:60], expected=f"variables 0 to {variables - 1}, each once, finite coefficients",
                         remedy="correct the file, or its number of variables")
     return {i: w for i, w in found.items() if w}
 
 def signed(element: Any, prime: int | None) -> float:
     "A coefficient; of a field, the representative nearest to 0."
+    if isinstance(element, bool) or (prime and isinstance(element, float) and not element.is_integer()):
+        raise ValueError(f"{element} is no coefficient")
     if prime is None:
         return float(element)
     element = int(element) % prime
@@ -470,16 +480,25 @@ def defined(rows: list[list[dict[int, float]]]) -> dict[int, int]:
     return made
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #ff392d55
+MOST_VARIABLES, MOST_DIGITS = 1_000_000, 1000  # of a system, and of its prime
+
+def field_of(content: dict) -> tuple[int, int | None]:
+    "How many variables a constraint system has, and its prime, if any."
+    variables, prime = content.get("variables", content.get("nVars")), content.get("prime")
+    digits = "3" if prime is None else str(prime)
+    number = digits.isascii() and digits.isdigit() and len(digits) <= MOST_DIGITS and int(digits) > 2
+    if type(variables) is not int or not 1 <= variables <= MOST_VARIABLES or not number:
+        raise DataError("variables or prime of a constraint system", found=f"{variables!r}, {prime!r}"[:60],
+                        expected=f"1 to {MOST_VARIABLES:,} variables; an odd prime, or none",
+                        remedy="write how many variables it has, and its field")
+    return variables, None if prime is None else int(digits)
+
 def from_r1cs(content: dict) -> Circuits:
     "A circuit of a rank-1 constraint system; variable 0 is the constant 1."
-    variables, prime, rows = content.get("variables", content.get("nVars")), content.get("prime"), []
-    if not isinstance(variables, int) or variables < 1 or not str(prime or 0).isdigit():
-        raise DataError("variables or prime of a constraint system", found=f"{variables!r}, {prime!r}"[:60],
-                        expected="a whole number of variables; a prime or none",
-                        remedy="write how many variables it has")
-    prime = int(prime) if prime else None
+    (variables, prime), rows = field_of(content), []
     for number, row in enumerate(listed(content, "constraints")):
-        sides = [row.get(k, {}) for k in "abc"] if isinstance(row, dict) else row
+        named_sides = isinstance(row, dict) and row.keys() <= set("abc")
+        sides = [row.get(k, {}) for k in "abc"] if named_sides else row
         if not isinstance(sides, (list, tuple)) or len(sides) != 3:
             raise DataError(f"constraint {number}", found=repr(row)[:60], expected="a, b and c",
                             remedy="correct the file")
@@ -490,14 +509,17 @@ def from_r1cs(content: dict) -> Circuits:
         constrain(b, place, *row, made.get(number))
     return b.done()
 
+LARGEST = 1e38  # of a weight, as single precision holds it; nothing decodes long before
+
 def constrain(b: Builder, place: dict[int, int], left: dict, right: dict, out: dict, new: int | None) -> None:
     "The gates of a constraint; `new` is the variable that it defines, if any."
     def combined(terms):
-        return b.gate("ADD", *(place[i] for i in terms), weights=list(terms.values()))
+        return b.gate("ADD", *(place[i] for i in terms), weights=[limited(w) for w in terms.values()])
 
     scale = 1.0 if new is None else out[new]
-    parts = [(b.gate("MUL", combined(left), combined(right)), 1 / scale)] if left and right else []
-    parts += [(place[i], -w / scale) for i, w in out.items() if i != new]
+    limited = lambda weight: min(max(weight, -LARGEST), LARGEST)
+    parts = [(b.gate("MUL", combined(left), combined(right)), limited(1 / scale))] if left and right else []
+    parts += [(place[i], limited(-w / scale)) for i, w in out.items() if i != new]
     alone = len(parts) == 1 and parts[0][1] == 1
     nodes, weights = zip(*parts, strict=True) if parts else ((), ())
     found = nodes[0] if alone else b.gate("ADD", *nodes, weights=weights)

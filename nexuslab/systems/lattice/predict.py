@@ -136,8 +136,9 @@ def scale(ms_per_operation: float | None) -> float:
     "What counts of operations are multiplied by."
     if ms_per_operation is None:
         return 1.0
-    if not isinstance(ms_per_operation, (int, float, np.number)) or not 0 < ms_per_operation < np.inf:
-        raise ConfigError("ms_per_operation", found=ms_per_operation, expected="a number above 0, or None for counts",
+    number = isinstance(ms_per_operation, (int, float, np.number)) and not isinstance(ms_per_operation, bool)
+    if not number or not 0 < ms_per_operation < 1e12:
+        raise ConfigError("ms_per_operation", found=repr(ms_per_operation)[:40], expected="a number above 0, or None for counts",
                           remedy="give 1 / calibrate(), the milliseconds of an operation")
     return float(ms_per_operation)
 

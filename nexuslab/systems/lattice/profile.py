@@ -52,7 +52,7 @@ def as_floats(what: str, value: Any) -> np.ndarray:
     "A number or numbers as an array; what is none is a `ConfigError`."
     try:
         return np.asarray(value, float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(what, found=repr(value)[:60], expected="numbers", remedy="give numbers, not text") from error
 
 def wishes(

@@ -29,7 +29,7 @@ from nexuslab.systems.lattice.data import (
 from .loss import CLOSE, cost_estimates, explained, figures, losses, watched
 from .model import AdvancedGNNOptimizer, Output, predict_circuits, propose
 from .predict import Proposals
-from .rivals import RIVALS, dealt, rival_figures
+from .rivals import RIVALS, dealt, rival_figures, shuffled_figures
 from ...task import CanPredict, Costly, StepOut, Task
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #0da87f51
@@ -134,7 +134,7 @@ def shallow() -> LatticeConfig:
 def lnp() -> LatticeConfig:
     "Proofs of Lantern's kind in place of encrypted evaluation."
     return changed(base(), "lnp", data={"profile": "lnp", "num_samples": 12_000, "beyond": 300},
-                   model={"channels": 4}, optim={"lr": 2e-2}, budget={"epochs": 20})
+                   model={"channels": 4}, optim={"lr": 2e-2}, budget={"epochs": 30})
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #2a1d5a9c
 def smoke() -> LatticeConfig:
@@ -269,8 +269,20 @@ def circuits_from(inputs: Any) -> Circuits:
                         remedy="give file names, JSON objects, or x, edge_index and edge_attr of each circuit")
     graph = {"x", "edge_index", "edge_attr"}
     tensors = lambda item: isinstance(item, dict) and graph <= set(item)
-    return stack([from_features(item["x"], np.asarray(item["edge_index"], np.int64), item["edge_attr"])
+    return stack([from_features(item["x"], item["edge_index"], item["edge_attr"])
                   if tensors(item) else read_circuit(item) for item in inputs])
+
+# %% ../../../nbs/systems/lattice/04_task.ipynb #08654179
+SHUFFLED = 200  # steps of the network that is trained on dealt labels
+
+def shuffled(train: LatticeSet, asked: LatticeSet, cfg: LatticeConfig) -> Costly:
+    "The figures of a run's network after a short training on the answers of other circuits."
+    steps = cfg.budget.steps or cfg.budget.epochs * -(-train.size // cfg.loader.batch_size)
+    how = {"steps": min(SHUFFLED, steps), "batch_size": cfg.loader.batch_size, "lr": cfg.optim.lr, "seed": cfg.seed}
+    settings = {"settings": cfg.model.model_dump(), **how}
+    compute = partial(shuffled_figures, arrays=train.arrays, train=train.members, asked=asked.members,
+                      profile=asked.profile, **settings)
+    return Costly(compute, settings)
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #7236bc84
 class LatticeCircuits:
@@ -296,7 +308,8 @@ class LatticeCircuits:
         if profile != cfg.data.profile:
             raise ConfigError("data.profile", found=f"{cfg.data.profile} with a file for {profile}", expected=profile,
                               remedy=f"set data.profile to {profile}, or give another file")
-        train = dealt(arrays, np.flatnonzero(arrays["split"] == 0), cfg.seed) if cfg.data.shuffled else arrays
+        first = np.flatnonzero(arrays["split"] == 0)
+        train = dealt(arrays, first, cfg.seed, profile) if cfg.data.shuffled else arrays
         parts = [LatticeSet(train if split == 0 else arrays, split, profile) for split in range(3)]
         marks = [store.manifest["digest"], *([cfg.seed] if cfg.data.shuffled else [])]
         return Splits(*parts, self.meta(parts[0], cfg), digest(marks, 64))
@@ -347,7 +360,8 @@ class LatticeTraining:
         told = lambda name: rival_figures(name, train.arrays, train.members, source.members, source.profile, cfg.seed)
         quick = {name: told(name) for name in ("mean", "table")}
         slow = [name for name in RIVALS if name not in quick]
-        return quick | {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}) for name in slow}
+        rivals = {name: Costly(partial(told, name), {"rival": name, "seed": cfg.seed}) for name in slow}
+        return quick | rivals | {"shuffled": shuffled(train, source, cfg)}
 
     def space(self, trial):
         return {
