@@ -137,7 +137,8 @@ def test_constraints_that_define_nothing_are_claims():
     {"variables": 3, "constraints": {"a": 1}}, {"variables": 3, "constraints": [[{}, {}]]},
     {"variables": 3, "prime": "x", "constraints": []},
     *({"variables": 3, "constraints": [{"a": {"1": 1}, "b": side, "c": {"2": 1}}]}
-      for side in ({"x": 1}, {"1": "y"}, {"1": float("nan")}, {"9": 1}, [1], {"1": 10**400}, {"1": True}, {"1": 1, "01": 5})),
+      for side in ({"x": 1}, {"1": "y"}, {"1": float("nan")}, {"9": 1}, [1], {"1": 10**400}, {"1": True},
+                   {"1": 1, "01": 5})),
     *({"variables": 3, "prime": prime, "constraints": [[{"1": 1.5 if prime == 97 else 1}, {"1": 1}, {"2": 1}]]}
       for prime in ("0", "²", 1, -7, True, "9" * 5000, 97)),  # a field has whole coefficients
     {"variables": 10**9, "constraints": []}, {"variables": True, "constraints": []},

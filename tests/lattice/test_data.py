@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from nexuslab.core import DataError, read_json
 from nexuslab.store import Ragged, Store, write_store
-from nexuslab.systems.lattice.data import ANSWER, LEVELS, Plan, assign_splits, build, make_blocks, statistics_of, validate
+from nexuslab.systems.lattice.data import (
+    ANSWER, LEVELS, Plan, assign_splits, build, make_blocks, statistics_of, validate,
+)
 from nexuslab.systems.lattice.profile import get_profile
 
 

@@ -453,11 +453,13 @@ def coefficients(terms: Any, variables: int, prime: int | None, what: str) -> di
     try:
         found = {int(i): signed(w, prime) for i, w in terms.items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(what, found=repr(terms)[:60], expected='{"variable": coefficient, ...}, numbers both, and whole '
-                        "ones in a field", remedy="correct the file") from error
+        raise DataError(
+            what, found=repr(terms)[:60], remedy="correct the file",
+            expected='{"variable": coefficient, ...}, numbers both, and whole ones in a field',
+        ) from error
     if len(found) < len(terms) or not all(0 <= i < variables and np.isfinite(w) for i, w in found.items()):
-        raise DataError(what, found=str(found)[:60], expected=f"variables 0 to {variables - 1}, each once, finite coefficients",
-                        remedy="correct the file, or its number of variables")
+        raise DataError(what, found=str(found)[:60], remedy="correct the file, or its number of variables",
+                        expected=f"variables 0 to {variables - 1}, each once, finite coefficients")
     return {i: w for i, w in found.items() if w}
 
 def signed(element: Any, prime: int | None) -> float:

@@ -138,7 +138,8 @@ def scale(ms_per_operation: float | None) -> float:
         return 1.0
     number = isinstance(ms_per_operation, (int, float, np.number)) and not isinstance(ms_per_operation, bool)
     if not number or not 0 < ms_per_operation < 1e12:
-        raise ConfigError("ms_per_operation", found=repr(ms_per_operation)[:40], expected="a number above 0, or None for counts",
+        raise ConfigError("ms_per_operation", found=repr(ms_per_operation)[:40],
+                          expected="a number above 0, or None for counts",
                           remedy="give 1 / calibrate(), the milliseconds of an operation")
     return float(ms_per_operation)
 

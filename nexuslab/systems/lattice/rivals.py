@@ -63,7 +63,8 @@ ORDERED = {"rlwe": "circuit_growth", "lnp": "circuit_witness_bits"}  # what deci
 def recurrences() -> list[tuple[np.ndarray, float]]:
     "Gates that add up, and the power of a weight, of each recursion; the rule of G is none of them."
     every = np.ones(len(GATES), bool)
-    return [*((every, power) for power in (0.0, 1.0, 2.0)), *((np.arange(len(GATES)) != k, 2.0) for k in range(len(GATES)))]
+    but_one = (np.arange(len(GATES)) != k for k in range(len(GATES)))
+    return [*((every, power) for power in (0.0, 1.0, 2.0)), *((adds, 2.0) for adds in but_one)]
 
 def path_sums(arrays: dict[str, np.ndarray], ids: np.ndarray, at_once: int = 2000) -> np.ndarray:
     "The largest value of each recursion in some examples, (B, 10) float64."
@@ -169,7 +170,9 @@ def judged_on(arrays, asked: np.ndarray, profile: Profile, given: Proposals) -> 
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #a0a57f8c
 TARGETS = {"rlwe": (), "lnp": ("circuit_witness_bits", "circuit_max_bits")}  # what a training aims at besides answers
 
-def dealt(arrays: dict[str, np.ndarray], train: np.ndarray, seed: int = 0, profile: str = "rlwe") -> dict[str, np.ndarray]:
+def dealt(
+    arrays: dict[str, np.ndarray], train: np.ndarray, seed: int = 0, profile: str = "rlwe"
+) -> dict[str, np.ndarray]:
     "The file with the answers of its training examples dealt anew, and with them all other targets of a training."
     order = np.random.default_rng(mix(seed, "dealt")).permutation(train)
     changed = {name: arrays[name].copy() for name in (*ANSWER, "feasible", *TARGETS[profile])}
