@@ -239,6 +239,7 @@ def one_hot(name: str, columns: np.ndarray) -> np.ndarray:
                         expected="a 1 and zeros", remedy="encode the type of a gate or edge as one-hot columns")
     return columns.argmax(1).astype(np.int8) if len(columns) else np.zeros(0, np.int8)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #34141f2b
 def checked_ends(edge_index: Any, nodes: int, edges: int) -> np.ndarray:
     "Sources and targets, (2, E) int64, that are nodes of the circuit."
     try:
@@ -495,6 +496,7 @@ def field_of(content: dict) -> tuple[int, int | None]:
                         remedy="write how many variables it has, and its field")
     return variables, None if prime is None else int(digits)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #5d30bfb0
 def from_r1cs(content: dict) -> Circuits:
     "A circuit of a rank-1 constraint system; variable 0 is the constant 1."
     (variables, prime), rows = field_of(content), []
