@@ -305,9 +305,13 @@ BAD = {  # what stands in the folder, what is asked for, what the error says
     "a line without text": ({"a.jsonl": b'{"text": "a"}\n{"txt": "b"}'}, {"path": "a.jsonl"}, "a.jsonl, line 2"),
     "one document for three": ({"a.jsonl": b'{"text": "a"}\n{"text": "a"}'}, {"path": "a.jsonl"}, "none for"),
     "shares": ({"a.txt": b"abc"}, {"path": "a.txt", "fractions": (0.5, 0.6)}, "data.fractions"),
+    "a share that is none": ({"a.txt": b"a\nb"}, {"path": "a.txt", "fractions": (float("nan"), 0.5)}, "data.fractions"),
+    "shares of tokens": ({"a.bin": ids(*range(99))}, BYTES | {"fractions": (2.0, -1.0)}, "data.fractions"),
+    "a single share": ({"a.bin": ids(*range(99))}, BYTES | {"fractions": (1.0,)}, "data.fractions"),
     "documents": ({"a.txt": b"abc"}, {"path": "a.txt", "documents": "page"}, "line or file"),
     "no tokenizer": ({"a.bin": ids(1, 2, 3)}, {"path": "a.bin", "tokenizer": "bpe"}, "no tokenizer.json"),
-    "no tokenizer file": ({"a.txt": b"abc"}, {"path": "a.txt", "tokenizer": "t.json"}, "no such file"),
+    "no tokenizer file": ({"a.txt": b"abc"}, {"path": "a.txt", "tokenizer": "chars"},
+                          "data.tokenizer\n(.*\n)*.*char\\?"),
     "a tokenizer that is none": ({"a.txt": b"abc", "t.json": b"{"}, {"path": "a.txt", "tokenizer": "t.json"}, "JSON"),
     "a small vocabulary": ({"a.txt": b"ab" * 99}, {"path": "a.txt", "vocabulary": 257, "documents": "file"},
                            "at least 258"),
@@ -351,6 +355,22 @@ def test_bad_input_is_refused_by_a_training_as_well(tmp_path):
             fit(task, cfg, Run.create(cfg, home))
         assert not [*home.rglob("*.h5"), *home.rglob("*.safetensors")]
     assert number > 20
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo", "utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}', "utf-8-sig")
+    assert [language.read_documents(tmp_path / name) for name in ("a.txt", "a.jsonl")] == [["one", "two"]] * 2
+
+
+def test_numbers_that_mean_nothing_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo", "utf-8")
+    for length in (0, -3):
+        with pytest.raises(NexusError, match="length of a window"):
+            NEXUSDataset(tmp_path / "a.txt", max_length=length)
+    for tokenizer, wrong in ((Bytes(), 257), (Characters("ab"), -1), (PAIRS, 400)):
+        with pytest.raises(NexusError, match=f"0 to {tokenizer.vocabulary - 1}"):
+            tokenizer.decode([1, wrong])
 
 
 def test_a_character_that_a_tokenizer_does_not_have(tmp_path):

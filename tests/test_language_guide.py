@@ -106,6 +106,19 @@ def test_a_loop_of_ones_own_learns_the_next_byte(loaders):
     assert copied > trained + 1
 
 
+def test_a_module_that_was_asked_nothing_keeps_its_weight():
+    """A reasoning module whose text has no question for a while must not explode at the first one."""
+    weights = DynamicLossWeights(num_losses=3)
+    for step in range(50):
+        weights.update(torch.tensor([4.0, 0.0, 2.0]))
+    assert weights.weights.max() / weights.weights.min() <= 4 and weights.means.tolist() == pytest.approx([4, 1, 2])
+    weights.update(torch.tensor([4.0, 3.0, 0.0]))
+    assert weights.means.tolist() == pytest.approx([4, 3, 2])
+    for step in range(3000):
+        weights.update(torch.tensor([4.0, 1e-9, 2.0]))
+    assert weights.weights.max() / weights.weights.min() < 1001
+
+
 def test_dynamic_weights_of_the_guide():
     """Inverse to the losses from the first step on, with a sum of 1, and they go on where they were saved."""
     weights, losses = DynamicLossWeights(num_losses=3, momentum=0.99), torch.tensor([4.0, 1.0, 0.5])

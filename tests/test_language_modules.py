@@ -125,7 +125,7 @@ def worlds():
     other, states = suites.dynamics("oscillatory", 128, 32, seed=100)
     free = {"follow_target": False, "variance_weight": 0.0, "covariance_weight": 0.0}
     how = {"rows": 16, "rate": 3e-3}
-    made = {"world": world.learn_world(seen, 0, 240, **how), "control": world.learn_world(seen, 0, 240, **how, **free),
+    made = {"world": world.learn_world(seen, 0, 180, **how), "control": world.learn_world(seen, 0, 180, **how, **free),
             "untrained": world.learn_world(seen, 0, 0)}
     return torch.from_numpy(suites.frames(other)), torch.from_numpy(states[:, 3:]), made
 
@@ -186,7 +186,7 @@ def test_a_world_loss_does_not_reward_collapse():
 
 @pytest.fixture(scope="module")
 def rules():
-    return reason.learn_rules([reason.read(q.text)[0] for q in suites.kinship(1200, (1, 2), 0)], 0, 100)
+    return reason.learn_rules([reason.read(q.text)[0] for q in suites.kinship(1200, (1, 2), 0)], 0, 150, 16)
 
 
 def questions(depth, count=80):
@@ -229,6 +229,15 @@ def test_being_sure_and_wrong_costs(rules):
     assert true < 0.2 < unsure < wrong and torch.isfinite(wrong)
 
 
+def test_a_crowd_is_left_alone():
+    """Chaining takes the third power of the number of people: a text of hundreds must not take all memory."""
+    module, names = modules()["reason"], [a + b for a in "bdfgklmnprst" for b in ("an", "ib", "ol", "ur")]
+    tell = lambda many: " ".join(f"{x} is parent of {y}." for x, y in zip(names[:many], names[1:many]))
+    for many, asked in ((reason.PEOPLE, 1), (reason.PEOPLE + 1, 0), (len(names), 0)):
+        tokens = torch.tensor([list(f"{tell(many)} {names[0]} is what of {names[2]}? grandparent.".encode())])
+        assert len(module.questions(tokens, torch.zeros_like(tokens), None)) == asked
+
+
 def test_generation_reads_what_was_told_before():
     module, (h, segment, tokens, _) = modules()["reason"], batch()
     with torch.no_grad():
@@ -246,7 +255,7 @@ def test_generation_reads_what_was_told_before():
 
 @pytest.fixture(scope="module")
 def trained():
-    return energy.learn_energy(0, 180)
+    return energy.learn_energy(0, 150)
 
 
 def test_energy_refines_and_tells_right_from_wrong(trained):

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...core import ConfigError, DataError, atomic_path, digest, file_digest, mix, parse_json, project_root
+from nexuslab.core import (
+    ConfigError, DataError, atomic_path, did_you_mean, digest, file_digest, mix, parse_json, project_root,
+)
 from ...data import Consecutive, Source, split_by_hash
 from ...store import Store, ensure_store, store_path
 from nexuslab.systems.language.tokens import (
@@ -39,12 +41,12 @@ from ...task import Curriculum
 
 # %% ../../../nbs/systems/language/01_data.ipynb #b60eb3b3
 def read_text(path: Path) -> str:
-    "A file as text; an empty one, or one that is not UTF-8, is refused."
+    "A file as text; an empty one, or one that is not UTF-8, is refused. A byte order mark is no part of it."
     content = path.read_bytes()
     if not content:
         raise DataError(f"text {path}", found="an empty file", expected="text in UTF-8", remedy="check the path")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"text {path}, byte {error.start} (line {line})", found=f"0x{content[error.start]:02x}: "
@@ -251,6 +253,8 @@ class Windows(Consecutive):
         circular: bool = False,  # whether the first token follows the last one: for training
         aligned: bool = False,  # whether each document begins a window
     ):
+        if length < 1:
+            raise ConfigError("the length of a window", found=length, expected="1 or more", remedy="raise it")
         self.corpus, self.length, self.carried = corpus, length, carried
         whole = len(corpus) - (not circular)  # targets
         if whole < 1:
@@ -420,6 +424,15 @@ def located(path: str, root: Path | str) -> Path:
     raise DataError(f"data {path}", found="no such file or folder", expected="a file, or a folder with train and valid",
                     remedy="check data.path: relative ones are looked for from the project's root")
 
+def tokenizer_file(plan: Plan, root: Path | str) -> Path:
+    "The file of a plan's tokenizer."
+    try:
+        return located(plan.tokenizer, root)
+    except DataError as error:
+        usual = ["byte", "char", "bpe"]
+        raise DataError("data.tokenizer", found=repr(plan.tokenizer), expected=f"{', '.join(usual)}, or a file",
+                        remedy=did_you_mean(plan.tokenizer, usual)) from error
+
 def files_of(plan: Plan, root: Path | str) -> dict[str, Path]:
     "The files of a plan: split -> file, or `all` of one that is to be split; none for the standard library."
     if plan.path is None:
@@ -454,15 +467,20 @@ def make_tokenizer(plan: Plan, texts: dict[str, list[str]], root: Path | str = "
         return Characters.of(text for split in texts.values() for text in split)
     if plan.tokenizer == "bpe":
         return BytePairs.of(sample_of(texts["train"]), plan.vocabulary)
-    return load_tokenizer(located(plan.tokenizer, root))
+    return load_tokenizer(tokenizer_file(plan, root))
 
 # %% ../../../nbs/systems/language/01_data.ipynb #d65109bc
-def split_texts(plan: Plan, texts: list[str]) -> dict[str, list[str]]:
-    "Documents by split: each by its content, a single one by characters."
+def shares_of(plan: Plan) -> list[float]:
+    "The shares of train, val and test."
     shares = [*plan.fractions, 0.0][:3]
-    if len(plan.fractions) not in (2, 3) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+    if len(plan.fractions) not in (2, 3) or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
         raise ConfigError("data.fractions", found=plan.fractions, expected="two or three shares with a sum of 1",
                           remedy="correct the shares")
+    return shares
+
+def split_texts(plan: Plan, texts: list[str]) -> dict[str, list[str]]:
+    "Documents by split: each by its content, a single one by characters."
+    shares = shares_of(plan)
     if len(texts) == 1:
         cuts = [0, *(int(sum(shares[: k + 1]) * len(texts[0]) + 1e-6) for k in range(2)), len(texts[0])]
         found = {split: [texts[0][low:high]] for split, low, high in zip(NAMES, cuts, cuts[1:]) if high > low}
@@ -506,7 +524,7 @@ def manifest(plan: Plan, root: Path | str) -> dict[str, Any]:
     about = {name: getattr(plan, name) for name in ("tokenizer", "vocabulary", "documents", "fractions")}
     about["vocabulary"] = about["vocabulary"] if plan.tokenizer == "bpe" else None
     if plan.tokenizer not in ("byte", "char", "bpe"):
-        about["tokenizer"] = load_tokenizer(located(plan.tokenizer, root)).digest
+        about["tokenizer"] = load_tokenizer(tokenizer_file(plan, root)).digest
     content = {split: [path.suffix, file_digest(path)] for split, path in files_of(plan, root).items()}
     about["text"] = content or f"standard library of {plan.python}"
     return {"generator": "language", "version": VERSION, "seed": plan.seed, "parameters": about}
@@ -593,7 +611,7 @@ def tokenizer_beside(plan: Plan, path: Path, root: Path | str) -> Tokenizer:
     if plan.tokenizer == "byte":
         return Bytes()
     if plan.tokenizer not in ("char", "bpe"):
-        return load_tokenizer(located(plan.tokenizer, root))
+        return load_tokenizer(tokenizer_file(plan, root))
     if not beside.is_file():
         raise DataError(f"tokens {path}", found="no tokenizer.json beside it", expected="the tokenizer that wrote it",
                         remedy="put it there (save_tokenizer), or name its file: data.tokenizer")
@@ -602,7 +620,7 @@ def tokenizer_beside(plan: Plan, path: Path, root: Path | str) -> Tokenizer:
 # %% ../../../nbs/systems/language/01_data.ipynb #39d1b2ad
 def split_tokens(plan: Plan, corpus: Corpus) -> dict[str, Corpus]:
     "A token file in parts of the shares of a plan: cut where the nearest document begins, or at a token if it is one."
-    shares = [*plan.fractions, 0.0][:3]
+    shares = shares_of(plan)
     cuts = np.array([int(sum(shares[: k + 1]) * len(corpus) + 1e-6) for k in range(2)])
     if len(corpus.begins) > 1:
         cuts = corpus.begins[np.abs(corpus.begins[:, None] - cuts).argmin(0)]

@@ -113,29 +113,33 @@ class NEXUSLoss(nn.Module):
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #fad42a2f
 class DynamicLossWeights:
-    "Weights inverse to running means of losses; their sum is 1."
+    """Weights inverse to running means of losses; their sum is 1. A loss of exactly 0 comes from a module that was asked
+    nothing, and leaves its mean; no weight is over a thousand times another."""
 
     def __init__(self, num_losses: int, momentum: float = 0.99):
         if num_losses < 1 or not 0 <= momentum < 1:
             raise ConfigError("dynamic weights", found=f"{num_losses} losses, momentum {momentum}",
                               expected="one loss at least, a momentum in [0, 1)", remedy="correct them")
-        self.momentum, self.count, self.sums = momentum, 0, torch.zeros(num_losses, dtype=torch.float64)
+        self.momentum, (self.count, self.sums) = momentum, torch.zeros(2, num_losses, dtype=torch.float64)
 
     @property
     def means(self) -> Tensor:
         "The running means, without bias from the start."
-        return self.sums / (1 - self.momentum**self.count) if self.count else torch.ones_like(self.sums)
+        return torch.where(self.count > 0, self.sums / (1 - self.momentum**self.count), 1.0)
 
     @property
     def weights(self) -> Tensor:
         "The weights of the losses."
-        inverse = 1 / self.means.abs().clamp(min=1e-8)
+        means = self.means.abs()
+        inverse = 1 / means.clamp(min=max(1e-8, 1e-3 * float(means.max())))
         return inverse / inverse.sum()
 
     def update(self, losses: Tensor) -> None:
         "Follow the losses of a step."
-        self.count += 1
-        self.sums.mul_(self.momentum).add_(losses.detach().double().cpu(), alpha=1 - self.momentum)
+        losses = losses.detach().double().cpu()
+        self.count += losses != 0
+        followed = self.momentum * self.sums + (1 - self.momentum) * losses
+        self.sums = torch.where(losses != 0, followed, self.sums)
 
     def __call__(self, losses: Tensor) -> Tensor:
         "The weighted sum of losses (n,), which the weights follow."
@@ -148,7 +152,7 @@ class DynamicLossWeights:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go on from a checkpoint."
-        self.count = state["count"]
+        self.count.copy_(torch.as_tensor(state["count"]))
         self.sums.copy_(state["sums"])
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #14c4d35e

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +41,7 @@ class NEXUSConfig(Section):
     attention_layers: tuple[int, ...] = Field((), description="layers, counted from 0, that are attention instead")
     attention_heads: int = Field(4, ge=1, description="heads of attention; they divide d_model")
     attention_window: int = Field(256, ge=1, description="tokens that attention looks back on, itself among them")
-    ngram_rows: tuple[int, ...] = Field((), description="rows of the tables of pairs of tokens, triples, and so on")
+    ngram_rows: tuple[PositiveInt, ...] = Field((), description="rows of the tables of pairs of tokens, triples, and so on")
     d_ngram: int = Field(32, ge=1, description="width of these tables")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's output that is left out in training")
     chunk: int = Field(64, ge=1, description="tokens that the scan takes at once")
@@ -276,6 +276,9 @@ def modules_of(config: NEXUSConfig, pieces: list[bytes] | None) -> dict[str, nn.
 # %% ../../../nbs/systems/language/02_model.ipynb #56cad609
 def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
     "Tokens beyond the vocabulary are refused."
+    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+        raise ModelError("tokens", found=f"{tuple(ids.shape)} of {ids.dtype}", expected="(B, T) ids, one at least",
+                         remedy="give a row a text; one without tokens begins with its separator")
     low, high = ids.aminmax()
     if low < 0 or high >= vocab_size:
         raise ModelError("tokens", found=f"ids from {int(low)} to {int(high)}", expected=f"0 to {vocab_size - 1}",
@@ -410,10 +413,13 @@ def chosen(
     top_p: float = 1.0,
 ) -> Tensor:
     "A token a row, (B,)."
+    if not (temperature >= 0 and 0 < top_p <= 1) or top_k is not None and top_k < 1:
+        raise ConfigError("how tokens are chosen", found=f"temperature {temperature}, top_k {top_k}, top_p {top_p}",
+                          expected="temperature from 0, top_k from 1, top_p in (0, 1]", remedy="correct them")
     if temperature == 0:
         return logits.argmax(-1)
-    ordered, tokens = (logits.double() / temperature).sort(-1, descending=True)
-    share = ordered.softmax(-1)
+    ordered, tokens = logits.double().sort(-1, descending=True)
+    share = ((ordered - ordered[:, :1]) / temperature).softmax(-1)  # the likeliest is 0: no quotient overflows to inf
     kept = share.cumsum(-1) - share < top_p
     if top_k is not None:
         kept[:, top_k:] = False

@@ -175,7 +175,7 @@ def kin() -> LanguageConfig:
 def smoke() -> LanguageConfig:
     "Everything in seconds: a few stories by characters."
     return changed(
-        base(), "smoke", data={"suite": "kinship", "stories": 60, "tokenizer": "byte", "length": 160},
+        base(), "smoke", data={"suite": "kinship", "stories": 60, "tokenizer": "byte", "length": 96},
         model={"d_model": 16, "ssm_n_layers": 2, "d_state": 4, "ngram_rows": (64,), "d_ngram": 4, "reason": True},
         compute={"precision": "fp32"}, loader={"batch_size": 4, "eval_batch_size": 32}, budget={"steps": 6},
         schedule={"warmup_steps": 2}, track={"log_every": 2}, checkpoint={"eval_every": 3},
@@ -209,7 +209,8 @@ class Perplexity(Mean):
 
 def fed(nats: Tensor, n: float, size: float, right: Tensor) -> dict[str, tuple]:
     "What the metrics are told of a batch: mean loss, labels, bytes, and the share of labels that were the likeliest."
-    return {"bits_per_byte": (bits_per_byte(float(nats) * n, max(size, 1.0)), size), "perplexity": (nats.detach(), n),
+    nats = nats.detach()
+    return {"bits_per_byte": (bits_per_byte(float(nats) * n, max(size, 1.0)), size), "perplexity": (nats, n),
             "accuracy": (right, n)}
 
 # %% ../../../nbs/systems/language/04_task.ipynb #d3c6e9b8

@@ -48,6 +48,10 @@ class Tokenizer(ABC):
 
     def decode(self, ids: Iterable[int]) -> str:
         "The text of tokens; bytes that are no UTF-8, such as half a character at an end, are shown as U+FFFD."
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            raise DataError("tokens", found=f"ids from {min(ids)} to {max(ids)}", remedy="use their own tokenizer",
+                            expected=f"0 to {self.vocabulary - 1}, the vocabulary")
         return b"".join(self.pieces(ids)).decode("utf-8", "replace")
 
     @property
