@@ -4,8 +4,10 @@
 
 One thread. Of each training: bits per byte of the test text; of new questions of depth 1 to 4 (training has 1 and 2)
 the share that the rules answer, the share of their proofs that replay, and the share of answers that are right as the
-model writes them behind the question, greedily. What a step costs is measured for both by turns, in processor time; the row
-without the module has as many steps as fit into the time of the row with it."""
+model writes them behind the question, greedily.
+
+What a step costs is measured for both by turns, in processor time; the row without the module has as many steps as fit
+into the time of the row with it."""
 import argparse
 import tempfile
 import time

@@ -113,8 +113,8 @@ class NEXUSLoss(nn.Module):
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #fad42a2f
 class DynamicLossWeights:
-    """Weights inverse to running means of losses; their sum is 1. A loss of exactly 0 comes from a module that was asked
-    nothing, and leaves its mean; no weight is over a thousand times another."""
+    """Weights inverse to running means of losses; their sum is 1. A loss of exactly 0 comes from a module that was
+    asked nothing, and leaves its mean; no weight is over a thousand times another."""
 
     def __init__(self, num_losses: int, momentum: float = 0.99):
         if num_losses < 1 or not 0 <= momentum < 1:

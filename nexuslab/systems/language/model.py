@@ -41,7 +41,7 @@ class NEXUSConfig(Section):
     attention_layers: tuple[int, ...] = Field((), description="layers, counted from 0, that are attention instead")
     attention_heads: int = Field(4, ge=1, description="heads of attention; they divide d_model")
     attention_window: int = Field(256, ge=1, description="tokens that attention looks back on, itself among them")
-    ngram_rows: tuple[PositiveInt, ...] = Field((), description="rows of the tables of pairs of tokens, triples, and so on")
+    ngram_rows: tuple[PositiveInt, ...] = Field((), description="rows of the tables of pairs of tokens, triples, ...")
     d_ngram: int = Field(32, ge=1, description="width of these tables")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's output that is left out in training")
     chunk: int = Field(64, ge=1, description="tokens that the scan takes at once")
