@@ -55,11 +55,13 @@ class LongStep:
         "Steps of both loops, k + k'."
         return self.k + self.k_prime
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #54f91c8f
 def refuse(what: str, n: np.ndarray | Tensor, bad: np.ndarray | Tensor, expected: str, remedy: str) -> None:
     "Raise a `DataError` that shows the first number for which `bad` holds."
     if bool(bad.any()):
         raise DataError(what, found=int(n[bad][0]), expected=expected, remedy=remedy)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #fa215fd1
 def as_integers(
     n: Any,  # array-like, or a tensor
 ) -> np.ndarray | Tensor:
@@ -84,6 +86,7 @@ def table(values: np.ndarray, like: np.ndarray | Tensor) -> np.ndarray | Tensor:
     "A table beside the numbers that look things up in it: an array, or a tensor on their device."
     return torch.as_tensor(values, device=like.device) if isinstance(like, Tensor) else values
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #4e105cde
 def long_step(
     n: Any,  # (N,) odd numbers of at least 1: array-like, or an integer tensor on any device
 ) -> LongStep:
@@ -176,6 +179,7 @@ def digits_needed(
         value, count = value // base, count + 1
     return count
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #6d2e3165
 def largest_kappa(
     stop: int,  # one past the largest n
 ) -> int:
@@ -195,6 +199,7 @@ def digit_groups(
     digits = (np.arange(base**size)[:, None] // base ** np.arange(size) % base).astype(np.uint8)
     return size, np.ascontiguousarray(digits).view(f"u{size}")[:, 0]
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #c2099ba4
 def spell(
     n: np.ndarray | Tensor,  # (N,) int64, at least 0
     base: int,
@@ -370,6 +375,7 @@ def below(
     "Even draws from 0 .. bound - 1."
     return words - words // bound * bound
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #578d2a55
 def fraction(words: np.ndarray | Tensor) -> np.ndarray | Tensor:
     "Uniform numbers in [0, 1), float64."
     top = words >> 10  # 53 bits, as many as a float64 holds
@@ -385,6 +391,7 @@ def side_of(
     "The side of each number, 0 .. 31: 0 is validation, 1 is test, the rest training."
     return shift_right(scramble(scramble(n * GOLDEN)), 59)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #a15a7ef7
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     "How training numbers are drawn from a range."
@@ -502,6 +509,7 @@ class Batch:
         "The same batch on another device."
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #bd948963
 def make_batch(
     code: Code,
     n: np.ndarray | Tensor,  # (B,) odd
@@ -533,6 +541,7 @@ class Stream(Source):
         ids = np.asarray(ids) if self.device.type == "cpu" else torch.as_tensor(ids, device=self.device)
         return make_batch(self.code, training_numbers(self.numbers, self.seed, ids, setting.get("tilt", 0.0)), ids)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #8f5ff076
 class Fixed(Source):
     "A list of numbers: a held-out split, or a training set of a file."
 

@@ -131,6 +131,7 @@ def widest_gap(
     gaps = np.diff([*places, places[0] + 1])
     return float(2 ** ((places[gaps.argmax()] + gaps.max() / 2) % 1))
 
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #f3563266
 def plant(
     label: str,  # of LABELS, but "no number"
     n: np.ndarray,  # (B,) odd inputs
@@ -175,6 +176,7 @@ def random_answers(
     digits = np.random.default_rng(mix(seed, "digits")).integers(0, base, (many, width))
     return digits @ base ** np.arange(width, dtype=np.int64)
 
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #e284ce04
 def taxonomy(
     n: np.ndarray,  # (B,) odd inputs
     value: np.ndarray,  # (B,) int64 answers

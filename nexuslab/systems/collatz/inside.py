@@ -35,6 +35,7 @@ def watchable(model: nn.Module) -> list[str]:
     "Names of the modules whose output can be kept or replaced: blocks, and in them attention and MLP."
     return [name for name, _ in model.named_modules() if WATCHED.fullmatch(name)]
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #69d1a658
 @contextlib.contextmanager
 def hooked(
     model: nn.Module,
@@ -82,6 +83,7 @@ def log_probability(
     logits = model(inputs, targets)
     return -cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(1)
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #fb4b568e
 def transplant(donor: Tensor, position: int | slice) -> Callable[[Tensor], Tensor]:
     "What to do with an output (B, L, D): overwrite some positions with those of a donor of the same shape."
     def act(out: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ def transplant(donor: Tensor, position: int | slice) -> Callable[[Tensor], Tenso
         return out
     return act
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #1adeb097
 def transplant_each(donor: Tensor) -> Callable[[Tensor], Tensor]:
     "The same for L copies of a batch at once, (L B, L, D): copy i gets position i of the donor (B, L, D)."
     size, length, _ = donor.shape
@@ -267,6 +270,7 @@ def some(
     "The first examples of a split."
     return source.batch(np.arange(min(most, source.size)), {}, torch.Generator())
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #cbdb2533
 @torch.no_grad()
 def right(model: CollatzTransformer, batch: Batch) -> np.ndarray:
     "Which answers are right in every digit, (B,) bool; padding does not count."

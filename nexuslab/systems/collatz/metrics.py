@@ -28,6 +28,7 @@ def require_pairs(predictions: Tensor, targets: Tensor) -> None:
         remedy = "take the argmax over the vocabulary first"
         raise DataError("predictions and targets", found, "two equal shapes (B, L) with B >= 1", remedy)
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #e5230343
 def padding_of(
     targets: Tensor,  # (B, L) tokens
 ) -> int | None:
@@ -38,6 +39,7 @@ def padding_of(
     ended = (closes.sum(1) == 1).all() and not (targets == end - 1).any()
     return end - 2 if ended and behind.any() and torch.equal(targets == end - 2, behind) else None
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #cdfecdd9
 def digit_places(
     targets: Tensor,  # (B, L) tokens
     pad: int | None = None,  # token of places that do not count; None: `padding_of` finds it
@@ -56,6 +58,7 @@ def right_rows(
     require_pairs(predictions, targets)
     return ((predictions == targets) | ~digit_places(targets, pad)).all(1)
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #714e999d
 def compute_exact_match(
     predictions: Tensor,  # (B, L) tokens
     targets: Tensor,  # (B, L)
@@ -64,6 +67,7 @@ def compute_exact_match(
     "The share of rows right in every digit and in the end token, if there is one; what is behind it does not count."
     return right_rows(predictions, targets, pad).double().mean().item()
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #37b838de
 def compute_accuracy(
     predictions: Tensor,  # (B, L) tokens
     targets: Tensor,  # (B, L)
@@ -162,6 +166,7 @@ def exact_by(
         }
     )
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #70cd0d4d
 def by_residue(
     right: np.ndarray | Tensor,  # (B,) bool
     n: np.ndarray | Tensor,  # (B,)
@@ -188,6 +193,7 @@ def judged_classes(
     classes = exact_by(right, k, k_prime).query("n >= @ENOUGH").rename_axis(["k", "k_prime"])
     return classes[np.array([a + b not in learning for a, b in classes.index], bool)]
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #a9401a4e
 def all_or_nothing(
     right: np.ndarray | Tensor,  # (B,) bool
     k: np.ndarray | Tensor,  # (B,)
@@ -255,6 +261,7 @@ def learning_times(
     counted = pd.DataFrame({"k": step.k, "k_prime": step.k_prime}).value_counts().rename("n").reset_index()
     return times.merge(counted, how="left", on=["k", "k_prime"]).fillna({"n": 0}).astype({"n": int})
 
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #ca79890e
 def depth_order(
     times: pd.DataFrame,  # of learning_times
     climb: float = 1.0,  # what a climbing step costs beside a falling one: the depth is climb k + k'

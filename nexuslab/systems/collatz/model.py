@@ -90,6 +90,7 @@ class MLP(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.out(self.drop(F.relu(self.into(x_BLD))))
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #0b184d5f
 class Block(nn.Module):
     "A pre-norm transformer block; the residual stream goes in and comes out."
 
@@ -232,6 +233,7 @@ def shifted(model: CollatzTransformer, targets: Tensor) -> Tensor:
     "A begin token, then all targets but the last: what is known before each."
     return F.pad(targets[:, :-1], (1, 0), value=model.base + 1)
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #f069fad5
 def states(
     model: CollatzTransformer,
     inputs: Tensor,  # (B, L_in)
@@ -262,6 +264,7 @@ def begin(model: CollatzTransformer, inputs: Tensor) -> tuple[dict, Tensor | Non
     model.run(model.blocks, model.place(inputs), None, True, cache)
     return cache, None, inputs.shape[1]
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #1937c010
 def step(model: CollatzTransformer, tokens: Tensor, position: int, cache: dict, memory: Tensor | None) -> Tensor:
     "Log-probabilities (B, V) of what follows tokens (B,) at a position; the cache grows by one."
     x = model.place(tokens[:, None], position)
@@ -272,6 +275,7 @@ def step(model: CollatzTransformer, tokens: Tensor, position: int, cache: dict, 
     told = model.head(x[:, 0]).float().log_softmax(-1)
     return told if model.end is None else closed(model, tokens, told)
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #d6270fdc
 def closed(model: CollatzTransformer, tokens: Tensor, told: Tensor) -> Tensor:
     "After an end token or padding nothing but padding comes; tokens (B,), log-probabilities (B, V)."
     only_padding = torch.full_like(told[0], float("-inf"))
@@ -283,6 +287,7 @@ def output_length(model: CollatzTransformer, inputs: Tensor) -> int:
     "Tokens to write."
     return model.length_out or inputs.shape[1]
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #09e30788
 def greedy(
     model: CollatzTransformer,
     inputs: Tensor,  # (B, L_in)

@@ -79,6 +79,7 @@ class CollatzModel(Section):
     hidden: int | None = Field(None, ge=1, description="width inside the blocks' networks; None is 4 d_model")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the blocks")
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #d3bdf71b
 class CollatzLoss(Section):
     "Weights of the objective."
 
@@ -146,6 +147,7 @@ def base() -> CollatzConfig:
         track=Track(log_every=50), checkpoint=Checkpoint(eval_every=250),
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #24142179
 def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
     "A preset with some fields of some sections changed."
     parts = {name: getattr(cfg, name).model_copy(update=values) for name, values in sections.items()}
@@ -162,6 +164,7 @@ def plain() -> CollatzConfig:
     the ladder."""
     return changed(base(), "plain", data=NATURAL, loss={"apex": 0.0})
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #2e3d384c
 def wide() -> CollatzConfig:
     "n to 10^12, in two minutes."
     return changed(
@@ -180,6 +183,7 @@ def smoke() -> CollatzConfig:
         }, budget={"steps": 40}, schedule={"warmup_steps": 4}, checkpoint={"eval_every": 20}, track={"log_every": 5},
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #a96eef43
 def paper() -> CollatzConfig:
     "The published setting: n to 10^12, encoder of 4 blocks, decoder of 1, d 512, 8 heads, Adam, 300 million examples."
     return changed(
@@ -190,6 +194,7 @@ def paper() -> CollatzConfig:
         schedule={"warmup_steps": 2000}, checkpoint={"eval_every": 2000}, track={"log_every": 100},
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #83948890
 def guide() -> CollatzConfig:
     """The guide's setting: 50,000 samples below 10,000, an encoder of 6 blocks, d 512, sequences of 50 tokens, 20
     epochs."""
@@ -220,6 +225,7 @@ def manifest(cfg: CollatzConfig) -> dict[str, Any]:
         "parameters": {k: getattr(cfg.data, k) for k in names},
     }
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #c80cd27b
 def build(cfg: CollatzConfig) -> dict[str, np.ndarray]:
     "The numbers of a file, int64: `val`, `test`, and `train` where it is a fixed set."
     d, numbers = cfg.data, cfg.numbers()
@@ -248,6 +254,7 @@ def digit_loss(
     each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=pad, reduction="none")
     return (each.sum(1) / (targets != pad).sum(1)).mean()
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #0e5799aa
 def apex_digits(
     batch: Batch,
     code: Code,
@@ -281,6 +288,7 @@ def curves(
         found[f"exact_match_depth_{depth}"] = Part(here.mean(), len(here), weight=0.0)
     return found
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #da002239
 class Tilt(Updater):
     "What the stream is told: the tilt of balanced sampling, held at first, then linear."
 
@@ -302,6 +310,7 @@ def fed(
     accuracy = (tokens == batch.targets)[counted].float().mean()
     return {"accuracy": (accuracy, counted.sum()), "exact_match": (right.float().mean(), batch.size)}
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #71aebfc5
 def objective(
     model: CollatzTransformer,
     batch: Batch,
@@ -361,6 +370,7 @@ def nearest_known(
     best = np.take_along_axis(beside, far.argmin(0)[None], 0)[0]
     return np.where(far.min(0) < stride, best % stride * modulus + best // stride, 0)
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #285d5e16
 def looked_up(
     known: np.ndarray,  # (M,) odd numbers with known answers
     n: np.ndarray,  # (B,) odd numbers asked
@@ -386,6 +396,7 @@ def table_answers(
     nearest = {"nearest known number": long_step(nearest_known(known, n)).kappa}
     return nearest | {name: looked_up(known, n, modulus) for name, modulus in moduli.items()}
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #3ae645aa
 def baseline_figures(
     splits: Splits,
     split: str,

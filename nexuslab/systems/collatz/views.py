@@ -88,6 +88,7 @@ def rungs() -> pd.Series:
     "Share of all odd numbers whose class has k + k' <= depth, for the depths that are drawn."
     return pd.Series({s: class_share(s) for s in DEPTHS}, name="share").rename_axis("depth")
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #8ebd5914
 def draw_ladder(ax, shown: tuple[float, float]) -> None:
     """Horizontal lines at the plateaus that lie in a range of shares, each with its depth and percentage at the right
     margin."""
@@ -165,6 +166,7 @@ def validation_numbers(run: Run) -> np.ndarray:
     "The numbers on which the curves of a run were measured, (V,) int64."
     return run.task.data(run.config, run.root).val.n
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #04f8819b
 def explained_absence(ax, text: str) -> None:
     "A panel with nothing to show says why."
     ax.set_axis_off()
@@ -212,6 +214,7 @@ def residue_name(k: int, k_prime: int) -> str:
     "The class as a residue: `(1, 1)  n ≡ 1 mod 8`."
     return f"({k}, {k_prime})  n ≡ {(class_residue(k, k_prime) << k) - 1} mod {1 << (k + k_prime + 1)}"
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #dc7a0ae5
 def residues(table: pd.DataFrame, most: int = 28) -> plt.Figure:
     "Residue classes over training; colour is the share right."
     classes = list(table.columns[:most])
@@ -246,6 +249,7 @@ def settled(scene: Scene) -> dict[str, float]:
         "  settled, two depths left out": flattered[0], "  classes judged, two depths left out": flattered[1],
     }
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #ecddb094
 def learning_order(run: Run) -> dict[str, float]:
     "In what order classes were learnt, and on how few numbers that rests; NaN where nothing was evaluated by class."
     empty = class_history(run).empty
@@ -258,6 +262,7 @@ def learning_order(run: Run) -> dict[str, float]:
         "  classes learnt": len(learnt), "  fewest validation numbers of a learnt class": min(learnt, default=np.nan),
     }
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #0a3fde20
 def law(scene: Scene, run: Run) -> pd.DataFrame:
     """Accuracy and its place on the ladder, the share of settled classes, and the rank correlation of depth and
     learning time."""
@@ -341,6 +346,7 @@ def position_names(scene: Scene, length: int) -> list[str]:
         return [f"b$^{{{i}}}$" for i in range(length)]
     return [str(i) for i in range(length)]
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #7913a5ba
 def attention(scene: Scene) -> plt.Figure:
     "Mean attention of every head of every block by position."
     rows = scene.batch.inputs[:LOOKED], scene.batch.targets[:LOOKED]
@@ -414,6 +420,7 @@ def pairs(scene: Scene, place: int) -> tuple[Batch, Batch]:
     chosen = np.argsort(~good, kind="stable")[:PAIRS]
     return tuple(make_batch(scene.code, x.n.numpy()[chosen], chosen) for x in (clean, corrupt))
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #c0685818
 def patching_effects(scene: Scene, place: int) -> dict[str, pd.DataFrame]:
     "How much a patch restores: stream, attention and MLP, each a table of modules (rows) by positions."
     clean, corrupt = pairs(scene, place)
@@ -473,6 +480,7 @@ def setting_of(run: Run) -> dict:
     "What runs of one study have in common: the configuration without base, name and bookkeeping, as dotted names."
     return {k: v for k, v in flatten(run.tree).items() if not k.startswith(OWN)}
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #d21d8bcb
 def study(run: Run) -> dict[int, Run]:
     "The newest run of each base that differs from a run in nothing else and has come as far; ascending bases."
     step, setting = run.status.get("step"), setting_of(run)
