@@ -1,5 +1,6 @@
 """From an executed notebook to a page: nbdev's directives obeyed, names linked to the reference, machine paths made
 relative."""
+import itertools
 import json
 import re
 from pathlib import Path
@@ -178,8 +179,8 @@ def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[st
 
 
 def title_of(notebook: NotebookNode) -> tuple[str, str]:
-    """Title and summary from the first cell."""
+    """Title and summary from the first cell; the summary may go on over several lines."""
     lines = notebook.cells[0].source.splitlines()
-    return lines[0].lstrip("# ").strip(), next(
-        (line.lstrip("> ").strip() for line in lines if line.startswith(">")), ""
-    )
+    start = next((i for i, line in enumerate(lines) if line.startswith(">")), len(lines))
+    said = itertools.takewhile(str.strip, lines[start:])
+    return lines[0].lstrip("# ").strip(), " ".join(line.lstrip("> ").strip() for line in said)

@@ -11,6 +11,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import nbformat
 import pytest
 from filelock import FileLock
 
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 docs = pytest.importorskip("build", reason="the documentation tools are not installed")
 import api  # noqa: E402  the path is set above
 import coming_from  # noqa: E402
+import convert  # noqa: E402
 import execution  # noqa: E402
 
 from nexuslab.task import list_tasks  # noqa: E402
@@ -53,6 +55,15 @@ def pages(site: Path) -> dict[str, str]:
     found = {p.relative_to(site).as_posix(): p.read_text(encoding="utf-8") for p in site.rglob("*.html")}
     assert len(found) > 30
     return found
+
+
+def test_a_summary_is_whole():
+    """What stands below a title, also where it goes on in a second line, as on the front page and in lists."""
+    for text in ("# A\n\n> One sentence\n> in two lines.", "# A\n\n> One sentence\nin two lines.\n\nMore."):
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        assert convert.title_of(page) == ("A", "One sentence in two lines.")
+    summaries = [convert.title_of(nbformat.read(c.path, 4))[1] for c in execution.find_chapters()]
+    assert len(summaries) > 60 and all(text.endswith((".", "`")) for text in summaries if text)
 
 
 def test_every_chapter_is_a_page_and_listed(site):
