@@ -733,15 +733,19 @@ def summary(study: optuna.Study, cfg: Config, file: Path, write=print) -> Tuned:
         study, best, config, file, study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs"))
     )
 
+# %% ../nbs/engine/11_tune.ipynb #3ccaa056
+def rankable(study: optuna.Study) -> bool:
+    "Whether enough trials are complete to tell which parameters mattered: four, of different values."
+    values = [t.value for t in trials_of(study, TrialState.COMPLETE) if math.isfinite(t.value)]
+    return len(values) >= 4 and len(set(values)) > 1
+
 # %% ../nbs/engine/11_tune.ipynb #cf0b61ae
 def importances(study: optuna.Study) -> pd.Series:
     "The share of the objective's variance that each parameter explains (functional ANOVA, Hutter et al., 2014)."
-    complete = [t for t in trials_of(study, TrialState.COMPLETE) if math.isfinite(t.value)]
-    if len(complete) < 4 or len({t.value for t in complete}) < 2:
-        raise StudyError(
-            f"importances of {study.study_name}", found=f"{len(complete)} complete trials",
-            expected="at least 4 with different values", remedy="run more trials",
-        )
+    if not rankable(study):
+        complete = number_of(study, TrialState.COMPLETE)
+        raise StudyError(f"importances of {study.study_name}", found=f"{complete} complete trials",
+                         expected="at least 4 with different values", remedy="run more trials")
     return pd.Series(
         optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)),
         name="importance",

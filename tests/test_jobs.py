@@ -18,7 +18,7 @@ import yaml
 from nexuslab.config import SHORT, Config
 from nexuslab.core import CheckpointError, NexusError, project_root
 from nexuslab.jobs import main
-from nexuslab.kernels import run_job
+from nexuslab.kernels import new_report, result_of, run_job
 from nexuslab.parameters import (
     INJECTED,
     job_notebooks,
@@ -233,7 +233,10 @@ def test_every_job_on_every_system(system, trained, monkeypatch):
 def test_tuning_job_and_its_best_configuration(home, monkeypatch):
     """In a home of its own: it makes runs, and the other tests ask for the one run of theirs."""
     monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
-    run_job("tune", {"system": "toy_graphs", "preset": "smoke", "trials": 3, "study_name": "three"}, quiet=True)
+    asked, address = {"system": "toy_graphs", "preset": "smoke", "trials": 3, "study_name": "three"}, new_report("tune")
+    run_job("tune", asked, quiet=True, address=address)
+    told = result_of(address)  # of three trials no importance is told, and the job comes to its end
+    assert told["importances"] == {} and told["best"]["parameters"].keys() == {"optim.lr"}
     best = home / "runs" / ".studies" / "three" / "best_config.yaml"
     found = yaml.safe_load(best.read_text())
     assert 1e-3 <= found["optim"]["lr"] <= 3e-2
