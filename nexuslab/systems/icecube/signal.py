@@ -8,6 +8,7 @@ __all__ = ['SOFT', 'INPUTS', 'CONDITIONS', 'sensor_positions', 'seen_from', 'Cod
 
 # %% ../../../nbs/systems/icecube/01b_signal.ipynb #05df5950
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...core import DataError
 from .detector import SENSORS, icecube86, south_pole_ice
 from .light import C, CHERENKOV, GROUP_INDEX
 
@@ -38,19 +40,52 @@ def seen_from(label: torch.Tensor) -> dict[str, torch.Tensor]:
     first = torch.where(leaves > 0, torch.minimum(cone, shower), shower)
     return {"distance": far, "along": along, "aside": aside, "first": first}
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #b14f7a4e
+REACH = 4.0  # of the normal scores
+KNOTS = 129
+
+def knot_shares() -> np.ndarray:
+    "Shares of values below each knot, (KNOTS,): of the normal distribution, and 0 and 1 at the ends."
+    shares = 0.5 * (1 + torch.erf(torch.linspace(-REACH, REACH, KNOTS, dtype=torch.float64) / math.sqrt(2))).numpy()
+    shares[[0, -1]] = 0, 1
+    return shares
+
+def knots_of(told: Sequence[float]) -> torch.Tensor:
+    "Values at evenly spaced normal scores, (KNOTS,): as told, or of a normal distribution by mean and deviation."
+    if len(told) not in (2, KNOTS):
+        raise DataError("values of a codec", found=f"{len(told)} numbers", remedy="take those of `fit_codec`",
+                        expected=f"mean and standard deviation, or {KNOTS} knots")
+    given = torch.tensor(told, dtype=torch.float64)
+    return (given[0] + given[1] * torch.linspace(-REACH, REACH, KNOTS) if len(told) == 2 else given).float()
+
+def scores(value: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    "Normal scores of values (B, 2, S) by knots (2, KNOTS)."
+    flat = value.movedim(1, 0).flatten(1).contiguous()
+    above = torch.searchsorted(knots, flat, right=True).clamp(1, KNOTS - 1)
+    low, high = knots.gather(1, above - 1), knots.gather(1, above)
+    part = ((flat - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    found = (above - 1 + part) * (2 * REACH / (KNOTS - 1)) - REACH
+    return found.unflatten(1, (value.shape[0], value.shape[2])).movedim(0, 1)
+
+def values_of(score: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    "Values with these normal scores (B, 2, S): the inverse of `scores` within the knots."
+    place = (score.movedim(1, 0).flatten(1).clamp(-REACH, REACH) + REACH) * ((KNOTS - 1) / (2 * REACH))
+    below = place.long().clamp(max=KNOTS - 2)
+    found = torch.lerp(knots.gather(1, below), knots.gather(1, below + 1), (place - below).to(knots))
+    return found.unflatten(1, (score.shape[0], score.shape[2])).movedim(0, 1)
+
 # %% ../../../nbs/systems/icecube/01b_signal.ipynb #6fe54500
 SOFT = 30.0  # ns: delays below are carried linearly, above logarithmically
 
 class Codec(nn.Module):
     "Signals (B, 2, 5160) to channels (B, 3, 5160) and back: hit, log charge, delay behind the first light."
 
-    def __init__(self, charge: tuple[float, float] = (0.0, 1.0), delay: tuple[float, float] = (0.0, 1.0)):
-        super().__init__()  # mean and standard deviation over the hits of the training split
-        self.register_buffer("mean", torch.tensor([charge[0], delay[0]]).reshape(2, 1))
-        self.register_buffer("scale", torch.tensor([charge[1], delay[1]]).reshape(2, 1))
+    def __init__(self, charge: Sequence[float] = (0.0, 1.0), delay: Sequence[float] = (0.0, 1.0)):
+        super().__init__()  # of log charge and soft delay over the hits of the training split, see `knots_of`
+        self.register_buffer("knots", torch.stack([knots_of(charge), knots_of(delay)]))
 
     def values(self, signal: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        "Log charge and soft delay, not standardised, (B, 2, 5160)."
+        "Log charge and soft delay, as they are, (B, 2, 5160)."
         delay = torch.asinh((signal[:, 1] - seen_from(label)["first"]) / SOFT)
         return torch.stack([signal[:, 0].clamp(min=1e-3).log(), delay], 1)
 
@@ -59,26 +94,26 @@ class Codec(nn.Module):
     ) -> torch.Tensor:
         "The three channels; `filling` (B, 2, 5160) stands where there is no hit, 0 by default."
         hit = signal[:, :1] > 0
-        held = (self.values(signal, label) - self.mean) / self.scale
+        held = scores(self.values(signal, label), self.knots)
         rest = torch.where(hit, held, 0.0 if filling is None else filling)
         return torch.cat([2.0 * hit - 1, rest], 1)
 
     def decode(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         "The signal of three channels; a sensor without a hit has exactly 0."
         hit = x[:, 0] > 0
-        log_charge, delay = (x[:, 1:] * self.scale + self.mean).unbind(1)
-        time = SOFT * torch.sinh(delay.clamp(-8, 8)) + seen_from(label)["first"]
-        return torch.stack([log_charge.clamp(-5, 16).exp(), time], 1) * hit[:, None]
+        log_charge, delay = values_of(x[:, 1:], self.knots).unbind(1)
+        time = SOFT * torch.sinh(delay) + seen_from(label)["first"]
+        return torch.stack([log_charge.exp(), time], 1) * hit[:, None]
 
 # %% ../../../nbs/systems/icecube/01b_signal.ipynb #7f0dd930
 def fit_codec(batches: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
-    "Mean and standard deviation of both numbers over the hits of some batches, as `Codec` takes them."
+    "Knots of both numbers over the hits of some batches, as `Codec` takes them."
     plain, found = Codec(), []
     for batch in batches:
         values = plain.values(batch["signal"], batch["label"])
         found.append(values.movedim(1, 2)[batch["signal"][:, 0] > 0])
-    values = torch.cat(found).double()
-    return {name: [values[:, i].mean().item(), values[:, i].std().item()] for i, name in enumerate(("charge", "delay"))}
+    values = torch.cat(found).double().numpy()
+    return {name: np.quantile(values[:, i], knot_shares()).tolist() for i, name in enumerate(("charge", "delay"))}
 
 # %% ../../../nbs/systems/icecube/01b_signal.ipynb #e3be4354
 @cache
