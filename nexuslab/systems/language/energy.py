@@ -58,17 +58,17 @@ def line_search(
     y: Tensor,  # (..., W)
     slope: Tensor,  # (..., W)
     now: Tensor,  # (...) E(c, y)
-    step: float,  # the first size tried
+    step: Tensor,  # (...) the first size tried; 0 rests
 ) -> tuple[Tensor, Tensor]:
     "Accepted step sizes (...), 0 where none lowers the energy, and the energies there."
     promised = slope.square().sum(-1)
     size, reached = torch.zeros_like(now), now
     for halving in range(HALVINGS + 1):
         tried = step * 0.5**halving
-        energy = landscape.energy(said, y - tried * slope)
+        energy = landscape.energy(said, y - tried[..., None] * slope)
         good = (energy < now) & (energy <= now - ARMIJO * tried * promised) & (size == 0)
         size, reached = torch.where(good, tried, size), torch.where(good, energy, reached)
-        if halving < HALVINGS and bool((size > 0).all()):
+        if halving < HALVINGS and bool(((size > 0) | (step == 0)).all()):
             break
     return size, reached
 
@@ -79,7 +79,7 @@ def descend(
     y: Tensor,  # (..., W) the prediction to refine
     iterations: int = 5,  # at most
     step: float = 1.0,  # the first size tried
-    tolerance: float = 1e-4,  # a fall below this is the last
+    tolerance: float = 1e-4,  # a fall below this is the last; below its double the next step is shorter
 ) -> tuple[Tensor, Tensor, Tensor]:
     "The refined prediction, with gradient; the energies (iterations + 1, ...); the number of accepted steps (...)."
     if iterations < 1:
@@ -87,15 +87,14 @@ def descend(
         raise ModelError("a descent", found=found, expected="at least 1", remedy="raise iterations")
     with torch.no_grad():
         energies = [landscape.energy(said, y)]
-    active, taken = torch.ones_like(energies[0], dtype=torch.bool), torch.zeros_like(energies[0])
+    reach, taken = torch.full_like(energies[0], step), torch.zeros_like(energies[0])
     for _ in range(iterations):
         slope = landscape.gradient(said, y)
-        size, reached = line_search(landscape, said, y, slope, energies[-1], step)
-        size = size * active
+        size, reached = line_search(landscape, said, y, slope, energies[-1], reach)
         y = y - size[..., None] * slope
-        fall = torch.where(active, energies[-1] - reached, 0.0)
-        energies.append(energies[-1] - fall)
-        taken, active = taken + (size > 0), active & (fall > tolerance)
+        fall, taken = energies[-1] - reached, taken + (size > 0)
+        energies.append(reached)
+        reach = step * (fall / tolerance - 1).clamp(0, 1)  # fades: a jump would be decided by rounding
     return y, torch.stack(energies), taken
 
 # %% ../../../nbs/systems/language/01d_energy.ipynb #2434a789

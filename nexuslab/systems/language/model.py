@@ -275,7 +275,9 @@ def modules_of(config: NEXUSConfig, pieces: list[bytes] | None) -> dict[str, nn.
 
 # %% ../../../nbs/systems/language/02_model.ipynb #56cad609
 def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
-    "Tokens beyond the vocabulary are refused."
+    "Tokens beyond the vocabulary are refused; when compiled, by the embedding's own check."
+    if torch.compiler.is_compiling():
+        return  # looking at them would cut the graph in two
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
         raise ModelError("tokens", found=f"{tuple(ids.shape)} of {ids.dtype}", expected="(B, T) ids, one at least",
                          remedy="give a row a text; one without tokens begins with its separator")
