@@ -152,7 +152,7 @@ ADVICE = {
     errno.ENOSPC: "free some space, and do it again", errno.EDQUOT: "free some space, and do it again",
     errno.EACCES: "mend the permissions, and do it again", errno.EPERM: "mend the permissions, and do it again",
     errno.EROFS: "choose a place that can be written: NEXUSLAB_HOME", errno.EIO: "check the disk, and do it again",
-    errno.EMFILE: "allow more open files (ulimit -n 4096), and do it again",
+    errno.ENAMETOOLONG: "give a shorter name", errno.EMFILE: "allow more open files (ulimit -n 4096), and do it again",
     errno.ENOENT: "check that nobody moves or deletes files meanwhile, and do it again",
 }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.core import (
-    ConfigError, NexusError, did_you_mean, is_there, module_of, parse_yaml, plain, project_root, visible,
+    ConfigError, NexusError, did_you_mean, is_there, module_of, naming_files, parse_yaml, plain, project_root, visible,
 )
 from nexuslab.parameters import (
     READERS, counted, edited, job_notebooks, joined, parameters_of, parse_changes,
@@ -296,7 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         shown = Terminal(sys.stderr if as_json else sys.stdout)
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(Terminal(sys.stderr)):
-            told = answer(arguments[0], arguments[1:])
+            with naming_files(f"nexuslab {visible(arguments[0])}"):
+                told = answer(arguments[0], arguments[1:])
     except NexusError as error:
         print("nexuslab: " + "\n".join(map(visible, str(error).split("\n"))), file=sys.stderr)
         about = {"what": error.what, "found": error.found, "expected": error.expected, "do": error.remedy}

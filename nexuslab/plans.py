@@ -189,6 +189,7 @@ def planned(given: dict[str, Any], chosen: set[str] | None = None):
     return task, cfg, run, checkpoint
 
 # %% ../nbs/engine/18_plans.ipynb #9327ed95
+@naming_files("preparing a training")
 def begin(given: dict[str, Any], chosen: set[str] | None = None):
     "Task, configuration, run and the checkpoint to resume (None for a new run), from a training job's parameters."
     from nexuslab.run import Run  # late: imports torch
