@@ -78,7 +78,7 @@ def base() -> IceCubeConfig:
     "Attention over strings, hits first: half an hour on two cores."
     return IceCubeConfig(
         compute=Compute(threads=1, precision="bf16"), budget=Budget(epochs=3),
-        loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(name="muon", lr=1e-2, betas=(0.9, 0.95)),
+        loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(lr=2e-3, betas=(0.9, 0.99)),
         schedule=Schedule(warmup_steps=100), track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1),
     )
 
@@ -92,7 +92,7 @@ def large() -> IceCubeConfig:
     return changed(
         base(), "large", data={"events": 200_000, "examined": 2000}, compute={"precision": "auto"},
         model={"hidden": 256, "depth": 6, "heads": 8, "sensor": 48}, budget={"epochs": 30},
-        loader={"batch_size": 64}, optim={"lr": 5e-3}, schedule={"warmup_steps": 500},
+        loader={"batch_size": 64}, optim={"lr": 1e-3}, schedule={"warmup_steps": 500},
     )
 
 def smoke() -> IceCubeConfig:
@@ -116,7 +116,7 @@ def guide(preset: str, architecture: str, size: tuple[int, int, int], epochs: in
                    "sampler_steps": 1000},
         compute={"precision": "auto", "threads": None}, loader={"batch_size": batch, "eval_batch_size": batch},
         budget={"epochs": epochs},
-        optim={"name": "adamw", "lr": 2e-4, "betas": (0.9, 0.999), "weight_decay": 0.01, "clip": 1.0},
+        optim={"lr": 2e-4, "betas": (0.9, 0.999), "weight_decay": 0.01, "clip": 1.0},
         schedule={"name": "cosine", "warmup_ratio": 0.04} if cosine else
                  {"name": "plateau", "patience": 10, "factor": 0.5, "min_lr": 1e-6},
     )
@@ -361,7 +361,7 @@ class IceCubeTask(IceCubeTraining, IceCubeSamples):
 
     def space(self, trial):
         return {
-            "optim.lr": trial.suggest_float("optim.lr", 1e-3, 3e-2, log=True),
+            "optim.lr": trial.suggest_float("optim.lr", 3e-4, 5e-3, log=True),
             "model.hidden": trial.suggest_categorical("model.hidden", [64, 128, 256]),
             "model.depth": trial.suggest_int("model.depth", 2, 8),
             "model.heads": trial.suggest_categorical("model.heads", [2, 4, 8]),
