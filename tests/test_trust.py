@@ -480,7 +480,8 @@ def test_studies_at_once_make_one_of_the_size_that_was_asked(home):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     assert forked([functools.partial(ask, home)] * 3) == [0] * 3
     done = ask(home)
-    assert [t.state.name for t in done.study.get_trials()] == ["COMPLETE"] * 5 and len(find_runs(home)) == 5
+    states = {trial.state.name for trial in done.study.get_trials()}  # which are cut depends on who is first
+    assert states <= {"COMPLETE", "PRUNED"} and len(done.study.get_trials()) == len(find_runs(home)) == 5
     assert len({t.params["lr"] for t in done.study.get_trials()}) == 5  # each proposes something of its own
 
 
