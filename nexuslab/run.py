@@ -194,7 +194,7 @@ def row_of(line: bytes) -> dict | None:
 
 # %% ../nbs/engine/06_run.ipynb #b0a729a5
 def all_whole(bodies: list[bytes], lines: list[bytes]) -> bool:
-    "Whether all lines end with the checks of their texts, given without them: `is_whole` of many, at half the time."
+    "Whether all lines end with the checks of their texts, given without them: `is_whole`, many at a time."
     sums = tuple(map(zlib.crc32, repeat(b"}"), map(zlib.crc32, bodies)))
     return b"".join([line[-CHECK_BYTES:] for line in lines]) == b', "check": "%08x"}' * len(sums) % sums
 
@@ -647,11 +647,8 @@ def odd_record(run: Run) -> str:
 # %% ../nbs/engine/06_run.ipynb #15e10bcb
 def numbers(values: Sequence) -> np.ndarray:
     "Values of a record (N,) as float64; what is no number, or too large for one, is NaN."
-    kinds = set(map(type, values))
-    with contextlib.suppress(OverflowError):
-        if kinds <= {int, float}:
-            return np.fromiter(values, float, len(values))
-        if kinds <= {int, float, type(None)}:
+    if set(map(type, values)) <= {int, float, type(None)}:
+        with contextlib.suppress(OverflowError):
             return np.array(values, dtype=float)
     return np.array([number(value) for value in values])
 
@@ -664,14 +661,12 @@ def number(value: Any) -> float:
 # %% ../nbs/engine/06_run.ipynb #c8327cce
 def grouped(rows: list[dict]) -> Iterator[tuple[np.ndarray, dict[str, tuple]]]:
     "Rows with the same keys, by column: their places among all rows (N,), and the values (N,) of each key."
-    kinds, groups = list(map(tuple, rows)), defaultdict(list)
-    if len(set(kinds)) == 1:
-        groups[kinds[0]] = range(len(rows))
-    else:
-        for place, keys in enumerate(kinds):
-            groups[keys].append(place)
+    groups = defaultdict(list)
+    for place, keys in enumerate(map(tuple, rows)):
+        groups[keys].append(place)
     for keys, places in groups.items():
-        yield np.array(places), dict(zip(keys, zip(*[rows[place].values() for place in places])))
+        part = rows if len(places) == len(rows) else [rows[place] for place in places]
+        yield np.array(places), dict(zip(keys, zip(*(row.values() for row in part))))
 
 # %% ../nbs/engine/06_run.ipynb #b1035a46
 class Columns:
