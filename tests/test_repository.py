@@ -1,6 +1,7 @@
 """What must be true of the repository as a whole: notebooks, modules, imports, cells, words. Each guard counts what it
 examined."""
 import ast
+import copy
 import dataclasses
 import json
 import re
@@ -8,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from xdist.remote import WorkerInteractor
 
 from nexuslab.setup import Loop, Progress
 
@@ -94,6 +97,16 @@ def is_job(path: Path) -> bool:
 
 def test_there_is_something_to_examine():
     assert len(ENGINE) >= 15 and len(MODULES) >= 15 and sum(map(is_job, NOTEBOOKS)) == 9
+
+
+@pytest.mark.xdist_group("one")
+def test_a_group_stays_on_one_worker(request):
+    """xdist writes the group of a test into its id. A pytest that lets nobody change an id (9.2) makes each fixture of
+    a module once in every worker."""
+    assert "--dist loadgroup" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    test = copy.copy(request.node)
+    WorkerInteractor.pytest_collection_modifyitems(None, SimpleNamespace(getvalue=lambda name: True), [test])
+    assert test.nodeid.endswith("::test_a_group_stays_on_one_worker@one"), test.nodeid
 
 
 def test_notebooks_and_modules_in_sync(tmp_path):
