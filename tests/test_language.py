@@ -24,7 +24,7 @@ from nexuslab.systems.language.model import NEXUSConfig, NEXUSCore, chosen, gene
 from nexuslab.systems.language.scan import scan, scan_in_order
 from nexuslab.systems.language.suites import kinship
 from nexuslab.systems.language.task import OFF, PRESETS, TASK, LanguageTask, objective
-from nexuslab.systems.language.tokens import Bytes
+from nexuslab.systems.language.tokens import Bytes, Characters
 from nexuslab.task import At
 
 LETTERS = [bytes([i]) for i in range(256)] + [b""]
@@ -163,7 +163,49 @@ def test_how_a_token_is_chosen():
             drawn(**how)
 
 
+def test_what_does_not_fit_is_refused_by_name():
+    """Labels, starts, states and numbers of other shapes or values, before PyTorch meets them."""
+    model, ids = model_with_everything(), torch.full((2, 9), 100)
+    for act, told in (
+        (lambda: model(ids, True, labels=ids[:, :4]), "labels"), (lambda: model(ids, True, labels=ids + 300), "labels"),
+        (lambda: model(ids, True, labels=ids - 105), "labels"), (lambda: model(ids, state={"text": []}), "a state"),
+        (lambda: model(ids, start=ids[:, :3] > 0), "starts"), (lambda: model(ids, state=model.begin(3)), "a state"),
+        (lambda: model([[1]]), "tokens"), (lambda: model(ids > 1), "tokens"),
+        (lambda: stepwise(model, ids[:, :0]), "tokens"), (lambda: generate(model, ids, ids[:, :0]), "to choose"),
+        (lambda: generate(model, ids, torch.rand(3, 3)), "to choose"),
+        (lambda: chosen(torch.full((1, 3), math.nan), torch.tensor([0.5])), "logits"),
+        (lambda: NEXUSCore(NEXUSConfig(vocab_size=257), LETTERS[:9]), "spell"),
+    ):
+        with pytest.raises(NexusError, match=told):
+            act()
+
+
 # ---- the objective
+
+
+def test_a_batch_without_labels_costs_nothing(text):
+    """Neither in a step nor in a mean that weighs by labels; labels that the vocabulary has not are refused."""
+    model, objective, none = model_with_everything(), NEXUSLoss(), torch.full_like(text[0], -100)
+    for training in (True, False):
+        logits, info = model.train(training)(text[0], True, labels=none)
+        loss, parts = objective.train(training)(logits, none)
+        loss.backward()
+        assert loss == parts["lm"] == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert objective.train()(logits, none, info["module_outputs"])[0].isfinite()
+    for labels in (none + 357, none + 95, none.float(), none[:, 1:]):  # 257, -5
+        with pytest.raises(NexusError, match="labels"):
+            objective(logits, labels)
+
+
+def test_a_text_is_scored_where_none_is_given():
+    """Whatever the alphabet: as much of the usual text as it can write."""
+    for letters in (Characters(" adefimn"), Characters("xyz"), Bytes()):
+        model = NEXUSCore(NEXUSConfig(vocab_size=letters.vocabulary, d_model=8, ssm_n_layers=1, **OFF)).eval()
+        meta = {"tokenizer": letters.state()}
+        (row,) = TASK.predict(model, None, PRESETS["debug"](), meta, length=2)
+        assert row["tokens"] > 1 and math.isfinite(row["loss"]) and "continuation" in row
+        with pytest.raises(NexusError, match="Unicode"):
+            TASK.predict(model, ["half \ud800"], PRESETS["debug"](), meta)
 
 
 def test_a_model_that_copies_its_input_does_not_score(trained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nexuslab.core import DataError, ModelError
+from nexuslab.core import ModelError, NexusError
 from nexuslab.systems.language import causal, energy, reason, suites, world
 from nexuslab.task import At
 
@@ -179,6 +179,7 @@ def test_a_world_loss_does_not_reward_collapse():
     assert world.health(constant.encoder(h).flatten(0, 1))["collapsed"] == 1
     with pytest.raises(ModelError, match="imagined"):
         world.imagine(module, h, 0)
+    assert world.health(torch.full((9, 8), torch.nan))["least_std"].isnan()  # the guard is to see it, not a traceback
 
 
 # ---- reasoning
@@ -343,6 +344,14 @@ def test_bad_input_is_refused_by_name():
         (lambda: causal.learn_effects(np.zeros((9, 2)), kind="best"), "score"),
         (lambda: suites.suite("coppy", 1), "copy"), (lambda: suites.dynamics("lineer", 2), "linear"),
         (lambda: suites.causal_model("tree"), "collider"), (lambda: suites.kinship(1, 40), "people"),
+        (lambda: suites.causal_model("random", 0), "1 variable"),
+        (lambda: suites.observe(np.zeros((3, 3)), 9, do={-1: 0.0}), "an intervention"),
+        (lambda: causal.learn_effects(np.eye(3), targets=np.zeros(4)), "set in each"),
+        (lambda: causal.structural_distance(np.zeros((3, 3)), np.zeros((4, 4))), "compare"),
+        (lambda: causal.StructuralModel.fitted(np.zeros((3, 3)), np.zeros((9, 4))), "samples"),
+        (lambda: causal.is_dag(torch.zeros(3, 2)), "matrix"),
+        (lambda: causal.threshold(torch.full((3, 3), torch.nan)), "finite"),
+        (lambda: reason.judge(reason.Rules(), []), "answers"), (lambda: reason.learn_rules([], 0, 1), "answers"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(NexusError, match=told):
             act()

@@ -14,13 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from ...core import DataError, ModelError
+from .suites import carried_out
+
+# %% ../../../nbs/systems/language/01e_causal.ipynb #4618a8ea
+def square(effects: Tensor) -> Tensor:
+    "A matrix of effects that is none is refused."
+    if effects.ndim != 2 or effects.shape[0] != effects.shape[1]:
+        raise ModelError("a matrix of effects", found=tuple(effects.shape), expected="(d, d)",
+                         remedy="give the effect of each variable on each")
+    return effects
+
+def refuse_unlike(samples: np.ndarray, effects: np.ndarray) -> np.ndarray:
+    "Samples of other variables than those of a graph are refused."
+    if samples.shape[-1:] * 2 != effects.shape:
+        raise DataError("samples of a causal model", found=f"{samples.shape} for effects {effects.shape}",
+                        expected="(..., d) for (d, d)", remedy="give a column to each variable of the graph")
+    return samples
 
 # %% ../../../nbs/systems/language/01e_causal.ipynb #8d56ad03
 def dag_constraint(
     adjacency: Tensor,  # (d, d), A[i, j]: the effect of i on j
 ) -> Tensor:
     "tr(exp(A ∘ A)) - d: zero exactly for acyclic graphs (Zheng et al., 2018)."
-    squares = (adjacency * adjacency).double()
+    squares = square(adjacency * adjacency).double()
     return (torch.linalg.matrix_exp(squares).diagonal().sum() - len(squares)).to(adjacency.dtype)
 
 def log_det_constraint(
@@ -28,7 +44,7 @@ def log_det_constraint(
     s: float = 1.0,
 ) -> Tensor:
     "-log det(s I - A ∘ A) + d log s: zero exactly for acyclic graphs (Bello et al., 2022)."
-    size = len(adjacency)
+    size = len(square(adjacency))
     eye = torch.eye(size, dtype=adjacency.dtype, device=adjacency.device)
     sign, value = torch.linalg.slogdet(s * eye - adjacency * adjacency)
     if sign <= 0:
@@ -41,7 +57,7 @@ def is_dag(
     adjacency: Tensor,  # (d, d)
 ) -> bool:
     "Whether the nonzero entries form a graph without cycles: take away what has no cause, until nothing is left."
-    edges = adjacency.detach() != 0
+    edges = square(adjacency.detach()) != 0
     while len(edges):
         caused = edges.any(0)
         if caused.all():
@@ -54,7 +70,10 @@ def threshold(
     least: float = 0.3,  # effects below this are removed
 ) -> Tensor:
     "The strong effects, without those that would close a cycle of stronger ones: a DAG."
-    effects = adjacency.detach().clone().fill_diagonal_(0)
+    effects = square(adjacency.detach()).clone().fill_diagonal_(0)
+    if not effects.isfinite().all():
+        raise ModelError("effects of a graph", found="a value that is not finite", expected="numbers",
+                         remedy="look at the data or the training that gave them")
     kept, reaches = torch.zeros_like(effects), torch.eye(len(effects), dtype=torch.bool, device=effects.device)
     for place in effects.abs().flatten().sort(descending=True).indices[: int((effects.abs() >= least).sum())].tolist():
         i, j = divmod(place, len(effects))
@@ -76,6 +95,9 @@ def covariances(
     if targets is None:
         centred = data - data.mean(0)
         return np.repeat((centred.T @ centred / len(data))[None], data.shape[1], 0)
+    if np.shape(targets) != data.shape[:1]:
+        raise DataError("what was set in each sample", found=f"shape {np.shape(targets)}", expected=f"({len(data)},)",
+                        remedy="give a variable a sample, -1 where none was set")
     parts = [data[targets != j] for j in range(data.shape[1])]
     return np.stack([part.T @ part / len(part) for part in parts])
 
@@ -142,6 +164,9 @@ def structural_distance(
     other: np.ndarray,  # (d, d)
 ) -> int:
     "Edges to add, remove or reverse (the structural Hamming distance, SHD)."
+    if np.shape(one) != np.shape(other):
+        raise DataError("two graphs to compare", found=f"{np.shape(one)} and {np.shape(other)}",
+                        expected="matrices of effects of the same variables", remedy="compare like with like")
     wrong = (np.asarray(one) != 0) != (np.asarray(other) != 0)
     return int(np.triu(wrong | wrong.T, 1).sum())
 
@@ -209,7 +234,7 @@ class StructuralModel:
         "Least squares of each variable on its causes in the graph."
         if not is_dag(torch.as_tensor(dag)):
             raise ModelError("a causal graph", found="a cycle", expected="a DAG", remedy="pass it through `threshold`")
-        effects, data = np.zeros(np.shape(dag)), np.asarray(data, float)
+        effects, data = np.zeros(np.shape(dag)), refuse_unlike(np.asarray(data, float), np.asarray(dag))
         centred = data - data.mean(0)
         for j in range(len(effects)):
             causes = np.flatnonzero(dag[:, j])
@@ -219,14 +244,11 @@ class StructuralModel:
 
     def noise(self, samples: np.ndarray) -> np.ndarray:
         "Abduction: the noise u (..., d) behind samples (..., d)."
-        return samples - samples @ self.effects
+        return samples - refuse_unlike(np.asarray(samples, float), self.effects) @ self.effects
 
     def follow(self, noise: np.ndarray, do: dict[int, float] | None = None) -> np.ndarray:
         "Prediction: what noise (..., d) leads to, where variables are set."
-        cut, noise = self.effects.copy(), np.array(noise, float)
-        for variable, value in (do or {}).items():
-            cut[:, variable], noise[..., variable] = 0, value
-        return noise @ np.linalg.inv(np.eye(len(cut)) - cut)
+        return carried_out(self.effects, noise, do)
 
     def sample(self, count: int, seed: int = 0, do: dict[int, float] | None = None) -> np.ndarray:
         "Samples (count, d), under an intervention if one is given."
@@ -235,7 +257,7 @@ class StructuralModel:
 
     def counterfactual(self, sample: np.ndarray, do: dict[int, float]) -> np.ndarray:
         "What a sample (..., d) would have been, had variables been set."
-        return self.follow(self.noise(np.asarray(sample, float)), do)
+        return self.follow(self.noise(sample), do)
 
 # %% ../../../nbs/systems/language/01e_causal.ipynb #615df7a5
 def bounded(

@@ -141,6 +141,9 @@ def corpus_of(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
 
 def bits_per_byte(nats: float, text_bytes: float) -> float:
     "Bits per byte of a text that costs so many nats in all."
+    if not text_bytes > 0:
+        raise DataError("bits per byte", found=f"a text of {text_bytes} bytes", expected="some text",
+                        remedy="score a text that is not empty")
     return nats / math.log(2) / text_bytes
 
 # %% ../../../nbs/systems/language/01_data.ipynb #c2555b68

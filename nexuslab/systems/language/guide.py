@@ -74,6 +74,9 @@ def configuration(
     **more: Any,  # keys that the guide has not, such as `seed`
 ) -> LanguageConfig:
     "The configuration of a run with the guide's values and all modules; the rest is preset `paper` without curriculum."
+    if not isinstance(training, TrainingConfig):
+        raise ConfigError("a configuration of the guide", found=type(training).__name__, expected="TrainingConfig",
+                          remedy="TrainingConfig(**values)")
     told = {place: getattr(training, name) for name, place in PLACES.items()}
     told |= {"compute.precision": "auto" if training.fp16 else "fp32", "data.path": data_path, "data.curriculum": None}
     told |= {f"model.{module}": True for module in ("world", "reason", "energy", "causal")}

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import ConfigError, ModelError
+from .model import refuse_labels
 from ...task import At, StepOut, Updater
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #7ef649f3
@@ -25,11 +26,13 @@ def next_token_loss(
     labels: Tensor,  # (B, T)
     smoothing: float = 0.0,  # share of a target that all tokens have alike
 ) -> Tensor:
-    "The mean negative log-probability of the labels [nats]."
-    if logits.shape[:2] != labels.shape:
-        raise ModelError("labels", found=f"{tuple(labels.shape)} for logits {tuple(logits.shape)}",
-                         expected="(B, T) for (B, T, V)", remedy="give a label for each position")
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=NONE, label_smoothing=smoothing)
+    """The mean negative log-probability of the labels [nats]. Where no position has one it is 0, with a gradient of 0:
+    means that weigh batches by their labels, and steps over many batches, are what they are without that batch."""
+    refuse_labels(labels, logits.shape)
+    if not bool((labels != NONE).any()):
+        return logits[..., :0].sum()
+    labels = labels.flatten().long()
+    return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=NONE, label_smoothing=smoothing)
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #c5a50775
 class Terms(nn.Module):
@@ -71,9 +74,26 @@ class CausalLoss(Terms):
     def __init__(self, sparsity_weight: float = 0.01, dag_weight: float = 1.0):
         super().__init__(unexplained=1.0, acyclic=dag_weight, sparse=sparsity_weight)
 
-# %% ../../../nbs/systems/language/03_loss.ipynb #13dd616a
+# %% ../../../nbs/systems/language/03_loss.ipynb #78f9afb4
 MODULES = ("world", "reason", "energy", "causal")
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #ffb13fbb
+def refuse_strangers(given: Any, what: str) -> None:
+    "Names of modules that there are not are refused."
+    strange = [name for name in given if name not in MODULES] if isinstance(given, dict) else [type(given).__name__]
+    if strange:
+        raise ModelError(what, found=", ".join(map(str, strange)), expected=f"a dictionary by {', '.join(MODULES)}",
+                         remedy="pass info['module_outputs'] of the model as it is")
+
+def refuse_weights(weights: dict[str, float], smoothing: float, losses: dict[str, nn.Module]) -> None:
+    "Weights and a share of smoothing that make no loss are refused."
+    refuse_strangers(losses, "losses of modules")
+    wrong = [name for name, weight in weights.items() if not 0 <= weight < math.inf]
+    if wrong or not 0 <= smoothing < 1:
+        raise ConfigError("weights of losses", found=f"{weights}, label_smoothing {smoothing}",
+                          expected="finite weights from 0, label_smoothing in [0, 1)", remedy="correct them")
+
+# %% ../../../nbs/systems/language/03_loss.ipynb #13dd616a
 class NEXUSLoss(nn.Module):
     "The weighted sum of the next token's loss and those of the modules."
 
@@ -89,6 +109,7 @@ class NEXUSLoss(nn.Module):
     ):
         super().__init__()
         weights = (lm_weight, world_weight, reason_weight, energy_weight, causal_weight)
+        refuse_weights(dict(zip(("lm", *MODULES), weights)), label_smoothing, losses or {})
         self.weights, self.label_smoothing = dict(zip(("lm", *MODULES), weights)), label_smoothing
         usual = zip(MODULES, (WorldModelLoss(), ReasoningLoss(), EnergyLoss(), CausalLoss()))
         self.losses = nn.ModuleDict(dict(usual) | (losses or {}))
@@ -104,6 +125,7 @@ class NEXUSLoss(nn.Module):
         parts = {"lm": next_token_loss(logits, labels, self.label_smoothing if self.training else 0.0)}
         if not self.training:
             return parts["lm"], parts
+        refuse_strangers(module_outputs or {}, "what modules say")
         parts |= {name: self.losses[name](said) for name, said in (module_outputs or {}).items()}
         return sum(self.weight(name, factors) * part for name, part in parts.items()), parts
 
@@ -111,10 +133,17 @@ class NEXUSLoss(nn.Module):
         "The weight of a part."
         return self.weights[name] * (factors or {}).get(name, 1.0)
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #781d8da6
+def refuse_others(losses: Tensor, sums: Tensor) -> None:
+    "Losses, or sums of them, that are not as many as there are weights are refused."
+    if losses.shape != sums.shape:
+        raise ModelError("losses of dynamic weights", found=tuple(losses.shape), expected=f"{tuple(sums.shape)}",
+                         remedy="make as many weights as there are losses")
+
 # %% ../../../nbs/systems/language/03_loss.ipynb #fad42a2f
 class DynamicLossWeights:
     """Weights inverse to running means of losses; their sum is 1. A loss of exactly 0 comes from a module that was
-    asked nothing, and leaves its mean; no weight is over a thousand times another."""
+    asked nothing, and leaves its mean, as one that is not finite does; no weight is over a thousand times another."""
 
     def __init__(self, num_losses: int, momentum: float = 0.99):
         if num_losses < 1 or not 0 <= momentum < 1:
@@ -137,9 +166,11 @@ class DynamicLossWeights:
     def update(self, losses: Tensor) -> None:
         "Follow the losses of a step."
         losses = losses.detach().double().cpu()
-        self.count += losses != 0
+        refuse_others(losses, self.sums)
+        told = (losses != 0) & losses.isfinite()
+        self.count += told
         followed = self.momentum * self.sums + (1 - self.momentum) * losses
-        self.sums = torch.where(losses != 0, followed, self.sums)
+        self.sums = torch.where(told, followed, self.sums)
 
     def __call__(self, losses: Tensor) -> Tensor:
         "The weighted sum of losses (n,), which the weights follow."
@@ -152,6 +183,7 @@ class DynamicLossWeights:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go on from a checkpoint."
+        refuse_others(torch.as_tensor(state.get("sums", 0.0)), self.sums)
         self.count.copy_(torch.as_tensor(state["count"]))
         self.sums.copy_(state["sums"])
 

@@ -21,6 +21,7 @@ from ...core import ConfigError, ModelError
 from ...draws import scramble
 from ...setup import Recomputes
 from .causal import Causal
+from .data import IGNORED
 from .energy import Energy
 from .reason import Reason
 from .scan import WIDEST, scan
@@ -270,21 +271,54 @@ def modules_of(config: NEXUSConfig, pieces: list[bytes] | None) -> dict[str, nn.
         "energy": lambda: Energy(config.d_model, config.vocab_size, iterations=config.target_iterations),
         "causal": lambda: Causal(config.d_model),
     }
+    if pieces is not None and (len(pieces) != config.vocab_size or not all(isinstance(p, bytes) for p in pieces)):
+        raise ModelError("what tokens spell", found=f"{len(pieces)}, the first {pieces[:1]}",
+                         expected=f"{config.vocab_size}, each of type bytes", remedy="tokenizer.pieces(range(V))")
     there = [name for name in made if getattr(config, name) and not (name == "reason" and pieces is None)]
     return {name: made[name]() for name in there}
 
 # %% ../../../nbs/systems/language/02_model.ipynb #56cad609
+WHOLE = (torch.int64, torch.int32)
+
 def refuse_unknown(ids: Tensor, vocab_size: int) -> None:
     "Tokens beyond the vocabulary are refused; when compiled, by the embedding's own check."
     if torch.compiler.is_compiling():
         return  # looking at them would cut the graph in two
-    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
-        raise ModelError("tokens", found=f"{tuple(ids.shape)} of {ids.dtype}", expected="(B, T) ids, one at least",
+    found = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel() or ids.dtype not in WHOLE:
+        raise ModelError("tokens", found=found, expected="(B, T) ids, int64 or int32, one at least",
                          remedy="give a row a text; one without tokens begins with its separator")
     low, high = ids.aminmax()
     if low < 0 or high >= vocab_size:
         raise ModelError("tokens", found=f"ids from {int(low)} to {int(high)}", expected=f"0 to {vocab_size - 1}",
                          remedy="encode the text with the tokenizer that the model was trained with")
+
+# %% ../../../nbs/systems/language/02_model.ipynb #417da98a
+def refuse_labels(labels: Tensor, shape: tuple[int, ...]) -> None:
+    "Labels that do not fit logits of a shape (B, T, V) are refused; -100 stands for none."
+    if torch.compiler.is_compiling():
+        return
+    found = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+    if len(shape) != 3 or not isinstance(labels, Tensor) or labels.shape != shape[:2] or labels.dtype not in WHOLE:
+        raise ModelError("labels", found=f"{found} for logits {tuple(shape)}", expected="(B, T) whole numbers for "
+                         "(B, T, V)", remedy="give a label for each position, and -100 where there is none")
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= shape[2]))]
+    if len(wrong):
+        raise ModelError("labels", found=f"ids from {int(wrong.min())} to {int(wrong.max())}", expected=f"0 to "
+                         f"{shape[2] - 1}, or {IGNORED} where there is none", remedy="encode the text with the "
+                         "tokenizer that the model was made for")
+
+# %% ../../../nbs/systems/language/02_model.ipynb #499eb225
+def refuse_unfit(ids: Tensor, vocab_size: int, start: Tensor | None, state: dict[str, Any] | None) -> None:
+    "Tokens beyond the vocabulary, and starts (B, T) and states of B texts that do not fit the tokens, are refused."
+    refuse_unknown(ids, vocab_size)
+    if start is not None and start.shape != ids.shape:
+        raise ModelError("starts of documents", found=tuple(start.shape), expected=f"{tuple(ids.shape)}, one a token",
+                         remedy="give the `start` of the same batch")
+    if state is not None and (not {"before", "layers"} <= {*state} or len(state["before"]) != len(ids)):
+        found = f"one of {len(state['before'])} texts" if "before" in state else f"a dictionary of {', '.join(state)}"
+        raise ModelError("a state", found=found, expected=f"what the model handed on, of {len(ids)} texts",
+                         remedy="pass info['state'] of a forward with hand_on=True, or model.begin(rows)")
 
 # %% ../../../nbs/systems/language/02_model.ipynb #8bee34b8
 def recent(ids: Tensor, document: Tensor | None, before: Tensor | None, most: int) -> Tensor:
@@ -327,7 +361,7 @@ class Backbone(nn.Module, Recomputes):
         hand_on: bool = False,  # give the state behind the last token
     ) -> tuple[Tensor, dict[str, Any] | None]:
         "The normalised output of the last layer (B, T, D), and the state."
-        refuse_unknown(input_ids, self.config.vocab_size)
+        refuse_unfit(input_ids, self.config.vocab_size, start, state)
         document = documents(start, state is None)
         x, before, handed = self.embed(input_ids), state and state["before"], []
         if self.tables is not None:
@@ -377,7 +411,9 @@ class NEXUSCore(Backbone):
         draw: Callable | None = None,  # (shape, name) -> uniform numbers, such as `At.uniform`: where losses are taken
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         "Logits (B, T, V); with all outputs also what the modules say, the latents and the state."
-        before = (state or self.begin(len(input_ids)))["text"] if hand_on or state else None
+        if labels is not None:
+            refuse_labels(labels, (*input_ids.shape, self.config.vocab_size))
+        before = (state or self.begin(len(input_ids))).get("text") if hand_on or state else None
         latents, state = self.latents(input_ids, start, state, hand_on)
         segment = torch.zeros_like(input_ids) if start is None else start.cumsum(1)
         with torch.autocast(latents.device.type, enabled=False):
@@ -398,6 +434,7 @@ def stepwise(
     start: Tensor | None = None,  # (B, T)
 ) -> Tensor:
     "The logits (B, T, V) of a text read token by token."
+    refuse_unknown(ids, model.config.vocab_size)
     state, found = model.begin(len(ids)), []
     for t in range(ids.shape[1]):
         told = None if start is None else start[:, t : t + 1]
@@ -418,6 +455,9 @@ def chosen(
     if not (temperature >= 0 and 0 < top_p <= 1) or top_k is not None and top_k < 1:
         raise ConfigError("how tokens are chosen", found=f"temperature {temperature}, top_k {top_k}, top_p {top_p}",
                           expected="temperature from 0, top_k from 1, top_p in (0, 1]", remedy="correct them")
+    if logits.isnan().any():
+        raise ModelError("logits", found="values that are no numbers", expected="numbers", remedy="take a checkpoint "
+                         "from before the training diverged")
     if temperature == 0:
         return logits.argmax(-1)
     ordered, tokens = logits.double().sort(-1, descending=True)
@@ -438,6 +478,10 @@ def generate(
     **how: Any,  # of `chosen`
 ) -> Tensor:
     "n tokens that continue each prompt, (B, n)."
+    refuse_unknown(prompt, model.config.vocab_size)
+    if uniform.ndim != 2 or len(uniform) != len(prompt) or not uniform.numel():
+        raise ModelError("numbers to choose tokens by", found=tuple(uniform.shape), remedy="give a number a token",
+                         expected=f"({len(prompt)}, n) for {len(prompt)} prompts, n from 1")
     logits, info = model(prompt, return_all_outputs=True, hand_on=True)
     written = []
     for numbers in uniform.unbind(1):

@@ -201,6 +201,10 @@ def replays(proof: Proof, facts: tuple, listed: dict[tuple[str, ...], str]) -> b
 # %% ../../../nbs/systems/language/01c_reason.ipynb #80d5785f
 def goals(cases: list[Case]) -> Tensor:
     "The answers that the text gives, (S,) int64."
+    if not cases or any(case.answer is None for case in cases):
+        raise DataError("questions with answers", found=f"{sum(case.answer is not None for case in cases)} answers of "
+                        f"{len(cases)} questions", expected="one question at least, each with its answer",
+                        remedy="keep the cases of `read` that have one")
     return torch.tensor([RELATIONS.index(case.answer) for case in cases])
 
 def learn_rules(
@@ -212,6 +216,7 @@ def learn_rules(
     rounds: int = 2,
 ) -> Rules:
     "Rules trained by the cross-entropy of answers, with Adam."
+    goals(cases)  # refuses questions without answers
     rules, drawn = Rules(), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(rules.parameters(), rate)
     for _ in range(steps):
@@ -226,13 +231,14 @@ def judge(
     cases: list[Case],  # with answers
 ) -> dict[str, float]:
     "The share of right answers, the share of answers whose proofs replay and derive them, and the mean proof length."
+    true = goals(cases)
     with torch.no_grad():
         given = rules.answers(*known(cases)).argmax(1)
     listed, derived = written(rules), proofs(rules, cases)
     sound = [proof is not None and proof.relation == RELATIONS[answer] and (proof.x, proof.y) == case.asked
              and replays(proof, case.facts, listed) for case, proof, answer in zip(cases, derived, given.tolist())]
     length = sum(proof.length for proof in derived if proof is not None) / max(1, sum(map(bool, derived)))
-    right = float((given == goals(cases)).float().mean())
+    right = float((given == true).float().mean())
     return {"right": right, "replayed": sum(sound) / len(sound), "length": length}
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #c5775024

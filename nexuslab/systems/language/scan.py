@@ -41,6 +41,10 @@ def checked(x, log_a, b, c, state, starts) -> tuple[Tensor, Tensor]:
                          remedy="give log_a (B, T, H), b and c (B, T, N) of the batch and length of x (B, T, H, P)")
     state = x.new_zeros(batch, heads, width, b.shape[-1]) if state is None else state
     starts = torch.zeros(batch, length, dtype=torch.bool, device=x.device) if starts is None else starts
+    if state.shape != (batch, heads, width, b.shape[-1]) or starts.shape != (batch, length):
+        raise ModelError("state and starts of a scan", found=f"{tuple(state.shape)} and {tuple(starts.shape)}",
+                         expected=f"{(batch, heads, width, b.shape[-1])} and {(batch, length)}",
+                         remedy="give a state (B, H, P, N) and starts (B, T)")
     return state, starts
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #14892889
@@ -56,6 +60,8 @@ def scan(
     least: float = -torch.inf,  # what no log_a is below
 ) -> tuple[Tensor, Tensor | None]:
     "What `scan_in_order` computes, by matrix products of chunks."
+    if chunk < 1:
+        raise ModelError("the chunk of a scan", found=chunk, expected="1 token or more", remedy="raise it")
     if state is None and starts is None and not hand_on and x.shape[1] <= chunk:
         checked(x, log_a, b, c, None, None)
         decay = summed(log_a, 1, least).transpose(1, 2)[:, None]

@@ -202,8 +202,11 @@ def causal_model(
 ) -> np.ndarray:
     "Effects A (d, d), A[i, j] of i on j."
     draw = np.random.default_rng(seed)
+    if variables < 1 or edges < 0:
+        raise DataError("a random graph", found=f"{variables} variables, {edges} edges each", expected="1 variable "
+                        "or more, 0 edges or more", remedy="correct them")
     if kind == "random":
-        there = np.triu(draw.random((variables, variables)) < 2 * edges / (variables - 1), 1)
+        there = np.triu(draw.random((variables, variables)) < 2 * edges / max(1, variables - 1), 1)
         order = np.argsort(draw.permutation(variables))
         there = there[np.ix_(order, order)]
     elif kind in GRAPHS:
@@ -213,6 +216,19 @@ def causal_model(
         raise DataError("a causal model", found=kind, expected=", ".join((*GRAPHS, "random")), remedy="choose one")
     return there * draw.uniform(0.5, 2, there.shape) * draw.choice([-1, 1], there.shape)
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #a7a6522f
+def carried_out(effects: np.ndarray, noise: np.ndarray, do: dict[int, float] | None) -> np.ndarray:
+    "What noise (..., d) leads to in x = x A + u, where some variables are set, whatever their causes."
+    cut, noise, there = np.array(effects, float), np.array(noise, float), range(len(effects))
+    if cut.shape != noise.shape[-1:] * 2 or any(variable not in there for variable in do or {}):
+        raise DataError("an intervention", found=f"on variables {list(do or {})}, noise {noise.shape}",
+                        expected=f"variables from 0 to {len(cut) - 1}, noise (..., {len(cut)})",
+                        remedy="name variables by their columns")
+    for variable, value in (do or {}).items():
+        cut[:, variable], noise[..., variable] = 0, value
+    return noise @ np.linalg.inv(np.eye(len(cut)) - cut)
+
+# %% ../../../nbs/systems/language/00c_suites.ipynb #c9ee1b10
 def observe(
     effects: np.ndarray,  # A (d, d)
     count: int,  # n
@@ -220,11 +236,7 @@ def observe(
     do: dict[int, float] | None = None,  # variables that are set, whatever their causes
 ) -> np.ndarray:
     "Samples (n, d) of a linear structural model with standard normal noise."
-    noise = np.random.default_rng([seed, 77]).normal(size=(count, len(effects)))
-    kept = effects.copy()
-    for variable, value in (do or {}).items():
-        kept[:, variable], noise[:, variable] = 0, value
-    return noise @ np.linalg.inv(np.eye(len(effects)) - kept)
+    return carried_out(effects, np.random.default_rng([seed, 77]).normal(size=(count, len(effects))), do)
 
 # %% ../../../nbs/systems/language/00c_suites.ipynb #9e7feefa
 def turning(fast: float, slow: float, damping: float) -> np.ndarray:

@@ -29,7 +29,7 @@ from .loss import NONE, Balance, NEXUSLoss, gradient_shares, next_token_loss
 from .model import NEXUSConfig, NEXUSCore, generate
 from .rivals import rivals_of
 from .suites import SUITES, kinship, suite_documents
-from .tokens import tokenizer_of
+from .tokens import Characters, tokenizer_of
 from .world import health
 from ...task import CanPredict, CanSample, CanScore, Group, HasGroups, StepOut, Task, Updater
 
@@ -254,6 +254,14 @@ def objective(model: NEXUSCore, batch: dict[str, Tensor], cfg: LanguageConfig, a
     right = (logits.argmax(-1) == labels)[counted].float().mean()
     return StepOut(total, n, parts, fed(total, n, float(batch["bytes"].sum()), right))
 
+# %% ../../../nbs/systems/language/04_task.ipynb #edde54a0
+def example(meta: dict, text: str = "def main():\n") -> str:
+    "A text to score where none is given: as much of `text` as the tokenizer can write, or else of its alphabet."
+    tokenizer = tokenizer_of(meta["tokenizer"])
+    if not isinstance(tokenizer, Characters):
+        return text
+    return "".join(c for c in text if c in tokenizer.characters) or tokenizer.characters[: len(text)]
+
 # %% ../../../nbs/systems/language/04_task.ipynb #758a1a45
 def encoded(texts: list[str], meta: dict, what: str) -> list[np.ndarray]:
     "Texts as tokens behind a separator, as in training; what the tokenizer cannot write is refused by it."
@@ -409,7 +417,7 @@ class LanguageAnswers(CanPredict, CanSample):
     "What the engine asks about text."
 
     def predict(self, model, inputs, cfg, meta, *, length: Annotated[int, Field(ge=0)] = 0):
-        inputs = ["def main():\n"] if inputs is None else [inputs] if isinstance(inputs, str) else inputs
+        inputs = [example(meta)] if inputs is None else [inputs] if isinstance(inputs, str) else inputs
         rows = []
         for text, ids in zip(inputs, encoded(inputs, meta, "texts to score")):
             row = {"text": text} | (scored(model, ids, meta, cfg.data.length) if len(ids) > 1 else {})

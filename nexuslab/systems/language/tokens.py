@@ -69,6 +69,18 @@ class Tokenizer(ABC):
         "A name for what it does."
         return digest(self.state(), 64)
 
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #db22916a
+def unicode(text: str, encoding: str = "utf-8") -> bytes:
+    "The bytes of a text; what is no text, and half a surrogate pair, which stands for no character, are refused."
+    try:
+        return str.encode(text, encoding)
+    except (TypeError, UnicodeEncodeError) as error:
+        place = type(text).__name__
+        if isinstance(text, str):
+            place = f"{text[error.start]!r} at character {error.start + 1}"
+        raise DataError("a text that is none in Unicode", found=place, expected="a string of whole characters",
+                        remedy="decode bytes as UTF-8; replace halves: text.encode('utf-8', 'replace')") from error
+
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #b0555ae5
 class Bytes(Tokenizer):
     "A token a byte of UTF-8."
@@ -79,7 +91,7 @@ class Bytes(Tokenizer):
         self.bytes_of = np.append(np.ones(256, np.float32), np.float32(0))
 
     def encode(self, text):
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(self.dtype)
+        return np.frombuffer(unicode(text), np.uint8).astype(self.dtype)
 
     def pieces(self, ids):
         return [bytes([i]) if i < 256 else b"" for i in map(int, ids)]
@@ -107,7 +119,7 @@ class Characters(Tokenizer):
         return cls("".join(sorted(set().union(*texts))))
 
     def encode(self, text):
-        code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        code = np.frombuffer(unicode(text, "utf-32-le"), np.uint32)
         ids = np.minimum(np.searchsorted(self.code, code), self.separator - 1)
         refuse_unknown(text, np.flatnonzero(self.code[ids] != code), self)
         return ids.astype(self.dtype)
@@ -154,6 +166,8 @@ class BytePairs(Tokenizer):
         return self.encode_all([text])[0]
 
     def encode_all(self, texts):
+        for text in texts:
+            unicode(text)
         return encode_words(self, texts)
 
     def pieces(self, ids):

@@ -43,6 +43,8 @@ def effective_rank(
     z: Tensor,  # (M, W)
 ) -> Tensor:
     "The exponential of the entropy of the normalised singular values of centred latents, between 1 and W."
+    if not z.isfinite().all():
+        return z.new_full((), torch.nan)  # of a training that diverges, which its guard is to see
     values = torch.linalg.svdvals((z - z.mean(0)).double())
     share = values / values.sum().clamp(min=1e-12)
     return (-(share * (share + 1e-12).log()).sum()).exp().float()
