@@ -41,7 +41,7 @@ setup(
     packages=find_packages(include=["nexuslab", "nexuslab.*"]),
     include_package_data=True,
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "kaggle": cfg["kaggle_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "papermill.io": ["nexuslab:// = nexuslab.jobs:RunStore"],

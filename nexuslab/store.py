@@ -363,6 +363,14 @@ class damaged:
         if isinstance(error, (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)):
             raise DataError(self.what, found=str(error).strip("'\"") or kind.__name__, **self.words) from error
 
+# %% ../nbs/engine/02b_store.ipynb #7bb34939
+def is_store(path: Path) -> bool:
+    "Whether a dataset is a file with a manifest: a file of a user's own may have none."
+    if not path.is_file():
+        return False
+    with damaged(path), h5py.File(path, "r") as file:
+        return "manifest" in file.attrs
+
 # %% ../nbs/engine/02b_store.ipynb #749e3800
 def store_path(
     root: Path | str,  # the project root

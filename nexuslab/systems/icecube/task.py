@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
-from ...core import ConfigError, digest, file_digest, mix
+from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
 from ...store import Store, store_path
 from nexuslab.systems.icecube.data import (
@@ -29,8 +29,9 @@ from nexuslab.systems.icecube.data import (
 )
 from .detector import icecube86
 from .diffusion import GaussianDiffusion, sample_events
-from .event import ENERGY, TRIGGER, draw_labels
+from .event import ENERGY, LABELS, TRIGGER, draw_labels
 from .factory import IceCubeDiffusion, IceCubeModel, ModelFactory
+from .imports import Reading, contract_file
 from .signal import fit_codec
 from ...task import EMA, At, CanSample, CanScore, Costly, StepOut, Task
 
@@ -38,7 +39,12 @@ from ...task import EMA, At, CanSample, CanScore, Costly, StepOut, Task
 class IceCubeData(Section):
     "Which events."
 
-    path: str | None = Field(None, description="a file of the contract (chapter 01), or None: simulated events")
+    path: str | None = Field(None, description="events of one's own: a file of the contract (chapter 01), GraphNeT's "
+                                               ".db or Kaggle's parquet (chapter 01a); None: simulated events")
+    pulses: str | None = Field(None, description="table of pulses of a .db; the only one by default")
+    auxiliary: bool = Field(True, description="keep the pulses that Kaggle marks as auxiliary")
+    fill: dict[Literal[LABELS], float] = Field({}, description="numbers for labels that the file lacks, such as "
+                                                               "{energy: 1e4, x: 0, y: 0, z: 0}")
     events: int = Field(20_000, ge=100, description="simulated events of train, val and test")
     train_ratio: float = Field(0.8, gt=0, lt=1, description="share of train")
     val_ratio: float = Field(0.1, gt=0, lt=1, description="share of val")
@@ -53,12 +59,20 @@ class IceCubeData(Section):
         "Shares of train, val and test."
         return self.train_ratio, self.val_ratio, self.test_ratio
 
+    def file(self, root: Path | str, path: Path | str | None = None) -> EventFile:
+        "The events of `path`, or of another; a file in another form is imported first."
+        return EventFile(contract_file(path or self.path, root, Reading(self.pulses, self.auxiliary, self.fill)))
+
     @model_validator(mode="after")
     def _whole(self):
-        "Refuse shares that are not a whole."
+        "Refuse shares that are not a whole, and choices that nothing asks for."
         if abs(sum(self.fractions) - 1) > 1e-6:
             raise ConfigError("data.train_ratio, val_ratio, test_ratio", found=self.fractions, expected="a sum of 1",
                               remedy="correct the shares")
+        chosen = self.pulses or self.fill or not self.auxiliary
+        if chosen and Path(self.path or "simulated.h5").suffix in (".h5", ".hdf5"):
+            raise ConfigError("data.pulses, data.fill, data.auxiliary", found=f"data.path {self.path}",
+                              expected="a file to import, .db or .parquet", remedy="leave them out")
         return self
 
 class IceCubeConfig(Config):
@@ -207,7 +221,7 @@ def opened(cfg: IceCubeConfig, root: Path) -> tuple[list[Source], str]:
     "Train, val and test, and a fingerprint."
     d = cfg.data
     if d.path:
-        held = EventFile(Path(root) / d.path)
+        held = d.file(root)
         parts = split_ids(held.size, d.fractions, cfg.seed)
         marks = [file_digest(held.path), d.fractions, cfg.seed, d.replace_time_inf_with, d.replace_charge_inf_with]
         return [from_file(held, ids, cfg) for ids in parts], digest(marks, 64)
@@ -270,8 +284,9 @@ class IceCubeEvents(Task):
     def prepare(self, cfg, root):
         if not cfg.data.path:
             return made_events(cfg, root)
-        check_events(EventFile(Path(root) / cfg.data.path))
-        return Path(root) / cfg.data.path
+        held = cfg.data.file(root)
+        check_events(held)
+        return held.path
 
     def data(self, cfg, root):
         parts, fingerprint = opened(cfg, root)
@@ -321,7 +336,7 @@ class IceCubeTraining(IceCubeEvents, CanScore):
             ("hit_rate_r2", "exact_zeros"), "max")
 
     def other(self, path, cfg, meta):
-        held = EventFile(path)
+        held = cfg.data.file(project_root(), path)
         check_events(held)
         return from_file(held, np.arange(held.size), cfg)
 
