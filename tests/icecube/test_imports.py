@@ -122,7 +122,8 @@ def test_kaggles_batches_are_the_simulated_events(events, tmp_path):
 @pytest.mark.parametrize("wrong, told", [
     (dict(drop=["charge"]), "batch_1.parquet(.|\n)*no charge"), (dict(column=1, value=5160), "sensor_id 5160"),
     (dict(column=2, value=np.nan), "event 10 of(.|\n)*time is no number"),
-    (dict(column=3, value=-1.0), "event 10 of(.|\n)*charge -1"), (dict(column=0, value=95), "event 95 of(.|\n)*no label"),
+    (dict(column=3, value=-1.0), "event 10 of(.|\n)*charge -1"),
+    (dict(column=0, value=95), "event 95 of(.|\n)*no label"),
 ])
 def test_what_is_wrong_in_a_batch_is_named(wrong, told, events, tmp_path):
     labels, _, rows = events

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Range', 'TASK', 'IceCubeData', 'IceCubeConfig', 'base', 'changed', 'large', 'smoke', 'guide',
            'load_config_from_file', 'labels_from', 'one_label', 'would_trigger', 'labels_of', 'picture', 'opened',
-           'from_file', 'made_events', 'IceCubeEvents', 'IceCubeTraining', 'IceCubeSamples', 'generated', 'IceCubeTask']
+           'own_events', 'from_file', 'made_events', 'IceCubeEvents', 'IceCubeTraining', 'IceCubeSamples', 'generated',
+           'IceCubeTask']
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #3c35e6ff
 import inspect
@@ -59,10 +60,6 @@ class IceCubeData(Section):
         "Shares of train, val and test."
         return self.train_ratio, self.val_ratio, self.test_ratio
 
-    def file(self, root: Path | str, path: Path | str | None = None) -> EventFile:
-        "The events of `path`, or of another; a file in another form is imported first."
-        return EventFile(contract_file(path or self.path, root, Reading(self.pulses, self.auxiliary, self.fill)))
-
     @model_validator(mode="after")
     def _whole(self):
         "Refuse shares that are not a whole, and choices that nothing asks for."
@@ -75,6 +72,7 @@ class IceCubeData(Section):
                               expected="a file to import, .db or .parquet", remedy="leave them out")
         return self
 
+# %% ../../../nbs/systems/icecube/04_task.ipynb #d8b2b8e7
 class IceCubeConfig(Config):
     "A run of the IceCube system."
 
@@ -221,12 +219,16 @@ def opened(cfg: IceCubeConfig, root: Path) -> tuple[list[Source], str]:
     "Train, val and test, and a fingerprint."
     d = cfg.data
     if d.path:
-        held = d.file(root)
+        held = own_events(d, root)
         parts = split_ids(held.size, d.fractions, cfg.seed)
         marks = [file_digest(held.path), d.fractions, cfg.seed, d.replace_time_inf_with, d.replace_charge_inf_with]
         return [from_file(held, ids, cfg) for ids in parts], digest(marks, 64)
     store = Store(made_events(cfg, root))
     return [Simulated(store.path, split) for split in ("train", "val", "test")], digest(store.manifest["digest"], 64)
+
+def own_events(data: IceCubeData, root: Path | str, path: Path | str | None = None) -> EventFile:
+    "The events of `data.path`, or of another file; one in another form is imported first."
+    return EventFile(contract_file(path or data.path, root, Reading(data.pulses, data.auxiliary, data.fill)))
 
 def from_file(held: EventFile, ids: np.ndarray, cfg: IceCubeConfig) -> FromFile:
     "Some events of a file."
@@ -284,7 +286,7 @@ class IceCubeEvents(Task):
     def prepare(self, cfg, root):
         if not cfg.data.path:
             return made_events(cfg, root)
-        held = cfg.data.file(root)
+        held = own_events(cfg.data, root)
         check_events(held)
         return held.path
 
@@ -336,7 +338,7 @@ class IceCubeTraining(IceCubeEvents, CanScore):
             ("hit_rate_r2", "exact_zeros"), "max")
 
     def other(self, path, cfg, meta):
-        held = cfg.data.file(project_root(), path)
+        held = own_events(cfg.data, project_root(), path)
         check_events(held)
         return from_file(held, np.arange(held.size), cfg)
 
