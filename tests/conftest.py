@@ -24,10 +24,16 @@ hypothesis.settings.load_profile("suite")
 LONGEST = ("test_docs", "test_resume", "test_signals", "test_launch", "test_jobs", "test_dashboard", "test_faults")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist writes the groups into the ids of the tests in its own hook
 def pytest_collection_modifyitems(items):
-    """Let the long files start first; the order within a file stays."""
+    """Let the long files start first, in their order; what a fixture makes for a file is made by one worker."""
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        made = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]
+        shared = any(f.scope == "module" and f.func.__module__ == item.module.__name__ for f in made)
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture
