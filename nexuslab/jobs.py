@@ -46,8 +46,8 @@ def add_options(parser: argparse.ArgumentParser, notebook: Path) -> None:
                                 help=f"{told}; or --no-{flag}")
             parser.add_argument(f"--no-{flag}", dest=name, action="store_const", const=False, help=argparse.SUPPRESS)
         elif name != "overrides":
-            reader = READERS.get(kind, parse_yaml)
-            parser.add_argument(f"--{flag}", type=reader, metavar=name.upper(), help=told)
+            reader, several = READERS.get(kind, parse_yaml), {"nargs": "+"} if kind == "list[str]" else {}
+            parser.add_argument(f"--{flag}", type=reader, metavar=name.upper(), help=told, **several)
     if "overrides" in parameters_of(notebook):
         parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE",
                             help="change any key of the configuration, such as -o model.hidden=64; may be repeated")
@@ -82,6 +82,7 @@ class Once(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         value = self.const if self.nargs == 0 else values
+        value = value[0] if self.nargs == "+" and len(value) == 1 else value  # [a, b], or a name
         if (first := parser.said.setdefault(self.dest, (option_string, value)))[1] != value:
             names = " and ".join(dict.fromkeys([first[0], option_string]))
             raise ConfigError(f"{names}: given twice", found=f"{first[1]!r} and {value!r}", expected="one value",

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIXED', 'OWN', 'announce', 'tell', 'printable', 'in_parts', 'finish', 'live_chart', 'resumed', 'system_of',
            'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'stop_if_interrupted', 'known_split',
-           'wants_answers', 'runs_to_compare', 'plan_of_comparison', 'dry_run', 'plan_of_training', 'plan_of_run',
-           'check_parameters']
+           'wants_answers', 'runs_to_compare', 'architectures_to_compare', 'plan_of_comparison', 'dry_run',
+           'plan_of_training', 'plan_of_run', 'check_parameters']
 
 # %% ../nbs/engine/18_plans.ipynb #4392c074
 import os
@@ -257,17 +257,41 @@ def runs_to_compare(runs: list[str] | str | None, system: str | None) -> list:
         raise NexusError("runs to compare", found="none", expected="at least one", remedy="train some: nexuslab train")
     return chosen
 
+# %% ../nbs/engine/18_plans.ipynb #bf012c37
+def architectures_to_compare(given: dict[str, Any], chosen: set[str]):
+    "The system, and the names of the architectures that a comparison asks for."
+    from nexuslab.run import find_runs  # late: these import torch
+    from nexuslab.task import HasArchitectures, get_task
+
+    if both := sorted(chosen & {"runs", "by", "scalars", "smoothing"}):
+        raise ConfigError("architectures", found=f"{', '.join(both)} beside them", expected="one of the two",
+                          remedy=f"leave architectures out, or {' and '.join(both)}")
+    names = [given["architectures"]] if isinstance(given["architectures"], str) else list(given["architectures"])
+    runs = [] if given["system"] else find_runs()
+    system = given["system"] or (runs[-1].tree["system"] if runs else None)
+    task = get_task(system) if system else None
+    if not isinstance(task, HasArchitectures):
+        raise ConfigError("architectures", found=f"the system {system}" if system else "no system, and no run of one",
+                          expected="a system that has several architectures", remedy="name it: --system")
+    if unknown := [name for name in names if name not in task.architectures()] or [None] * (not names):
+        raise ConfigError("architectures", found=str(unknown[0]), expected=" | ".join(task.architectures()),
+                          remedy=did_you_mean(str(unknown[0]), task.architectures()))
+    return task, list(dict.fromkeys(names))
+
 # %% ../nbs/engine/18_plans.ipynb #e55f96b1
 def plan_of_comparison(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    "The runs that would be compared, and where the comparison would be written."
+    "The runs, or the architectures, that would be compared, and where the comparison would be written."
     from nexuslab.run import group_keys  # late: these import torch
     from nexuslab.views import known_scalars
 
-    split, runs = known_split(given["split"]), runs_to_compare(given["runs"], given["system"])
+    folder, split = given["output"] or project_root() / "runs" / ".compare", known_split(given["split"])
+    if given["architectures"] is not None:
+        task, names = architectures_to_compare(given, chosen)
+        return {"architectures": ", ".join(names), "of": task.title, "split": split, "writes": folder}
+    runs = runs_to_compare(given["runs"], given["system"])
     curves = {"scalars": known_scalars(runs, given["scalars"], given["smoothing"]), "smoothing": given["smoothing"]}
     if by := group_keys(runs, given["by"]):
         curves |= {"groups by": ", ".join(by)}
-    folder = given["output"] or project_root() / "runs" / ".compare"
     names = ", ".join(r.path.name for r in runs)
     return {"runs": names, "split": split, **curves, "writes": folder}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', 'Trainable', 'Task', 'Costly', 'CanPredict',
-           'CanScore', 'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'Group', 'HasGroups', 'list_tasks',
-           'register', 'get_task', 'refuse_hidden']
+           'CanScore', 'CanSample', 'HasLatent', 'HasState', 'HasOptimizer', 'Group', 'HasGroups', 'HasArchitectures',
+           'list_tasks', 'register', 'get_task', 'refuse_hidden']
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
@@ -437,6 +437,20 @@ class HasGroups(ABC):
     @abstractmethod
     def groups(self, model: nn.Module, cfg: Config) -> list[Group]:
         "The groups that differ; the parameters in none of them are treated as usual."
+
+# %% ../nbs/engine/04_task.ipynb #eb89176d
+class HasArchitectures(ABC):
+    "A system whose model comes in several architectures, chosen by a key of the configuration."
+
+    architecture_key: str = "model.architecture"
+
+    @abstractmethod
+    def costs(self, architecture: str) -> dict[str, float]:
+        "What an architecture costs on this machine, at a size that all have: name with unit -> number."
+
+    @abstractmethod
+    def architectures(self) -> list[str]:
+        "The architectures that can be compared."
 
 # %% ../nbs/engine/04_task.ipynb #9daef246
 def list_tasks() -> list[str]:

@@ -40,10 +40,12 @@ from nexuslab.core import (
 from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
-from .run import Run, birth_seal, given_up, has_seals, left_out, refuse_links, write_picture
+from nexuslab.run import (
+    Run, at_key, birth_seal, evaluated, given_up, has_seals, left_out, refuse_links, write_picture,
+)
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
-from .task import HasLatent, Task, get_task, register
+from .task import HasArchitectures, HasLatent, Task, get_task, register
 
 # %% ../nbs/engine/12_views.ipynb #abbd0a2d
 PALETTE = BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
@@ -541,9 +543,28 @@ def write_html(notebook, path: Path, title: str) -> Path:
 
 # %% ../nbs/engine/12_views.ipynb #c469a024
 def comparison_report(table: pd.DataFrame, curves: Path, output: Path) -> Path:
-    "A table of runs and the picture of their curves as one self-contained HTML file."
+    "A table of runs, or of architectures, and a picture of them as one self-contained HTML file."
     import nbformat
 
     texts = ("# Comparison\n\n" + table.to_html(na_rep=""), embedded(curves))
     cells = [nbformat.v4.new_markdown_cell(text) for text in texts]
     return write_html(nbformat.v4.new_notebook(cells=cells), output, "comparison")
+
+# %% ../nbs/engine/12_views.ipynb #a6e78577
+def architecture_table(task: HasArchitectures, names: list[str], runs: list[Run], split: str = "test") -> pd.DataFrame:
+    "One column an architecture: what it costs, and the figures of the newest run that has it and was evaluated."
+    reached = {}
+    for run in runs:  # the oldest first
+        if figures := evaluated(run).get(split, {}).get("figures"):
+            reached[at_key(run.tree, task.architecture_key)] = {"run": run.path.name} | figures
+    return pd.DataFrame({name: task.costs(name) | reached.get(name, {}) for name in names}, dtype=object)
+
+def plot_costs(table: pd.DataFrame):
+    "What architectures cost, a panel for each row that has a number for all of them."
+    numbers = table[table.notna().all(axis=1)].drop(index="run", errors="ignore").astype(float)
+    fig, axes = plt.subplots(1, len(numbers), figsize=(2.6 * len(numbers), 2.8), squeeze=False)
+    for ax, (name, row) in zip(axes[0], numbers.iterrows()):
+        ax.bar(row.index, row)
+        ax.set(title=name, yscale="log" if (row > 0).all() else "linear")
+        ax.tick_params(axis="x", rotation=60)
+    return fig

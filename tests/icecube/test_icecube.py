@@ -4,12 +4,14 @@ import textwrap
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from nexuslab.config import resolve
 from nexuslab.core import ConfigError, DataError
 from nexuslab.fit import fit
+from nexuslab.jobs import main
 from nexuslab.run import Run
 from nexuslab.sample import sample
 from nexuslab.systems.icecube.data import EventFile, check_events, make_dataloader, write_events
@@ -164,3 +166,18 @@ def test_figures_see_what_they_are_for(events):
     assert same["w1"] == same["ks"] == 0 and same["hit_rate_r2"] == same["occupancy"] == 1
     empty = compare(signal, 0 * signal, label)
     assert empty["occupancy"] == 0 and empty["ks"] > 0.9 and empty["auc_features"] > 0.9
+
+
+def test_architectures_are_compared_by_the_command(tmp_path, monkeypatch, capfd):
+    """The guide's form, without a run; what cannot be compared is refused before anything is measured."""
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
+    for wrong, told in ((["ditt", "cnn"], "did you mean dit?"), (["dit", "--by", "seed"], "by beside them")):
+        assert main(["compare", "--system", "icecube", "--architectures", *wrong]) == 2
+        assert told in capfd.readouterr().err
+    assert main(["compare", "--system", "icecube", "--architectures", "mlp", "cnn"]) == 0
+    table = pd.read_csv(tmp_path / "runs" / ".compare" / "comparison.csv", index_col=0)
+    assert list(table) == ["mlp", "cnn"] and table.notna().all(axis=None)
+    assert [row.partition(" [")[0] for row in table.index] == [
+        "parameters", "memory", "forward", "training step", "sampling, 20 calls"]
+    assert {"costs.png", "comparison.html"} <= {path.name for path in (tmp_path / "runs" / ".compare").iterdir()}

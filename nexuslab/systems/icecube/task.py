@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from .event import ENERGY, LABELS, TRIGGER, draw_labels
 from .factory import IceCubeDiffusion, IceCubeModel, ModelFactory
 from .imports import Reading, contract_file
 from .signal import fit_codec
-from ...task import EMA, At, CanSample, CanScore, Costly, StepOut, Task
+from ...task import EMA, At, CanSample, CanScore, Costly, HasArchitectures, StepOut, Task
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #6c3b242c
 class IceCubeData(Section):
@@ -373,8 +373,16 @@ def generated(model: GaussianDiffusion, label: Tensor, cfg: IceCubeConfig, at: A
     return made.float().cpu().numpy()
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #4e1799d7
-class IceCubeTask(IceCubeTraining, IceCubeSamples):
+class IceCubeTask(IceCubeTraining, IceCubeSamples, HasArchitectures):
     "A diffusion model of neutrino events."
+
+    def architectures(self):
+        return list(get_args(IceCubeModel.model_fields["architecture"].annotation))
+
+    def costs(self, architecture):
+        from nexuslab.systems.icecube.architectures import costs  # late: a training needs none of it
+
+        return costs(architecture)
 
     def space(self, trial):
         return {
