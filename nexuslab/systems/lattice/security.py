@@ -102,6 +102,7 @@ class Instance(NamedTuple):
     xi: np.ndarray  # sigma_e / sigma_s
     m: np.ndarray
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #b7b74e68
 LEAST = {"log2_q": 1.0}  # a modulus is at least 2; every other column is above 0
 ENDLESS = ("m", "columns")  # samples may be as many as one likes
 
@@ -120,6 +121,7 @@ def refuse_numbers(what: str, zero: bool = False, **columns) -> list[np.ndarray]
             )
     return list(arrays.values())
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #6075252b
 def numbers(what: str, **columns) -> list[np.ndarray]:
     "The columns as float arrays of one shape, each checked."
     arrays = dict(zip(columns, refuse_numbers(what, **columns), strict=True))
