@@ -328,6 +328,7 @@ class Builder:
             np.array(weight, np.float32), np.array([0, len(self.gates)]), np.array([0, len(self.wires)]),
         )
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #e3b71cd9
 def full_adder(b: Builder, x: int, y: int, carry: int | None) -> tuple[int, int]:
     "Sum and carry of two bits and a carry."
     half, both = b.gate("XOR", x, y), b.gate("AND", x, y)
@@ -449,6 +450,16 @@ def from_gates(content: dict) -> Circuits:
     return from_features(x, np.array([w[:2] for w in wires]).reshape(-1, 2).T, attr)
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1468f3c0
+def signed(element: Any, prime: int | None) -> float:
+    "A coefficient; of a field, the representative nearest to 0."
+    if isinstance(element, bool) or (prime and isinstance(element, float) and not element.is_integer()):
+        raise ValueError(f"{element} is no coefficient")
+    if prime is None:
+        return float(element)
+    element = int(element) % prime
+    return float(element - prime if 2 * element > prime else element)
+
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #15e9280f
 def coefficients(terms: Any, variables: int, prime: int | None, what: str) -> dict[int, float]:
     "One side of a constraint: variable -> coefficient, without zeros."
     try:
@@ -463,15 +474,7 @@ def coefficients(terms: Any, variables: int, prime: int | None, what: str) -> di
                         expected=f"variables 0 to {variables - 1}, each once, finite coefficients")
     return {i: w for i, w in found.items() if w}
 
-def signed(element: Any, prime: int | None) -> float:
-    "A coefficient; of a field, the representative nearest to 0."
-    if isinstance(element, bool) or (prime and isinstance(element, float) and not element.is_integer()):
-        raise ValueError(f"{element} is no coefficient")
-    if prime is None:
-        return float(element)
-    element = int(element) % prime
-    return float(element - prime if 2 * element > prime else element)
-
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #41bc6318
 def defined(rows: list[list[dict[int, float]]]) -> dict[int, int]:
     "Constraint -> the variable that it defines: the largest of c that nothing mentioned before."
     seen, made = {0}, {}
