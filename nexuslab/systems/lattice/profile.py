@@ -267,6 +267,7 @@ def allowed_growth(n: np.ndarray, q: np.ndarray, sigma: np.ndarray) -> np.ndarra
     "The largest ln G that decodes (C2)."
     return 2 * np.log(q / (4 * DEVIATIONS * sigma * np.sqrt(4 * n / 3 + 1)))
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #8d64df4a
 def rlwe_costs(some: Statistics, n: np.ndarray, q: np.ndarray) -> list[np.ndarray]:
     "Bytes, operations to prove and operations to verify; n and q broadcast against (B,) or (B, 1)."
     wires, nonlinear = (np.maximum(x, least) for x, least in ((some.wires, 1), (some.nonlinear, 0)))
@@ -275,6 +276,7 @@ def rlwe_costs(some: Statistics, n: np.ndarray, q: np.ndarray) -> list[np.ndarra
     products = (np.ceil(wires / n) + np.ceil(nonlinear / n)) * n
     return [products * 2 * np.log2(q) / 8, 3 * products * np.log2(n), products * np.log2(n)]
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #6b026502
 def rlwe_best(profile: Rlwe, some, level, weights, n) -> tuple[np.ndarray, ...]:
     "n, q, sigma and reason: of each (n, q) the smallest secure sigma, of those that decode the cheapest."
     degrees, moduli, sigmas = profile.axes.values()
