@@ -71,6 +71,7 @@ def sizes_for(name: str, split: int) -> list[int]:
     "The sizes of a family that a split may have; 3, what is beyond, may have all."
     return [size for k, size in enumerate(FAMILIES[name][1]) if split in (3, TURNS[k % len(TURNS)])]
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #5c6a4e40
 def draw_real(rng: np.random.Generator, nodes: tuple[int, int], split: int) -> Circuits | None:
     "A real circuit with jittered weights; None where the family drawn has none of these sizes."
     name = sorted(FAMILIES)[rng.integers(len(FAMILIES))]
@@ -83,6 +84,7 @@ def draw_real(rng: np.random.Generator, nodes: tuple[int, int], split: int) -> C
     jitter = rng.uniform(0.8, 1.25, len(found.weight)).astype(np.float32)
     return dataclasses.replace(found, weight=found.weight * jitter)
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #7608c37a
 def draw_all(
     rng: np.random.Generator, inputs: Drawn, nodes: tuple[int, int], split: np.ndarray
 ) -> tuple[Circuits, np.ndarray]:
@@ -119,6 +121,7 @@ def labelled(
     answer |= {name: answer[name].astype(float) for name in ANSWER[2:]}
     return rows | {"level": level.astype(np.int16), "weights": weights, "feasible": found.feasible} | answer
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #b383e7fc
 def statistics_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Statistics:
     "The statistics of some examples of a file."
     return Statistics(*(arrays[f"circuit_{field.name}"][ids] for field in dataclasses.fields(Statistics)))
