@@ -121,6 +121,7 @@ class AttentionLayer(nn.Module):
         "The next state of each node, (N, H)."
         return h + self.dropout(F.silu(self.attend(self.norm(h), edge_index, edge_attr)))
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #413d715b
 class Trunk(nn.Module):
     "Attention layers, and what their states say of each graph."
 
