@@ -125,17 +125,7 @@ def f1(found: np.ndarray, there: np.ndarray) -> float:
     both = int(found.sum() + there.sum())
     return 2 * int((found & there).sum()) / both if both else 1.0
 
-def accuracy(profile: Profile, right: Proposals, proposals: Proposals) -> dict[str, float]:
-    "How near the proposals are, on axes from 0 to 1, among circuits that have an answer."
-    some = right.feasible
-    if not some.any():
-        return dict.fromkeys(("parameter_accuracy", "all_exact", "r2"), float("nan"))
-    steps = np.array([len(axis) - 1 for axis in profile.axes.values()])
-    close = (np.abs(proposals.places - right.places)[some] <= CLOSE * steps).all(1) & proposals.feasible[some]
-    exact = (proposals.places == right.places)[some].all(1) & proposals.feasible[some]
-    return {"parameter_accuracy": float(close.mean()), "all_exact": float(exact.mean()),
-            "r2": explained(profile, right, proposals.places / steps)}
-
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #5cbba381
 def explained(
     profile: Profile,
     right: Proposals,
@@ -148,3 +138,15 @@ def explained(
     wanted = (right.places / steps)[right.feasible]
     spread = ((wanted - wanted.mean(0)) ** 2).sum()
     return float(1 - ((given[right.feasible] - wanted) ** 2).sum() / max(spread, 1e-12))
+
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #ec47c145
+def accuracy(profile: Profile, right: Proposals, proposals: Proposals) -> dict[str, float]:
+    "How near the proposals are, on axes from 0 to 1, among circuits that have an answer."
+    some = right.feasible
+    if not some.any():
+        return dict.fromkeys(("parameter_accuracy", "all_exact", "r2"), float("nan"))
+    steps = np.array([len(axis) - 1 for axis in profile.axes.values()])
+    close = (np.abs(proposals.places - right.places)[some] <= CLOSE * steps).all(1) & proposals.feasible[some]
+    exact = (proposals.places == right.places)[some].all(1) & proposals.feasible[some]
+    return {"parameter_accuracy": float(close.mean()), "all_exact": float(exact.mean()),
+            "r2": explained(profile, right, proposals.places / steps)}
