@@ -34,6 +34,7 @@ def answers(
     known = arrays["feasible"][ids]
     return Proposals(np.stack(columns, 1) * known[:, None], known)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #9e4f82e3
 def pooled(
     arrays: dict[str, np.ndarray],
     ids: np.ndarray,  # (B,)
@@ -110,6 +111,7 @@ def classified(features: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed
         return np.full(len(asked), labels[0])
     return HistGradientBoostingClassifier(random_state=seed, **TREES).fit(features, labels).predict(asked)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #2b848cd7
 def by_trees(arrays, train, asked, profile: Profile, seed: int = 0, growth: bool = False,
              paths: bool = False) -> Proposals:
     "Boosted trees on pooled counts."
@@ -129,6 +131,7 @@ def by_trees(arrays, train, asked, profile: Profile, seed: int = 0, growth: bool
     sizes = [len(values) for values in profile.axes.values()]
     return Proposals(np.stack(found, 1).clip(0, np.array(sizes) - 1).astype(np.int64), feasible)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #bc878950
 def by_degree(arrays, train, asked, profile: Profile, seed: int = 0) -> Proposals:
     "The degree by boosted trees with G; modulus and width by the exact solver."
     told = answers(arrays, train, profile)
@@ -180,6 +183,7 @@ def dealt(
         column[train] = arrays[name][order]
     return {**arrays, **changed}
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #82dacf30
 def by_shuffled(
     model: AdvancedGNNOptimizer,  # untrained; it is trained
     arrays: dict[str, np.ndarray],
