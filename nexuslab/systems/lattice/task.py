@@ -81,6 +81,7 @@ class LatticeModel(Section):
                               expected="heads that divide hidden_dim", remedy="change one of the two")
         return self
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #c0211430
 class LatticeLoss(Section):
     "Weights of the objective; the parameter loss has weight 1."
 
