@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'KNOBS', 'CARD', 'VIEWS', 'Scene', 'answered', 'look', 'curves', 'regrets', 'histogram', 'reliability',
-           'calibration', 'beyond_grid', 'all_points', 'undominated', 'front', 'landscape', 'lengths', 'what_if',
-           'shown_as', 'model_card', 'captioned', 'first_answer']
+           'calibration', 'beyond_grid', 'all_points', 'undominated', 'front', 'landscape', 'lengths', 'shown_as',
+           'what_if', 'model_card', 'captioned', 'first_answer']
 
 # %% ../../../nbs/systems/lattice/05_views.ipynb #bda384ec
 from collections.abc import Callable
@@ -57,6 +57,7 @@ class Scene:
         "Weighted log2 cost above the optimum of the answers that hold."
         return np.maximum((self.verified.raw.objective - self.best.objective)[self.held], 0)
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #463930ee
 @torch.no_grad()
 def answered(model, arrays, ids: np.ndarray, profile: Profile, source) -> list[np.ndarray]:
     "Places, whether an answer is proposed, its probability and that of the degree."
@@ -189,6 +190,7 @@ def all_points(profile: Profile, told: Statistics, level: float) -> Solution:
     points = [x.ravel() for x in np.meshgrid(*profile.axes.values(), indexing="ij")]
     return profile.check(pick(told, np.zeros(len(points[0]), int)), *points, level)
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #a8140b6b
 def undominated(
     costs: np.ndarray,  # (P, K)
 ) -> np.ndarray:
@@ -199,6 +201,7 @@ def undominated(
         kept[i] = not ((rows <= row).all(1) & (rows < row).any(1)).any()
     return kept[back.ravel()]
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #45ea8505
 def front(profile: Profile, told: Statistics, level: float, answer: Solution | None = None) -> plt.Figure:
     "Size and prover's operations of every point that holds for a circuit; the front in size, prove and verify."
     every = all_points(profile, told, level)
@@ -258,6 +261,11 @@ KNOBS = {  # statistics that a profile depends on: label, least, most, whether t
     "lnp": {"witness_bits": ("log₁₀ bits", 0.0, 5.0, True), "max_bits": ("widest [bits]", 1.0, 32.0, False)},
 }
 
+def shown_as(value: float, low: float, high: float, logarithmic: bool) -> float:
+    "A statistic on its slider."
+    return float(np.clip(np.log10(max(value, 1)) if logarithmic else value, low, high))
+
+# %% ../../../nbs/systems/lattice/05_views.ipynb #8bfd6c6f
 def what_if(profile: Profile, told: Statistics) -> ipywidgets.VBox:
     "Sliders for what decides one circuit, its level and weights, and the optimum they lead to."
     knobs = KNOBS[profile.name]
@@ -285,10 +293,6 @@ def what_if(profile: Profile, told: Statistics) -> ipywidgets.VBox:
         control.observe(answer, "value")
     answer()
     return ipywidgets.VBox([*controls.values(), shown])
-
-def shown_as(value: float, low: float, high: float, logarithmic: bool) -> float:
-    "A statistic on its slider."
-    return float(np.clip(np.log10(max(value, 1)) if logarithmic else value, low, high))
 
 # %% ../../../nbs/systems/lattice/05_views.ipynb #0325840a
 CARD = ("violations_raw", "violations_repaired", "regret_mean", "regret_p95", "n_exact", "repaired_share",
