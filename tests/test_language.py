@@ -87,15 +87,15 @@ def test_no_logit_depends_on_another_document(text):
 
 def test_token_by_token_equals_all_at_once(text, trained):
     """A trained model in single precision, and one with larger weights, in single and in double."""
-    ids, start = text[0][:, :120], text[1][:, :120]
-    assert (ids == ord("?")).any() and start[:, 1:60].any()
+    ids, start = text[0][:, :90], text[1][:, :90]
+    assert (ids == ord("?")).any() and start[:, 1:45].any()
     large, double = model_with_everything(), model_with_everything().double()
     for model, most in ((trained.load("last")[0], 1e-4), (large, 1e-4), (double, 1e-10)):
         with torch.no_grad():
             whole = model(ids, start=start)
             assert (stepwise(model, ids, start) - whole).abs().max() <= most
-            head, info = model(ids[:, :60], True, start=start[:, :60], hand_on=True)
-            tail = model(ids[:, 60:], start=start[:, 60:], state=info["state"])
+            head, info = model(ids[:, :45], True, start=start[:, :45], hand_on=True)
+            tail = model(ids[:, 45:], start=start[:, 45:], state=info["state"])
         assert (torch.cat([head, tail], 1) - whole).abs().max() <= most
     sizes = lambda state: [value.shape for layer in state["layers"] for value in layer.values()]
     assert sizes(info["state"]) == sizes(model.begin(2))  # whatever was read
@@ -128,17 +128,6 @@ def test_the_scan_is_the_recurrence(dtype, most):
             for found, last in (scan(x, log_a, b, c, state, begins, chunk, least=least),
                                 scan_in_order(x, log_a, b, c, state, begins)):
                 assert (found - torch.stack(by_hand, 1)).abs().max() < most and (last - h).abs().max() < most
-
-
-def test_recomputing_gives_the_same_gradient(text):
-    ids, found = text[0][:1, :120], []
-    for again in (False, True):
-        model = model_with_everything().train()
-        if again:
-            model.recompute_activations()
-        next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
-        found.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*found, strict=True))
 
 
 def test_unknown_tokens_are_refused():

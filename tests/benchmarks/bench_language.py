@@ -115,23 +115,25 @@ def sliced(x, log_a, b, c, *_):
 
 
 def loop(length: int = 512) -> None:
-    ids, model = torch.randint(VOCABULARY, (1, length)), backbone()
+    """The recurrence in chunks against loops over the tokens: with as many channels as preset `paper`, and twice."""
     chunked, in_turn = chapter.scan, lambda x, a, b, c, state, starts, *_: scan_in_order(x, a, b, c, state, starts)
-
-    def with_scan(scan):
-        chapter.scan = scan
-        step(model, ids)
-        chapter.scan = chunked
-
     without = lambda x, a, b, c, *_: (x + 0 * (a.sum() + b.sum() + c.sum()), None)
-    acts = {"chunks": chunked, "loop": in_turn, "loop that slices": sliced, "loop, laid out": laid_out,
-            "no recurrence": without}
-    seconds = by_turns({name: lambda s=scan: with_scan(s) for name, scan in acts.items()}, 5)
-    told(f"T {length}:", seconds, length)
-    rest = seconds["no recurrence"]
-    alone = {name: (took - rest) / (seconds["chunks"] - rest) for name, took in seconds.items() if "loop" in name}
-    print("times as slow as chunks:", {name: f"{seconds[name] / seconds['chunks']:.1f}, the recurrence alone {more:.1f}"
-                                       for name, more in alone.items()}, flush=True)
+    scans = {"chunks": chunked, "loop": in_turn, "loop that slices": sliced, "loop, laid out": laid_out,
+             "no recurrence": without}
+    for inner in (WIDTH, 2 * WIDTH):
+        ids, model = torch.randint(VOCABULARY, (1, length)), backbone(d_inner=inner, heads=inner // 64)
+
+        def with_scan(scan, ids=ids, model=model):
+            chapter.scan = scan
+            step(model, ids)
+            chapter.scan = chunked
+
+        seconds = by_turns({name: lambda s=scan, act=with_scan: act(s) for name, scan in scans.items()}, 5)
+        told(f"{inner} channels, T {length}:", seconds, length)
+        rest = seconds["no recurrence"]
+        alone = {name: (took - rest) / (seconds["chunks"] - rest) for name, took in seconds.items() if "loop" in name}
+        print("times as slow as chunks:", {name: f"{seconds[name] / seconds['chunks']:.1f}, the recurrence alone "
+                                           f"{more:.1f}" for name, more in alone.items()}, flush=True)
 
 
 def resident(name: str) -> float:

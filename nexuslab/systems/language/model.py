@@ -139,7 +139,7 @@ def recur(block: nn.Module, x, b, c, step, document, state, hand_on):
     log_a = -most * (1 - (-step * block.log_rate.exp() / most).exp())
     written = x * step[..., None].to(x.dtype)
     y, scanned = scan(written, log_a, b, c, given, starts, block.chunk, hand_on, -most)
-    return (y + x * block.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
+    return torch.addcmul(y, x, block.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
 
 # %% ../../../nbs/systems/language/02_model.ipynb #533610f1
 class StateSpaceBlock(nn.Module):

@@ -150,9 +150,13 @@ class World(Imagination):
         "What is added to h (B, T, D), and the loss, its parts and figures."
         z = self.encoder(h)
         delta = self.out(self.predict(z, torch.ones_like(segment, dtype=torch.long)))
+        row, t, k = self.drawn(segment, draw)
+        return delta, self.losses(z[row, t], h[row, t], h[row, t + k], k)
+
+    def drawn(self, segment: Tensor, draw: Callable | None) -> tuple[Tensor, Tensor, Tensor]:
+        "The pairs that the loss is over: row, position and distance (N,) of each."
         t, k, counts = pairs(segment, self.positions, self.horizon, draw)
-        row = counts.nonzero()[:, 0]
-        return delta, self.losses(z[row, t[counts]], h[row, t[counts]], h[row, (t + k)[counts]], k[counts])
+        return counts.nonzero()[:, 0], t[counts], k[counts]
 
     def losses(self, z: Tensor, now: Tensor, later: Tensor, k: Tensor) -> dict[str, Tensor]:
         "The loss and its parts of N pairs: latents z (N, W) of `now` (N, D), and what stands k (N,) steps later."
@@ -185,7 +189,8 @@ def learn_world(
     document = torch.zeros(rows, seen.shape[1], dtype=torch.long)
     for step in range(steps):
         chosen = seen[torch.randint(len(seen), (rows,), generator=drawn)]
-        _, info = world(chosen, document, train=True, draw=uniform)
+        row, t, k = world.drawn(document, uniform)
+        info = world.losses(world.encoder(chosen[row, t]), chosen[row, t], chosen[row, t + k], k)
         optimiser.zero_grad()
         info["loss"].backward()
         optimiser.step()
