@@ -228,7 +228,7 @@ def test_a_crowd_is_left_alone():
     tell = lambda many: " ".join(f"{x} is parent of {y}." for x, y in zip(names[:many], names[1:many]))
     for many, asked in ((reason.PEOPLE, 1), (reason.PEOPLE + 1, 0), (len(names), 0)):
         tokens = torch.tensor([list(f"{tell(many)} {names[0]} is what of {names[2]}? grandparent.".encode())])
-        assert len(module.questions(tokens, torch.zeros_like(tokens), None)) == asked
+        assert len(reason.questions(module.pieces, tokens, torch.zeros_like(tokens), None)) == asked
 
 
 def test_generation_reads_what_was_told_before():

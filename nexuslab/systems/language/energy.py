@@ -146,7 +146,7 @@ class Energy(nn.Module):
         if targets is None:
             return delta, info | {"count": torch.zeros(())}
         rows, places = sampled(targets, self.positions, draw)
-        return delta, info | self.losses(h[rows, places], found, targets, rows, places, draw)
+        return delta, info | losses(self, h[rows, places], found, targets, rows, places, draw)
 
 # %% ../../../nbs/systems/language/01d_energy.ipynb #2e7fc0d5
 def sampled(
@@ -165,30 +165,32 @@ def sampled(
     there = targets.gather(1, place) >= 0
     return row[there], place[there]
 
-def losses(self, h: Tensor, found: dict, targets: Tensor, rows: Tensor, places: Tensor, draw) -> dict[str, Tensor]:
+# %% ../../../nbs/systems/language/01d_energy.ipynb #5afb438d
+def losses(
+    module: Energy, h: Tensor, found: dict, targets: Tensor, rows: Tensor, places: Tensor, draw: Callable | None
+) -> dict[str, Tensor]:
     "The loss and its parts of N latents (N, D) at (rows, places)."
     if not len(rows):
         return {"loss": h.sum() * 0, "count": torch.zeros(())}
-    true, said = targets[rows, places], self.landscape.of(h)
-    others = true[negative_places(len(true), self.negatives, draw, h.device, targets.shape[0])]
-    candidates = self.table(torch.cat([true[:, None], others], 1))  # (N, 1 + K, W)
-    energies = self.landscape.energy(tuple(part[:, None] for part in said), candidates)
+    true, said = targets[rows, places], module.landscape.of(h)
+    others = true[negative_places(len(true), module.negatives, draw, h.device, targets.shape[0])]
+    candidates = module.table(torch.cat([true[:, None], others], 1))  # (N, 1 + K, W)
+    energies = module.landscape.energy(tuple(part[:, None] for part in said), candidates)
     loss, below = contrast(energies[:, 0], energies[:, 1:], others == true[:, None])
     guess, refined = found["guess"][rows, places], found["refined"][rows, places]
-    unrefined_ce, refined_ce = (F.cross_entropy(y @ self.table.weight.T, true) for y in (guess, refined))
-    residual = self.landscape.gradient(said, refined).square().mean()
+    unrefined_ce, refined_ce = (F.cross_entropy(y @ module.table.weight.T, true) for y in (guess, refined))
+    residual = module.landscape.gradient(said, refined).square().mean()
     total = loss + 0.5 * (unrefined_ce + refined_ce) + 0.1 * residual
     told = {"contrast": loss, "refined_ce": refined_ce, "unrefined_ce": unrefined_ce, "residual": residual}
     return {"loss": total, "count": torch.tensor(float(len(true))), "below": below} | told
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #147078f1
 def negative_places(count: int, negatives: int, draw: Callable | None, device, rows: int) -> Tensor:
     "Which of the N true tokens stand as negatives of each, (N, K); a draw has as many rows as the batch."
     if draw is None:
         return (torch.arange(count, device=device)[:, None] + 1 + 7 * torch.arange(negatives, device=device)) % count
     drawn = draw((rows, -(-count // rows) * negatives), "energy/negatives").to(device)
     return (drawn.flatten()[: count * negatives].view(count, negatives) * count).long()
-
-Energy.losses = losses
 
 # %% ../../../nbs/systems/language/01d_energy.ipynb #b8732db5
 def sums(

@@ -130,6 +130,7 @@ class Proof:
         told = f"{'  ' * depth}{self.x} is {self.relation} of {self.y}  [{why}]"
         return [told, *(line for premise in self.premises for line in premise.lines(depth + 1))]
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #b7635422
 def prove(
     rules: Rules,
     case: Case,
@@ -186,6 +187,7 @@ def written(rules: Rules) -> dict[tuple[str, ...], str]:
                 listed[(first, second)] = RELATIONS[found]
     return listed
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #33f73e6c
 def replays(proof: Proof, facts: tuple, listed: dict[tuple[str, ...], str]) -> bool:
     "Whether every leaf is a fact and every step is licensed by a rule of the list, about the people it names."
     if not proof.premises:
@@ -207,6 +209,7 @@ def goals(cases: list[Case]) -> Tensor:
                         remedy="keep the cases of `read` that have one")
     return torch.tensor([RELATIONS.index(case.answer) for case in cases])
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #b2920a82
 def learn_rules(
     cases: list[Case],  # with answers
     seed: int = 0,
@@ -226,6 +229,7 @@ def learn_rules(
         optimiser.step()
     return rules
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #4b26354c
 def judge(
     rules: Rules,
     cases: list[Case],  # with answers
@@ -268,15 +272,15 @@ class Reason(nn.Module):
         if input_ids is None:
             raise ModelError("reasoning", found="no input_ids", expected="(B, T) tokens", remedy="pass input_ids")
         info = {"count": torch.zeros(()), "proof_length": torch.zeros(())}
-        found = self.questions(input_ids, segment, before)
+        found = questions(self.pieces, input_ids, segment, before)
         if before is not None:
-            info["before"] = self.kept(input_ids.tolist(), segment.tolist(), before)
+            info["before"] = kept(self.pieces, input_ids.tolist(), segment.tolist(), before)
         if not found:
             return None, info | {"loss": 0.0 * sum(p.sum() for p in self.parameters())}
         values, asked = known([case for case, _, _ in found])
         logs = self.rules.answers(values.to(h), asked.to(h.device), self.rounds)
-        delta = self.spread(h, logs.exp(), [places for _, _, places in found], [row for _, row, _ in found])
-        return delta, info | self.losses(logs, [case for case, _, _ in found])
+        delta = spread(self.out.weight, h, logs.exp(), [at for _, _, at in found], [row for _, row, _ in found])
+        return delta, info | losses(self.rules, logs, [case for case, _, _ in found], self.rounds)
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #1a131fbc
 def spelt(pieces: list[bytes], tokens: list[int], before: bytes = b"") -> tuple[bytes, list[int]]:
@@ -287,22 +291,25 @@ def spelt(pieces: list[bytes], tokens: list[int], before: bytes = b"") -> tuple[
         ends.append(len(text))
     return bytes(text), ends
 
-def kept(self, rows: list[list[int]], documents: list[list[int]], before: list[bytes]) -> list[bytes]:
+def kept(pieces: list[bytes], rows: list[list[int]], documents: list[list[int]], before: list[bytes]) -> list[bytes]:
     "The text of each row's last document so far, no more than `MEMORY` bytes of it."
     texts = []
     for tokens, numbers, text in zip(rows, documents, before):
         last = [token for token, number in zip(tokens, numbers) if number == numbers[-1]]
-        texts.append(spelt(self.pieces, last, text if numbers[0] == numbers[-1] else b"")[0][-MEMORY:])
+        texts.append(spelt(pieces, last, text if numbers[0] == numbers[-1] else b"")[0][-MEMORY:])
     return texts
 
-def questions(self, input_ids: Tensor, segment: Tensor, before: list[bytes] | None) -> list[tuple]:
+# %% ../../../nbs/systems/language/01c_reason.ipynb #3db1f0c1
+def questions(
+    pieces: list[bytes], input_ids: Tensor, segment: Tensor, before: list[bytes] | None
+) -> list[tuple[Case, int, list[int]]]:
     "The questions of a batch: the case, its row, and the positions that predict its answer."
     found, rows, documents = [], input_ids.tolist(), segment.tolist()
     for row, (tokens, numbers) in enumerate(zip(rows, documents)):
         for number in dict.fromkeys(numbers):
             places = [place for place, other in enumerate(numbers) if other == number]
             earlier = before[row] if before and number == numbers[0] else b""
-            text, ends = spelt(self.pieces, [tokens[place] for place in places], earlier)
+            text, ends = spelt(pieces, [tokens[place] for place in places], earlier)
             if b" is what of " not in text:
                 continue
             for case in read(text.decode("latin-1")):
@@ -314,28 +321,25 @@ def questions(self, input_ids: Tensor, segment: Tensor, before: list[bytes] | No
                 found.append((case, row, meant))
     return found
 
-Reason.questions, Reason.kept = questions, kept
-
 # %% ../../../nbs/systems/language/01c_reason.ipynb #54619c19
-def spread(self, h: Tensor, answers: Tensor, places: list[list[int]], rows: list[int]) -> Tensor:
-    "The answers (S, R) as what is added to h (B, T, D), at the places of each."
+def spread(weight: Tensor, h: Tensor, answers: Tensor, places: list[list[int]], rows: list[int]) -> Tensor:
+    "The answers (S, R), by weights (D, R), as what is added to h (B, T, D), at the places of each."
     row = torch.tensor([row for row, found in zip(rows, places) for _ in found], device=h.device, dtype=torch.long)
     place = torch.tensor([place for found in places for place in found], device=h.device, dtype=torch.long)
     which = torch.tensor([i for i, found in enumerate(places) for _ in found], device=h.device, dtype=torch.long)
     # row by row: the rounding of a matrix product would depend on how many questions there are
-    added = (answers[:, None] * self.out.weight).sum(-1)[which].to(h.dtype)
+    added = (answers[:, None] * weight).sum(-1)[which].to(h.dtype)
     return torch.zeros_like(h).index_put((row, place), added, accumulate=True)
 
-def losses(self, logs: Tensor, cases: list[Case]) -> dict[str, Tensor]:
+# %% ../../../nbs/systems/language/01c_reason.ipynb #c1ada84d
+def losses(rules: Rules, logs: Tensor, cases: list[Case], rounds: int) -> dict[str, Tensor]:
     "The cross-entropy of answers (S, R) with those that the text gives, and the mean length of their proofs."
     told = [i for i, case in enumerate(cases) if case.answer is not None]
     if not told:
         return {"loss": logs.sum() * 0}
-    goal = torch.tensor([RELATIONS.index(cases[i].answer) for i in told], device=logs.device)
-    derived = proofs(self.rules, [cases[i] for i in told], rounds=self.rounds)
+    goal = goals([cases[i] for i in told]).to(logs.device)
+    derived = proofs(rules, [cases[i] for i in told], rounds=rounds)
     length = [0 if proof is None else proof.length for proof in derived]
     right = (logs[told].argmax(1) == goal).float().mean()
     figures = {"right": right, "proof_length": torch.tensor(length).float().mean()}
     return {"loss": F.nll_loss(logs[told], goal), "count": torch.tensor(float(len(told)))} | figures
-
-Reason.spread, Reason.losses = spread, losses
