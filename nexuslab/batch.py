@@ -18,6 +18,16 @@ from .core import DataError
 from .store import arrays_digest
 
 # %% ../nbs/engine/02c_batch.ipynb #c3270845
+def sparse_parts(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    "The dense tensors that a sparse one is made of."
+    if matrix.layout is torch.sparse_coo:
+        matrix = matrix.coalesce()
+        return {"indices": matrix.indices(), "values": matrix.values()}
+    rows = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ends, places = ("crow_indices", "col_indices") if rows else ("ccol_indices", "row_indices")
+    return {name: getattr(matrix, name)() for name in (ends, places, "values")}
+
+# %% ../nbs/engine/02c_batch.ipynb #212a5480
 @runtime_checkable
 class Movable(Protocol):
     "Anything with a `to`, such as a PyG batch or a system's own."
@@ -36,6 +46,7 @@ class Listed(Protocol):
 
     def to_dict(self): ...
 
+# %% ../nbs/engine/02c_batch.ipynb #4e1c6628
 def parts_of(batch: Any) -> dict[Any, Any]:
     "The parts of a batch by key, index or attribute; none for a dense tensor, an array, a name."
     if isinstance(batch, torch.Tensor):
@@ -51,15 +62,6 @@ def parts_of(batch: Any) -> dict[Any, Any]:
     if isinstance(batch, Listed):
         return batch.to_dict()
     return vars(batch) if isinstance(batch, Movable) else {}
-
-def sparse_parts(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    "The dense tensors that a sparse one is made of."
-    if matrix.layout is torch.sparse_coo:
-        matrix = matrix.coalesce()
-        return {"indices": matrix.indices(), "values": matrix.values()}
-    rows = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
-    ends, places = ("crow_indices", "col_indices") if rows else ("ccol_indices", "row_indices")
-    return {name: getattr(matrix, name)() for name in (ends, places, "values")}
 
 # %% ../nbs/engine/02c_batch.ipynb #2c8ac145
 def leaves(
