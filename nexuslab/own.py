@@ -88,6 +88,7 @@ EXPECTED = {
                   "remedy": "write lambda model, cfg: SGD(model.parameters(), lr=cfg.optim.lr)"},
 }
 
+# %% ../nbs/engine/08a_own.ipynb #36c82507
 def loss_and_fed(told: Any) -> tuple[Any, Mapping]:
     "The loss, and what is fed to metrics, of what a user's loss gave."
     if not isinstance(told, tuple) or len(told) != 2:
