@@ -474,7 +474,7 @@ def received_cells(
     "The cells of a notebook of unknown origin: sources, texts and pictures, without metadata, widgets and scripts."
     import nbformat
 
-    kept, cells = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}, []
+    cells = []
     try:
         text = read_bytes(path).decode("utf-8")
         told = json.loads(text)
@@ -483,21 +483,30 @@ def received_cells(
         if odd := odd_notebook(told, run):
             warnings.warn(f"{path.name} {odd}", stacklevel=2)
             cells.append(nbformat.v4.new_markdown_cell(f"**{path.name} {odd}.**"))
-        for cell in nbformat.reads(text, 4).cells:
-            made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}.get(cell.cell_type)
-            if made is None:  # a raw cell is for other programs
-                continue
-            cells.append(made(cell.source))
-            for out in cell.get("outputs", []):
-                out = nbformat.from_dict(out | {"metadata": {}} if "metadata" in out else out)
-                if "data" in out:
-                    out.data = {kind: value for kind, value in out.data.items() if kind in kept}
-                cells[-1].outputs.append(out)
+        cells += filter(None, map(received_cell, nbformat.reads(text, 4).cells))
         nbformat.validate(nbformat.v4.new_notebook(cells=cells))
     except Exception as error:  # nbformat raises many kinds on a file that is no notebook
         raise FormatError(f"{path} is not a notebook", found=f"{type(error).__name__}: {str(error)[:200]}",
                           expected="a notebook of format 4", remedy="remove it, or run its job again") from error
     return cells
+
+# %% ../nbs/engine/12_views.ipynb #c8ae75b9
+KEPT = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}  # kinds of output
+
+def received_cell(cell: Any) -> Any:
+    "What is shown of a cell of unknown origin; None of a raw one, which is for other programs."
+    import nbformat
+
+    made = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}.get(cell.cell_type)
+    if made is None:
+        return None
+    shown = made(cell.source)
+    for out in cell.get("outputs", []):
+        out = nbformat.from_dict(out | {"metadata": {}} if "metadata" in out else out)
+        if "data" in out:
+            out.data = {kind: value for kind, value in out.data.items() if kind in KEPT}
+        shown.outputs.append(out)
+    return shown
 
 # %% ../nbs/engine/12_views.ipynb #b88e5320
 def odd_notebook(told: dict, run: Run | None) -> str:
