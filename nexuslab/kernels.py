@@ -444,12 +444,17 @@ def run_job(
             papermill.execute_notebook(f"{RELEASED}{verb}.ipynb", address, parameters, "nexuslab", progress_bar=False,
                                        waiting=waiting, **streams)
         except papermill.PapermillExecutionError as error:
-            run, found = run_of(address), f"{error.ename}: {error.evalue}"
-            command = way_on(verb, parameters, run)
-            if error.ename in (Interrupted.__name__, KeyboardInterrupt.__name__):  # the kernel itself heard a signal
-                raise Interrupted(f"the job {verb} ended early", found=found, remedy=command) from None
-            saved = run and any((run / "checkpoints").glob("step_*"))
-            goes_on = f"; {command} goes on" if saved else ""
-            raise NexusError(f"the job {verb} failed", found=found,
-                             remedy=f"the executed notebook is {place_of(address)}{goes_on}") from None
+            raise failure_of(error, verb, parameters, address) from None
     return place_of(address)
+
+# %% ../nbs/engine/19_kernels.ipynb #3f4e39e6
+def failure_of(error: Any, verb: str, parameters: dict[str, Any], address: str) -> NexusError:
+    "What an exception of a notebook's cell says of its job: a failure, or that it was ended early."
+    run, found = run_of(address), f"{error.ename}: {error.evalue}"
+    command = way_on(verb, parameters, run)
+    if error.ename in (Interrupted.__name__, KeyboardInterrupt.__name__):  # the kernel itself heard a signal
+        return Interrupted(f"the job {verb} ended early", found=found, remedy=command)
+    saved = run and any((run / "checkpoints").glob("step_*"))
+    goes_on = f"; {command} goes on" if saved else ""
+    return NexusError(f"the job {verb} failed", found=found,
+                      remedy=f"the executed notebook is {place_of(address)}{goes_on}")
