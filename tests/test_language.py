@@ -298,6 +298,17 @@ def test_the_rate_begins_above_zero_and_ends_where_it_is_told():
     assert rates[1] > rates[2] > rates[3]
 
 
+def test_a_compiled_run_keeps_the_buffers_of_its_graphs(trained, monkeypatch):
+    """Shares of the gradient go back through the graph once more than the step; PyTorch refuses that without them."""
+    from torch._functorch import config
+
+    monkeypatch.setattr(config, "donated_buffer", True)
+    meta = TASK.data(trained.config, trained.root).meta
+    for compiled in (False, True):
+        TASK.model(overlay(trained.config, {"compute.compile": compiled}), meta)
+        assert config.donated_buffer is not compiled
+
+
 class Spoilt(LanguageTask):
     """One bad batch: labels at random, and a loss a thousand times as large."""
 

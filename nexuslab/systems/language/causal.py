@@ -183,6 +183,7 @@ def sort_by_variance(
         effects[causes, j] = np.linalg.solve(seen[np.ix_(causes, causes)], seen[causes, j])
     return np.where(np.abs(effects) >= least, effects, 0.0)
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #229456eb
 def notears(
     data: np.ndarray,  # (n, d)
     sparsity: float = 0.03,
@@ -268,6 +269,7 @@ def bounded(
     effects = raw - raw.diagonal().diag()
     return effects * (0.9 * s / (effects * effects).sum(1).max()).clamp(max=1.0).sqrt()
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #335dc3a8
 class Causal(nn.Module):
     "The module of a language model: a graph over latent factors, learnt from the regression of each on the others."
 

@@ -185,6 +185,7 @@ def part_of(corpus: Corpus, low: int, high: int) -> Corpus:
     place = (ids.filename, ids.dtype.str, ids.offset + low * ids.itemsize, high - low)
     return corpus_in(place, np.union1d([0], within), corpus.tokenizer)
 
+# %% ../../../nbs/systems/language/01_data.ipynb #69e41c2a
 def read_offsets(path: Path, size: int) -> np.ndarray:
     "The offsets of an .idx for a .bin of `size` bytes."
     content = path.read_bytes()
@@ -198,6 +199,7 @@ def read_offsets(path: Path, size: int) -> np.ndarray:
                         remedy="write both again, with write_bin(path, corpus)")
     return ends
 
+# %% ../../../nbs/systems/language/01_data.ipynb #5bf15ed2
 def refuse_beyond(ids: np.ndarray, vocabulary: int, path: Path, block: int = 1 << 24) -> None:
     "Ids that a vocabulary does not have are refused."
     for low in range(0, len(ids), block):
@@ -436,6 +438,7 @@ def tokenizer_file(plan: Plan, root: Path | str) -> Path:
         raise DataError("data.tokenizer", found=repr(plan.tokenizer), expected=f"{', '.join(usual)}, or a file",
                         remedy=did_you_mean(plan.tokenizer, usual)) from error
 
+# %% ../../../nbs/systems/language/01_data.ipynb #0b9bb240
 def files_of(plan: Plan, root: Path | str) -> dict[str, Path]:
     "The files of a plan: split -> file, or `all` of one that is to be split; none for the standard library."
     if plan.path is None:
@@ -481,6 +484,7 @@ def shares_of(plan: Plan) -> list[float]:
                           remedy="correct the shares")
     return shares
 
+# %% ../../../nbs/systems/language/01_data.ipynb #c16f3133
 def split_texts(plan: Plan, texts: list[str]) -> dict[str, list[str]]:
     "Documents by split: each by its content, a single one by characters."
     shares = shares_of(plan)
@@ -498,6 +502,7 @@ def split_texts(plan: Plan, texts: list[str]) -> dict[str, list[str]]:
                         remedy="give more documents, other data.fractions, or a folder with train, valid and test")
     return found
 
+# %% ../../../nbs/systems/language/01_data.ipynb #e87cb0e5
 def texts_of(plan: Plan, files: dict[str, Path]) -> dict[str, list[str]]:
     "The documents of a plan by split."
     if files.keys() - {"all"}:

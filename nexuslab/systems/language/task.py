@@ -142,11 +142,13 @@ def base() -> LanguageConfig:
         schedule=Schedule(warmup_steps=50), track=Track(log_every=10), checkpoint=Checkpoint(eval_every=300),
     )
 
+# %% ../../../nbs/systems/language/04_task.ipynb #1924fc9d
 def changed(cfg: LanguageConfig, preset: str, **sections: dict) -> LanguageConfig:
     "A preset with some fields of some sections changed."
     parts = {name: getattr(cfg, name).model_copy(update=values) for name, values in sections.items()}
     return cfg.model_copy(update={"preset": preset, **parts})
 
+# %% ../../../nbs/systems/language/04_task.ipynb #bbb6dab9
 OFF = dict.fromkeys(("world", "reason", "energy", "causal"), False)  # no modules
 
 def shakespeare() -> LanguageConfig:
@@ -370,6 +372,13 @@ class Watch(Updater):
     def load_state_dict(self, state):
         self.standing = state["standing"]
 
+# %% ../../../nbs/systems/language/04_task.ipynb #ad1202ea
+def keep_buffers() -> None:
+    "Compiled graphs keep their buffers: shares of the gradient are measured by going back through them once more."
+    from torch._functorch import config  # late: only compiled runs need it
+
+    config.donated_buffer = False
+
 # %% ../../../nbs/systems/language/04_task.ipynb #565e5f98
 class LanguageTraining(LanguageCorpus, HasGroups):
     "What the engine asks about the model and its figures."
@@ -378,6 +387,8 @@ class LanguageTraining(LanguageCorpus, HasGroups):
         if cfg.model.vocab_size not in (None, meta["vocabulary"]):
             raise ConfigError("model.vocab_size", found=f"{cfg.model.vocab_size} with a tokenizer of "
                               f"{meta['vocabulary']}", expected="the tokenizer's, or None", remedy="leave it out")
+        if cfg.compute.compile:
+            keep_buffers()
         pieces = tokenizer_of(meta["tokenizer"]).pieces(range(meta["vocabulary"]))
         return NEXUSCore(cfg.model.model_copy(update={"vocab_size": meta["vocabulary"]}), pieces)
 
