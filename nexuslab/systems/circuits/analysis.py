@@ -147,6 +147,7 @@ def _cards(text: str) -> list[list[str]]:
     ends = [n for n, card in enumerate(cards) if card[0] == ".end"]
     return cards[: ends[0]] if ends else cards
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #db671599
 def from_netlist(
     text: str,  # the first line is the title
     output: str = "out",  # the node whose voltage is the response
@@ -470,6 +471,7 @@ def _beyond_double(found: str) -> DataError:
     expected, remedy = "nodal equations that double precision can solve", "bring the component values closer together"
     return DataError("circuit", found=found, expected=expected, remedy=remedy)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #009c8018
 def _finite_roots(
     G: np.ndarray,  # (m, m)
     C: np.ndarray,  # (m, m)
@@ -549,6 +551,7 @@ def _at_one(G: np.ndarray, C: np.ndarray) -> float:
     except np.linalg.LinAlgError:
         raise _beyond_double("a singular matrix") from None
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #7e81b3fc
 def analyse(
     circuit: Circuit,
 ) -> Analysis:
