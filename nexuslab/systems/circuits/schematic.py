@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREFIXES', 'UNITS', 'Part', 'TRIED', 'SYMBOLS', 'GAP', 'RISE', 'DROP', 'BESIDE', 'LEAD', 'with_prefix', 'connections',
-           'hanging', 'left_to_right', 'Bridge', 'bridges', 'branches', 'Sheet', 'draw_branch', 'width_of', 'columns',
+           'hanging', 'left_to_right', 'Bridge', 'bridges', 'branches', 'Sheet', 'width_of', 'columns', 'draw_branch',
            'draw_bridge', 'draw_circuit', 'draw_terminals']
 
 # %% ../../../nbs/systems/circuits/00c_schematic.ipynb #d587a6ae
@@ -123,19 +123,6 @@ class Sheet:
         self.drawing.add(dot.label(name, loc="left" if name == "in" else "right") if name else dot)
 
 # %% ../../../nbs/systems/circuits/00c_schematic.ipynb #e9b1fa0f
-def draw_branch(sheet: Sheet, x: float, series: list[list[Part]]) -> None:
-    "A way to ground, from the line at height 0 to the rail at -DROP."
-    step = DROP / len(series)
-    for k, parts in enumerate(series):
-        top, bottom = -k * step, -(k + 1) * step
-        for n, part in enumerate(parts):
-            off = x + BESIDE * n
-            sheet.wire((x, top), (off, top))
-            sheet.wire((x, bottom), (off, bottom))
-            sheet.part(part, (off, top), (off, bottom), "bottom")
-    sheet.dot((x, 0))
-    sheet.dot((x, -DROP))
-
 def width_of(series: list[list[Part]]) -> float:
     "What a way to ground takes on the line."
     return BESIDE * max(map(len, series))
@@ -149,6 +136,21 @@ def columns(ways: list[list[list[list[Part]]]]) -> tuple[list[float], list[float
         x = ends[-1] + max([GAP, *widths[-1:]])
     return begins, ends
 
+# %% ../../../nbs/systems/circuits/00c_schematic.ipynb #f746d2e7
+def draw_branch(sheet: Sheet, x: float, series: list[list[Part]]) -> None:
+    "A way to ground, from the line at height 0 to the rail at -DROP."
+    step = DROP / len(series)
+    for k, parts in enumerate(series):
+        top, bottom = -k * step, -(k + 1) * step
+        for n, part in enumerate(parts):
+            off = x + BESIDE * n
+            sheet.wire((x, top), (off, top))
+            sheet.wire((x, bottom), (off, bottom))
+            sheet.part(part, (off, top), (off, bottom), "bottom")
+    sheet.dot((x, 0))
+    sheet.dot((x, -DROP))
+
+# %% ../../../nbs/systems/circuits/00c_schematic.ipynb #5596310a
 def draw_bridge(sheet: Sheet, bridge: Bridge, begins: list[float], ends: list[float]) -> None:
     "A part between nodes; node k of the line reaches from begins[k] to ends[k]."
     y, p, q = bridge.level * RISE, ends[bridge.left], begins[bridge.right]
@@ -187,6 +189,7 @@ def draw_circuit(
     axis.set(aspect="equal", ylim=(-DROP - 1, RISE * max((b.level for b in above), default=0) + 0.8))
     axis.set_axis_off()
 
+# %% ../../../nbs/systems/circuits/00c_schematic.ipynb #c8479621
 def draw_terminals(sheet: Sheet, width: float) -> None:
     "The leads of input and output, and the rail of ground."
     sheet.wire((0, 0), (LEAD, 0))
