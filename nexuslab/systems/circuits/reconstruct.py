@@ -307,6 +307,7 @@ def draw_prior(
     z = torch.randn(n, sum(model.latent), generator=torch.Generator().manual_seed(seed))
     return to_circuits(model.decode(z.to(device)), statistics)
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #fa7b3ae2
 def dealt_anew(
     arrays: dict[str, np.ndarray],  # of a file
     n: int,
@@ -317,6 +318,7 @@ def dealt_anew(
     graphs = [circuit_at(arrays, row) for row in rng.choice(np.flatnonzero(arrays["split"] == 0), n)]
     return [with_values([part[:3] for part in graph.parts], rng) for graph in graphs]
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #d6bfcfe2
 def prior_figures(
     drawn: list[Circuit | None],
     known: Mapping[int, str],  # topology hash -> family, of the training split
