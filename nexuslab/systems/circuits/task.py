@@ -82,6 +82,7 @@ class CircuitModel(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the hidden layers")
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #f1e84ee6
 class CircuitLoss(Section):
     "Weights of the objective."
 
@@ -123,6 +124,7 @@ def smoke() -> CircuitConfig:
         "checkpoint": Checkpoint(eval_every=1),
     })
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #09c4ee32
 def paper() -> CircuitConfig:
     "The published setting: 120 circuits in batches of 4, early stopping, a checkpoint every 10 epochs."
     return base().model_copy(update={
@@ -198,6 +200,7 @@ def by_group(
             found |= {f"{k}_{name}": v for k, v in told(source, rows).items()} if len(rows) else {}
     return found
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #e789972e
 def came_back(
     model: CircuitVAE,
     source: Circuits,
@@ -211,6 +214,7 @@ def came_back(
     beside = {f"{k}_sampled": v for k, v in judge(source.arrays, rows, sampled).figures().items()}
     return judge(source.arrays, rows, mean).figures() | beside | {"rate_nats": rate(model, source.flat, rows)}
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #ed1592ad
 def latent_figures(model: CircuitVAE, source: Circuits, seed: int) -> dict[str, float]:
     "How the topology branch separates the families of a split (two at least), and what draws from the prior decode to."
     topology = posteriors(model, source.flat, source.members)[0][:, model.branch["topology"]].numpy()
