@@ -227,7 +227,7 @@ class CollatzTransformer(Passage):
 def widened(model: CollatzTransformer, inputs: Tensor) -> Tensor:
     "Inputs of an encoder at the length of its outputs."
     more = (model.length_out or inputs.shape[1]) - inputs.shape[1]
-    return F.pad(inputs, (0, more), value=0 if model.kind == "aligned" else model.base) if more > 0 else inputs
+    return F.pad(inputs, (0, more), value=model.base if model.kind == "encoder" else 0) if more > 0 else inputs
 
 def shifted(model: CollatzTransformer, targets: Tensor) -> Tensor:
     "A begin token, then all targets but the last: what is known before each."

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss', 'CollatzConfig', 'base',
-           'changed', 'quick', 'plain', 'wide', 'smoke', 'paper', 'guide', 'manifest', 'build', 'answers',
-           'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
+           'changed', 'quick', 'plain', 'wide', 'looped', 'wide_looped', 'step', 'smoke', 'paper', 'guide', 'manifest',
+           'build', 'answers', 'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
+import dataclasses
 import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
@@ -23,12 +24,15 @@ from ...data import Splits
 from ...store import Store, ensure_store, existing_store, store_path
 from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
-    TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, code_for, held_out, long_step, make_batch, spell,
-    training_numbers,
+    TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, class_numbers, code_for, digits_needed, fraction,
+    held_out, keyed_words, largest_kappa, long_step, make_batch, side_of, spell, training_numbers,
 )
 from .metrics import digit_places, figures, implied_lengths, right_rows
+from .looped import LoopedTransformer
 from .model import LONGEST_LOOP, CollatzTransformer
-from ...task import CanPredict, StepOut, Task, Updater
+from .step import StepNetwork, far_answers, far_exact
+from .trajectory import exact_long_step, exact_number, phase, visited
+from ...task import At, CanPredict, StepOut, Task, Updater
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #4e44f734
 class CollatzData(Section):
@@ -44,7 +48,7 @@ class CollatzData(Section):
         None, ge=2, description="tokens of a sequence, the end token included; None takes as many as the range needs"
     )
     order: Literal["least", "most"] | None = Field(
-        None, description="which digit comes first; None: least for the aligned kind, most for the others"
+        None, description="which digit comes first; None: least for aligned, looped and step, else most"
     )
     ending: Literal["fixed", "end"] = Field(
         "fixed", description="fixed: leading zeros to one width; end: an end token, then padding"
@@ -69,7 +73,7 @@ class CollatzData(Section):
 class CollatzModel(Section):
     "Sizes of the transformer."
 
-    kind: Literal["encoder", "aligned", "causal", "encoder_decoder"] = Field(
+    kind: Literal["encoder", "aligned", "causal", "encoder_decoder", "looped", "step"] = Field(
         "aligned", description="how digits are read and written"
     )
     d_model: int = Field(96, ge=1, description="width of the residual stream")
@@ -78,6 +82,10 @@ class CollatzModel(Section):
     decoder_layers: int = Field(1, ge=1, description="blocks that write (encoder_decoder)")
     hidden: int | None = Field(None, ge=1, description="width inside the blocks' networks; None is 4 d_model")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the blocks")
+    loops: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (4, 8, 12, 16), min_length=1, description="looped: passes while training, each for an equal share of the steps"
+    )
+    carry: int = Field(16, ge=1, description="looped: channels that go on from pass to pass beside the digits")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d3bdf71b
 class CollatzLoss(Section):
@@ -87,6 +95,9 @@ class CollatzLoss(Section):
         1.0, ge=0, description="weight of spelling the apex from the states half-way (encoders); 0 leaves it out"
     )
     lengths: float = Field(0.0, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
+    supervised: float = Field(
+        1.0, ge=0, le=1, description="looped: share of the numbers whose whole trajectory is told, the others' end alone"
+    )
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
 class CollatzConfig(Config):
@@ -103,7 +114,7 @@ class CollatzConfig(Config):
     def _possible(self):
         "Refuse what no run could use: an impossible code, heads that do not divide the width."
         self.code()
-        if self.model.d_model % self.model.nhead:
+        if self.model.kind != "step" and self.model.d_model % self.model.nhead:
             raise ConfigError(
                 "model.nhead", found=f"{self.model.nhead} heads for d_model {self.model.d_model}",
                 expected="heads that divide d_model", remedy="change one of the two",
@@ -114,7 +125,28 @@ class CollatzConfig(Config):
                 expected="fixed widths: the apex has its digits in the places of the output",
                 remedy="set loss.apex to 0, or data.ending to fixed",
             )
+        if self.follows:
+            self._follow()
         return self
+
+    def _follow(self):
+        "Refuse what the kinds that follow the trajectory cannot use."
+        d, m = self.data, self.model
+        if d.order == "most" or d.ending == "end":
+            found = f"data.order {d.order}, data.ending {d.ending} for model.kind {m.kind}"
+            remedy = "leave data.order open and data.ending fixed"
+            raise ConfigError("digit code", found, "least significant digit first, fixed widths", remedy)
+        if self.loss.lengths:
+            remedy = "set loss.lengths to 0, or choose another model.kind"
+            raise ConfigError("loss.lengths", f"{self.loss.lengths} for model.kind {m.kind}", "0", remedy)
+        if m.kind == "looped" and m.carry >= m.d_model:
+            found = f"{m.carry} of {m.d_model} channels"
+            raise ConfigError("model.carry", found, "fewer than model.d_model", "change one of the two")
+
+    @property
+    def follows(self) -> bool:
+        "Whether the model goes along the trajectory, state by state."
+        return self.model.kind in ("looped", "step")
 
     @property
     def apex(self) -> float:
@@ -124,9 +156,13 @@ class CollatzConfig(Config):
     def code(self) -> Code:
         "How numbers are spelt."
         d = self.data
-        order = d.order or ("least" if self.model.kind == "aligned" else "most")
+        order = d.order or ("least" if self.follows or self.model.kind == "aligned" else "most")
         width = None if d.max_length is None else d.max_length - (1 if d.ending == "end" else 0)
-        return code_for(d.base, d.start_range[1], order, d.ending, width, width)
+        code = code_for(d.base, d.start_range[1], order, d.ending, width, width)
+        if not self.follows or width:
+            return code
+        apex = digits_needed(2 * largest_kappa(d.start_range[1]) + 1, d.base)  # the way goes through it
+        return dataclasses.replace(code, width_out=apex)
 
     def numbers(self) -> Numbers:
         "How training numbers are drawn."
@@ -172,6 +208,29 @@ def wide() -> CollatzConfig:
         checkpoint={"eval_every": 60},
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #92f3f792
+def looped() -> CollatzConfig:
+    "n < 2^20 by two weight-tied blocks that follow the trajectory: four minutes."
+    return changed(
+        base(), "looped", data={"tilt": (1.0, 0.4), "hold": 0.3, "val_size": 2048},
+        model={"kind": "looped", "d_model": 64, "nhead": 4, "num_layers": 2}, budget={"steps": 900},
+        schedule={"warmup_steps": 100}, checkpoint={"eval_every": 150},
+    )
+
+def wide_looped() -> CollatzConfig:
+    "n to 10^12 by the same."
+    return changed(looped(), "wide_looped", data={"start_range": (1, 10**12)})
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #b4773299
+def step() -> CollatzConfig:
+    "One elementary step, learnt below 2^20 and fed back: a minute."
+    return changed(
+        base(), "step", data=NATURAL | {"sampling": "log_uniform", "val_size": 1024},
+        model={"kind": "step", "d_model": 64, "num_layers": 2}, loader={"batch_size": 256}, budget={"steps": 800},
+        optim={"name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "betas": (0.9, 0.98)},
+        schedule={"warmup_steps": 100}, checkpoint={"eval_every": 200},
+    )
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #927d1bb3
 def smoke() -> CollatzConfig:
     "Everything in seconds: a small range, a small model."
@@ -210,7 +269,10 @@ def guide() -> CollatzConfig:
         }, checkpoint={"eval_every": 1, "save_every": 5},
     )
 
-PRESETS = {"base": base, "smoke": smoke, "quick": quick, "plain": plain, "wide": wide, "paper": paper, "guide": guide}
+PRESETS = {
+    "base": base, "smoke": smoke, "quick": quick, "plain": plain, "wide": wide, "looped": looped,
+    "wide_looped": wide_looped, "step": step, "paper": paper, "guide": guide,
+}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #5a60a66d
 VERSION = 1  # of the numbers; raised when the same settings give others
@@ -334,6 +396,57 @@ def objective(
     tokens = model.generate(batch.inputs) if model.writes_in_turn else logits.argmax(-1)
     right = right_rows(tokens, batch.targets, code.pad)
     return StepOut(loss, n, parts | curves(right, batch), fed(tokens, batch, code.pad))
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #e572ff0e
+def told_whole(n: Tensor, share: float, seed: int) -> Tensor:
+    "Which numbers' trajectories are told, (B,) bool: a share of all numbers, the same at every draw."
+    return fraction(keyed_words(mix(seed, "trajectory"), n, 0)) < share
+
+def looped_objective(model: LoopedTransformer, batch: Batch, cfg: CollatzConfig, at: At) -> StepOut:
+    "The mean over passes of the loss against the trajectory; of numbers not told, the last pass's against kappa."
+    code, n, loops = cfg.code(), batch.size, at.values["loops"]
+    steps = torch.arange(1, loops + 1, device=batch.n.device)[:, None].expand(-1, n)
+    way = code.encode_output(visited(batch.n, steps).flatten()).view(loops, n, -1)
+    logits = model.passes(batch.inputs, loops)
+    each = F.cross_entropy(logits.flatten(0, 2), way.flatten(), reduction="none").view(loops, n, -1).mean(2)
+    end = F.cross_entropy(logits[-1].transpose(1, 2), batch.targets, reduction="none").mean(1)
+    loss = torch.where(told_whole(batch.n, cfg.loss.supervised, cfg.seed), each.mean(0), end).mean()
+    return judged(model, batch, cfg, at, StepOut(loss, n, {"digits": Part(loss, n)}))
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #b36a08ea
+PHASE = 0.2  # weight of the phase beside the digits
+
+def step_objective(model: StepNetwork, batch: Batch, cfg: CollatzConfig, at: At) -> StepOut:
+    "Cross-entropy of the digits and of the phase after one elementary step from a random place of each trajectory."
+    code, n = cfg.code(), batch.size
+    place = (at.uniform(batch.n.double(), "place") * (batch.k + batch.k_prime)).long()
+    now, then = (code.encode_output(visited(batch.n, place + more)) for more in (0, 1))
+    digits, after = model(now, phase(batch.n, place))
+    parts = {
+        "digits": Part(F.cross_entropy(digits.flatten(0, 1), then.flatten()), n),
+        "phase": Part(F.cross_entropy(after, phase(batch.n, place + 1)), n, weight=PHASE),
+    }
+    return judged(model, batch, cfg, at, StepOut(sum(p.weight * p.value for p in parts.values()), n, parts))
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #0ac41464
+def judged(model: nn.Module, batch: Batch, cfg: CollatzConfig, at: At, out: StepOut) -> StepOut:
+    "A step's outcome; in evaluation with exact match, by depth and by class."
+    if at.training:
+        return out
+    tokens, pad = model.generate(batch.inputs), cfg.code().pad
+    right = right_rows(tokens, batch.targets, pad)
+    return StepOut(out.loss, out.n, out.parts | curves(right, batch), fed(tokens, batch, pad))
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #b1a2bae7
+class Loops(Updater):
+    "How many passes a looped model goes through: each number of the list for an equal share of the steps."
+
+    def __init__(self, loops: tuple[int, ...]):
+        self.loops = loops
+
+    def values(self, at):
+        done = at.step / max(1, at.total_steps) if at.training else 1.0
+        return {"loops": self.loops[min(len(self.loops) - 1, int(done * len(self.loops)))]}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #df47a77a
 KNOWN = 1 << 22  # most training numbers in a table; only the preset paper draws more
@@ -474,6 +587,45 @@ def answers(
         for i in range(len(n))
     ]
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #b3bb3ad7
+def far_rows(
+    model: StepNetwork,
+    n: Any,  # odd numbers of any size
+) -> list[dict[str, Any]]:
+    "One row a number: predicted and true long step, k and k'."
+    whole = isinstance(n, list | tuple | np.ndarray) and len(n) and all(isinstance(x, int | np.integer) for x in n)
+    if not whole:
+        raise DataError("numbers to predict", found=n, expected="a list of odd numbers, one at least",
+                        remedy="write them in one list: --inputs '[27, 31]'")
+    numbers = [int(x) for x in n]
+    truth, rows = [exact_long_step(x) for x in numbers], far_answers(model, numbers).tolist()
+    told = [None if max(row) == model.base else exact_number(row, model.base) for row in rows]
+    return [
+        {"n": x, "predicted": y, "truth": kappa, "right": y == kappa, "k": k, "k_prime": k_prime}
+        for x, y, (kappa, k, k_prime) in zip(numbers, told, truth, strict=True)
+    ]
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #2562fc3d
+DEEP = ((12, 3), (15, 1))  # classes asked apart, where the range has enough of them
+FAR = 10**18  # numbers far beyond those of training
+
+def of_class(k: int, k_prime: int, stop: int, how_many: int = 400) -> np.ndarray:
+    "Distinct numbers of a class on the test side, at most so many; too few in a small range."
+    n = np.unique(class_numbers(k, k_prime, 64 * how_many, stop, np.random.default_rng(mix(0, "deep", k, k_prime))))
+    return n[side_of(n) == TEST][:how_many]
+
+def asked_apart(model: nn.Module, cfg: CollatzConfig) -> dict[str, float]:
+    "Exact match of deep classes with at least 200 test numbers in the range; of a step network also to 10^18."
+    code, device, stop, found = cfg.code(), next(model.parameters()).device, cfg.data.start_range[1], {}
+    for k, k_prime in DEEP if stop > 2**32 else ():
+        batch = make_batch(code, n := of_class(k, k_prime, stop), np.arange(len(n)))
+        right = right_rows(model.generate(batch.inputs.to(device)).cpu(), batch.targets, code.pad)
+        found[f"exact_match_apart_{k}_{k_prime}"] = float(right.float().mean())
+    if cfg.model.kind == "step":
+        rng = np.random.default_rng(mix(cfg.seed, "far"))
+        found["exact_match_to_1e18"] = far_exact(model, (rng.integers(0, FAR // 2, 2000) * 2 + 1).tolist())
+    return found
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #cd88dee3
 class CollatzNumbers(Task):
     "What the engine asks about the data."
@@ -532,7 +684,22 @@ class CollatzAnswers(CanPredict):
                               remedy="leave beam out, or choose a run of one of these kinds")
 
     def predict(self, model, inputs, cfg, meta, *, beam: Annotated[int, Field(ge=1)] = 1):
-        return answers(model, ASKED if inputs is None else inputs, cfg.code(), cfg.data.start_range[1], beam)
+        asked = ASKED if inputs is None else inputs
+        if cfg.model.kind == "step":
+            return far_rows(model, asked)
+        return answers(model, asked, cfg.code(), cfg.data.start_range[1], beam)
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #d294ef27
+def following(cfg: CollatzConfig, length_out: int) -> LoopedTransformer | StepNetwork:
+    "The model of a kind that follows the trajectory, with states of so many digits."
+    m, base = cfg.model, cfg.data.base
+    if m.kind == "step":
+        return StepNetwork(base, m.d_model, m.num_layers, length_out)
+    sizes = (m.d_model, m.nhead, m.num_layers, m.dropout, length_out, m.hidden, length_out, m.carry, m.loops[-1])
+    built = LoopedTransformer(base, *sizes)
+    for part in (built.k_head, built.k_prime_head, built.apex_head, built.apex_norm):
+        part.requires_grad_(False)
+    return built
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #f50a20c4
 class CollatzTask(CollatzNumbers, CollatzAnswers):
@@ -541,6 +708,8 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
     def model(self, cfg, meta):
         m = cfg.model
         length_in, length_out = meta["lengths"]
+        if cfg.follows:
+            return following(cfg, length_out)
         sizes = (m.d_model, m.nhead, m.num_layers, m.kind, m.dropout, length_out, m.decoder_layers, m.hidden)
         built = CollatzTransformer(cfg.data.base, *sizes, max_length=length_in + length_out + 1, ending=cfg.data.ending)
         for part, weight in (
@@ -551,6 +720,8 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
         return built
 
     def step(self, model, batch, cfg, at):
+        if cfg.follows:
+            return (looped_objective if cfg.model.kind == "looped" else step_objective)(model, batch, cfg, at)
         return objective(model, batch, cfg, at.training)
 
     def metrics(self, cfg):
@@ -566,14 +737,15 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
         for start in range(0, len(rows), size):
             batch = source.batch(rows[start : start + size], {}, None)
             found.append((model.generate(batch.inputs.to(device)).cpu(), batch.targets.cpu(), batch.n.cpu()))
-        return figures(*map(torch.cat, zip(*found)), cfg.code())
+        return figures(*map(torch.cat, zip(*found)), cfg.code()) | asked_apart(model, cfg)
 
     def directions(self, cfg):
         more = "accuracy", "exact_match*", "all_or_nothing*", "valid", "lengths_right"
-        return dict.fromkeys(more, "max") | dict.fromkeys(("digits", "apex", "k_error", "k_prime_error"), "min")
+        return dict.fromkeys(more, "max") | dict.fromkeys(("digits", "apex", "phase", "k_error", "k_prime_error"), "min")
 
     def updaters(self, cfg, model):
-        return [Tilt(*cfg.data.tilt, cfg.data.hold)] if cfg.data.sampling == "balanced" else []
+        tilt = [Tilt(*cfg.data.tilt, cfg.data.hold)] if cfg.data.sampling == "balanced" else []
+        return [*tilt, Loops(cfg.model.loops)] if cfg.model.kind == "looped" else tilt
 
     def views(self):
         from nexuslab.systems.collatz.views import VIEWS  # late: the views chapter draws what this one trains
