@@ -29,7 +29,8 @@ from nexuslab.systems.collatz.metrics import (
     rival,
 )
 from nexuslab.systems.collatz.model import KINDS
-from nexuslab.systems.collatz.task import TASK, digit_loss, looked_up, nearest_known
+from nexuslab.systems.collatz.task import TASK, digit_loss, looked_up, nearest_known, told_whole
+from nexuslab.systems.collatz.trajectory import exact_long_step, visited
 from nexuslab.task import At
 
 SMALL = {
@@ -51,6 +52,10 @@ def train(home, preset, **changes):
         ({"data.start_range": (1, 10**13)}, "exact"),
         ({"data.max_length": 4}, "width"), ({"data.max_length": 4, "data.ending": "end"}, "width"),
         ({"data.ending": "end"}, "apex"), ({"model.nhead": 3}, "heads"), ({"model.kind": "lstm"}, "model.kind"),
+        ({"model.kind": "looped", "data.order": "most"}, "digit code"),
+        ({"model.kind": "step", "data.ending": "end", "loss.apex": 0.0}, "digit code"),
+        ({"model.kind": "looped", "loss.lengths": 0.1}, "lengths"),
+        ({"model.kind": "looped", "model.carry": 32}, "carry"), ({"model.loops": ()}, "loops"),
         ({"data.basis": 24}, "unknown"), ({"model.d_model": 0}, "d_model"),
     ],
 )
@@ -61,7 +66,7 @@ def test_impossible_configurations(given, what):
 
 
 def test_every_kind_trains_evaluates_and_answers(home):
-    for kind in KINDS:
+    for kind in (*KINDS, "looped", "step"):
         run = train(home, "smoke", **{"model.kind": kind, "steps": 12, "eval_every": 6})
         figures = evaluate(TASK, Run.open(run.path))
         assert run.status["state"] == "finished" and 0 <= figures["exact_match"] <= 1
@@ -69,6 +74,51 @@ def test_every_kind_trains_evaluates_and_answers(home):
         rows = predict(TASK, run, [27, 127])
         assert rows.truth.tolist() == [31, 1093] and rows.k.tolist() == [2, 7] and rows.k_prime.tolist() == [1, 1]
         assert (rows.right == (rows.predicted == rows.truth)).all()
+
+
+def test_what_a_looped_model_is_told():
+    """With no trajectory told the loss is that of the last pass alone; with half of them it lies between, number by
+    number the same ones; passes grow over the steps."""
+    options = {"model.kind": "looped", "model.loops": (2, 5)}
+    cfg = resolve(TASK, "smoke", options)
+    torch.manual_seed(0)
+    model = TASK.model(cfg, {"lengths": cfg.code().lengths})
+    batch = make_batch(cfg.code(), torch.arange(1001, 1401, 2), torch.arange(200))
+    at = At(values={"loops": 5})
+
+    def loss(share):
+        return TASK.step(model, batch, resolve(TASK, "smoke", options | {"loss.supervised": share}), at).loss
+
+    end = digit_loss(model.passes(batch.inputs, 5)[-1], batch.targets)
+    assert torch.allclose(loss(0.0), end) and not torch.allclose(loss(1.0), end)
+    told = told_whole(batch.n, 0.5, cfg.seed)
+    assert 60 < told.sum() < 140 and torch.equal(told[:50], told_whole(batch.n[:50], 0.5, cfg.seed))
+    assert min(loss(0.0), loss(1.0)) < loss(0.5) < max(loss(0.0), loss(1.0))
+
+
+def test_a_looped_model_is_told_the_way_and_then_its_end():
+    """A model that spells the trajectory has no loss, and comes to rest at its end whatever the number of passes."""
+    cfg = resolve(TASK, "smoke", {"model.kind": "looped"})
+    code = cfg.code()
+    batch = make_batch(code, torch.tensor([27, 703, 2047]), torch.arange(3))
+
+    class Way(torch.nn.Module):
+        def passes(self, inputs, loops):
+            n = (inputs * code.base ** torch.arange(inputs.shape[1])).sum(1)
+            spelt = [code.encode_output(visited(n, torch.full_like(n, t + 1))) for t in range(loops)]
+            return torch.nn.functional.one_hot(torch.stack(spelt), code.vocabulary).float() * 100
+
+    out = TASK.step(Way(), batch, cfg, At(training=True, values={"loops": 30}))
+    assert out.loss < 1e-6
+
+
+def test_the_step_network_is_asked_for_numbers_of_any_size(home):
+    run = train(home, "smoke", **{"model.kind": "step", "steps": 2})
+    rows = predict(TASK, run, [27, 2**70 - 1])
+    assert rows.k.tolist() == [2, 70] and rows.truth.tolist()[1] == exact_long_step(2**70 - 1)[0]
+    for wrong in ([28], [-1], [2.5], []):
+        with pytest.raises(DataError, match="numbers|long step"):
+            predict(TASK, run, wrong)
 
 
 def test_record_holds_the_learning_curve_of_classes(home):

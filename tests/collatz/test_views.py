@@ -42,7 +42,7 @@ TABLES = {"law", "classes", "taxonomy_table"}
 def runs(tmp_path_factory) -> dict[str, Run]:
     """Two steps of every kind of model."""
     task, root, found = get_task("collatz"), tmp_path_factory.mktemp("views"), {}
-    for kind in ("aligned", "encoder", "causal", "encoder_decoder"):
+    for kind in ("aligned", "encoder", "causal", "encoder_decoder", "looped", "step"):
         cfg = resolve(task, "smoke", {"steps": 2, "eval_every": 1, "model.kind": kind})
         found[kind] = Run.create(cfg, root)
         fit(task, cfg, found[kind])
@@ -68,7 +68,7 @@ def test_every_view_is_declared():
     assert set(VIEWS) == set(get_task("collatz").views()) and len(VIEWS) >= 11
 
 
-@pytest.mark.parametrize("kind", ["encoder", "causal", "encoder_decoder"])
+@pytest.mark.parametrize("kind", ["encoder", "causal", "encoder_decoder", "looped", "step"])
 def test_what_depends_on_the_kind_is_drawn_for_each(runs, kind):
     assert len(drawn(runs[kind], ["attention", "patching", "taxonomy_table"])) == 3
 

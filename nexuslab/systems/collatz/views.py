@@ -535,6 +535,23 @@ def bases(run: Run) -> plt.Figure:
     )
     return fig
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #8bf17e75
+def of_blocks(run: Run) -> plt.Figure | None:
+    "None if the run's model has blocks, else a figure that says so."
+    if run.config.model.kind != "step":
+        return None
+    fig, ax = plt.subplots(figsize=(5, 1.2))
+    explained_absence(ax, "a step network is a recurrent one: it has no blocks and no attention")
+    return fig
+
+def of_one_pass(run: Run) -> plt.Figure | None:
+    "None if the blocks of the run's model are passed once, else a figure that says so."
+    if run.config.model.kind != "looped":
+        return of_blocks(run)
+    fig, ax = plt.subplots(figsize=(5, 1.2))
+    explained_absence(ax, "the blocks of a looped model are passed many times: a patch would go into every pass")
+    return fig
+
 # %% ../../../nbs/systems/collatz/05_views.ipynb #024c090e
 def _captioned(draw: Callable, of_run: Callable[[Run], Any]) -> Callable[[Run], Any]:
     "A view of a run; its caption is the docstring of what draws it."
@@ -551,8 +568,8 @@ VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "classes": _captioned(classes, lambda run: classes(look(run), run)),
     "taxonomy": _captioned(draw_taxonomy, lambda run: draw_taxonomy(look(run))),
     "taxonomy_table": _captioned(failures, lambda run: failures(look(run))),
-    "attention": _captioned(attention, lambda run: attention(look(run))),
-    "probes": _captioned(probes, lambda run: probes(probe_checkpoints(run))),
-    "patching": _captioned(patching, lambda run: patching(look(run))),
+    "attention": _captioned(attention, lambda run: of_blocks(run) or attention(look(run))),
+    "probes": _captioned(probes, lambda run: of_blocks(run) or probes(probe_checkpoints(run))),
+    "patching": _captioned(patching, lambda run: of_one_pass(run) or patching(look(run))),
     "bases": bases,
 }
