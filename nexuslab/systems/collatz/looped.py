@@ -13,10 +13,8 @@ from ...core import ConfigError
 from .model import Passage, widened
 
 # %% ../../../nbs/systems/collatz/02b_looped.ipynb #9a9a4bca
-class LoopedTransformer(Passage):
-    "Digits of n to digits of kappa(n) through weight-tied blocks, least significant digit first."
-
-    writes_in_turn = False
+class LoopedParts(Passage):
+    "Embeddings, the blocks of one pass, the head, and what normalises a pass."
 
     def __init__(
         self,
@@ -38,6 +36,12 @@ class LoopedTransformer(Passage):
             found = f"{carry} of {d_model} channels"
             raise ConfigError("model.carry", found, "at least 1 and fewer than d_model", "change one of the two")
         self.kind, self.carry, self.loops, self.between = "looped", carry, loops, nn.LayerNorm(d_model)
+
+# %% ../../../nbs/systems/collatz/02b_looped.ipynb #0f52a05c
+class LoopedTransformer(LoopedParts):
+    "Digits of n to digits of kappa(n) through weight-tied blocks, least significant digit first."
+
+    writes_in_turn = False
 
     def once(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
         "One pass: what the next one starts from (B, L, D), and logits (B, L, V) of the digits spelt."

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest, mix
-from ...data import Splits
+from ...data import Source, Splits
 from ...store import Store, ensure_store, existing_store, store_path
 from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
@@ -96,8 +96,42 @@ class CollatzLoss(Section):
     )
     lengths: float = Field(0.0, ge=0, description="weight of guessing k and k' from the final states; 0 leaves it out")
     supervised: float = Field(
-        1.0, ge=0, le=1, description="looped: share of the numbers whose whole trajectory is told, the others' end alone"
+        1.0, ge=0, le=1, description="looped: share of the numbers whose whole trajectory is told"
     )
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #ceebb70c
+FOLLOWERS = ("looped", "step")  # kinds that go along the trajectory, state by state
+
+def code_of(d: CollatzData, m: CollatzModel) -> Code:
+    "How the numbers of a configuration are spelt."
+    order = d.order or ("least" if m.kind in (*FOLLOWERS, "aligned") else "most")
+    width = None if d.max_length is None else d.max_length - (1 if d.ending == "end" else 0)
+    code = code_for(d.base, d.start_range[1], order, d.ending, width, width)
+    if m.kind not in FOLLOWERS:
+        return code
+    apex = digits_needed(2 * largest_kappa(d.start_range[1]) + 1, d.base)
+    return dataclasses.replace(code, width_out=max(apex, code.width_out))
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #79ff6719
+def refuse_heads(m: CollatzModel) -> None:
+    "Refuse heads that do not divide the width; a step network has none."
+    if m.kind != "step" and m.d_model % m.nhead:
+        found = f"{m.nhead} heads for d_model {m.d_model}"
+        raise ConfigError("model.nhead", found, "heads that divide d_model", "change one of the two")
+
+# %% ../../../nbs/systems/collatz/04_task.ipynb #19059ae8
+def refuse_of_followers(d: CollatzData, m: CollatzModel, loss: CollatzLoss) -> None:
+    "Refuse what the kinds that follow the trajectory cannot use."
+    if d.order == "most" or d.ending == "end":
+        found = f"data.order {d.order}, data.ending {d.ending} for model.kind {m.kind}"
+        remedy = "leave data.order open and data.ending fixed"
+        raise ConfigError("digit code", found, "least significant digit first, fixed widths", remedy)
+    if loss.lengths:
+        remedy = "set loss.lengths to 0, or choose another model.kind"
+        raise ConfigError("loss.lengths", f"{loss.lengths} for model.kind {m.kind}", "0", remedy)
+    if m.kind == "looped" and m.carry >= m.d_model:
+        found = f"{m.carry} of {m.d_model} channels"
+        raise ConfigError("model.carry", found, "fewer than model.d_model", "change one of the two")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3a61cfd3
 class CollatzConfig(Config):
@@ -114,11 +148,7 @@ class CollatzConfig(Config):
     def _possible(self):
         "Refuse what no run could use: an impossible code, heads that do not divide the width."
         self.code()
-        if self.model.kind != "step" and self.model.d_model % self.model.nhead:
-            raise ConfigError(
-                "model.nhead", found=f"{self.model.nhead} heads for d_model {self.model.d_model}",
-                expected="heads that divide d_model", remedy="change one of the two",
-            )
+        refuse_heads(self.model)
         if self.apex and self.data.ending == "end":
             raise ConfigError(
                 "loss.apex", found="data.ending end",
@@ -126,27 +156,13 @@ class CollatzConfig(Config):
                 remedy="set loss.apex to 0, or data.ending to fixed",
             )
         if self.follows:
-            self._follow()
+            refuse_of_followers(self.data, self.model, self.loss)
         return self
-
-    def _follow(self):
-        "Refuse what the kinds that follow the trajectory cannot use."
-        d, m = self.data, self.model
-        if d.order == "most" or d.ending == "end":
-            found = f"data.order {d.order}, data.ending {d.ending} for model.kind {m.kind}"
-            remedy = "leave data.order open and data.ending fixed"
-            raise ConfigError("digit code", found, "least significant digit first, fixed widths", remedy)
-        if self.loss.lengths:
-            remedy = "set loss.lengths to 0, or choose another model.kind"
-            raise ConfigError("loss.lengths", f"{self.loss.lengths} for model.kind {m.kind}", "0", remedy)
-        if m.kind == "looped" and m.carry >= m.d_model:
-            found = f"{m.carry} of {m.d_model} channels"
-            raise ConfigError("model.carry", found, "fewer than model.d_model", "change one of the two")
 
     @property
     def follows(self) -> bool:
         "Whether the model goes along the trajectory, state by state."
-        return self.model.kind in ("looped", "step")
+        return self.model.kind in FOLLOWERS
 
     @property
     def apex(self) -> float:
@@ -155,14 +171,7 @@ class CollatzConfig(Config):
 
     def code(self) -> Code:
         "How numbers are spelt."
-        d = self.data
-        order = d.order or ("least" if self.follows or self.model.kind == "aligned" else "most")
-        width = None if d.max_length is None else d.max_length - (1 if d.ending == "end" else 0)
-        code = code_for(d.base, d.start_range[1], order, d.ending, width, width)
-        if not self.follows or width:
-            return code
-        apex = digits_needed(2 * largest_kappa(d.start_range[1]) + 1, d.base)  # the way goes through it
-        return dataclasses.replace(code, width_out=apex)
+        return code_of(self.data, self.model)
 
     def numbers(self) -> Numbers:
         "How training numbers are drawn."
@@ -701,6 +710,16 @@ def following(cfg: CollatzConfig, length_out: int) -> LoopedTransformer | StepNe
         part.requires_grad_(False)
     return built
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #79c2bbbb
+def answered(model: nn.Module, source: Source, cfg: CollatzConfig) -> tuple[Tensor, Tensor, Tensor]:
+    "Answers (N, L) and targets (N, L) of a split, and its numbers (N,)."
+    device, size, found = next(model.parameters()).device, cfg.loader.eval_batch_size or cfg.loader.batch_size, []
+    rows = np.arange(source.size or cfg.data.val_size)
+    for start in range(0, len(rows), size):
+        batch = source.batch(rows[start : start + size], {}, None)
+        found.append((model.generate(batch.inputs.to(device)).cpu(), batch.targets.cpu(), batch.n.cpu()))
+    return tuple(map(torch.cat, zip(*found)))
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #f50a20c4
 class CollatzTask(CollatzNumbers, CollatzAnswers):
     "A transformer that reads the digits of n and writes those of kappa(n)."
@@ -731,17 +750,12 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
         return fed(batch.targets, batch, cfg.code().pad), {"accuracy": 1.0, "exact_match": 1.0}
 
     def examine(self, model, splits, split, cfg, at):
-        source, found = splits.named(split), []
-        device, size = next(model.parameters()).device, cfg.loader.eval_batch_size or cfg.loader.batch_size
-        rows = np.arange(source.size or cfg.data.val_size)
-        for start in range(0, len(rows), size):
-            batch = source.batch(rows[start : start + size], {}, None)
-            found.append((model.generate(batch.inputs.to(device)).cpu(), batch.targets.cpu(), batch.n.cpu()))
-        return figures(*map(torch.cat, zip(*found)), cfg.code()) | asked_apart(model, cfg)
+        return figures(*answered(model, splits.named(split), cfg), cfg.code()) | asked_apart(model, cfg)
 
     def directions(self, cfg):
         more = "accuracy", "exact_match*", "all_or_nothing*", "valid", "lengths_right"
-        return dict.fromkeys(more, "max") | dict.fromkeys(("digits", "apex", "phase", "k_error", "k_prime_error"), "min")
+        less = "digits", "apex", "phase", "k_error", "k_prime_error"
+        return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
 
     def updaters(self, cfg, model):
         tilt = [Tilt(*cfg.data.tilt, cfg.data.hold)] if cfg.data.sampling == "balanced" else []
