@@ -406,6 +406,15 @@ def objective(
     right = right_rows(tokens, batch.targets, code.pad)
     return StepOut(loss, n, parts | curves(right, batch), fed(tokens, batch, code.pad))
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #0ac41464
+def judged(model: nn.Module, batch: Batch, cfg: CollatzConfig, at: At, out: StepOut) -> StepOut:
+    "A step's outcome; in evaluation with exact match, by depth and by class."
+    if at.training:
+        return out
+    tokens, pad = model.generate(batch.inputs), cfg.code().pad
+    right = right_rows(tokens, batch.targets, pad)
+    return StepOut(out.loss, out.n, out.parts | curves(right, batch), fed(tokens, batch, pad))
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #e572ff0e
 def told_whole(n: Tensor, share: float, seed: int) -> Tensor:
     "Which numbers' trajectories are told, (B,) bool: a share of all numbers, the same at every draw."
@@ -436,15 +445,6 @@ def step_objective(model: StepNetwork, batch: Batch, cfg: CollatzConfig, at: At)
         "phase": Part(F.cross_entropy(after, phase(batch.n, place + 1)), n, weight=PHASE),
     }
     return judged(model, batch, cfg, at, StepOut(sum(p.weight * p.value for p in parts.values()), n, parts))
-
-# %% ../../../nbs/systems/collatz/04_task.ipynb #0ac41464
-def judged(model: nn.Module, batch: Batch, cfg: CollatzConfig, at: At, out: StepOut) -> StepOut:
-    "A step's outcome; in evaluation with exact match, by depth and by class."
-    if at.training:
-        return out
-    tokens, pad = model.generate(batch.inputs), cfg.code().pad
-    right = right_rows(tokens, batch.targets, pad)
-    return StepOut(out.loss, out.n, out.parts | curves(right, batch), fed(tokens, batch, pad))
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #b1a2bae7
 class Loops(Updater):
