@@ -85,6 +85,7 @@ class CollatzModel(Section):
     loops: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
         (4, 8, 12, 16), min_length=1, description="looped: passes while training, each for an equal share of the steps"
     )
+    cell: Literal["attention", "gru"] = Field("attention", description="looped: what each pass goes through")
     carry: int = Field(16, ge=1, description="looped: channels that go on from pass to pass beside the digits")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d3bdf71b
@@ -705,7 +706,7 @@ def following(cfg: CollatzConfig, length_out: int) -> LoopedTransformer | StepNe
     if m.kind == "step":
         return StepNetwork(base, m.d_model, m.num_layers, length_out)
     sizes = (m.d_model, m.nhead, m.num_layers, m.dropout, length_out, m.hidden, length_out, m.carry, m.loops[-1])
-    built = LoopedTransformer(base, *sizes)
+    built = LoopedTransformer(base, *sizes, m.cell)
     for part in (built.k_head, built.k_prime_head, built.apex_head, built.apex_norm):
         part.requires_grad_(False)
     return built

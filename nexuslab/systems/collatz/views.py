@@ -537,11 +537,12 @@ def bases(run: Run) -> plt.Figure:
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #8bf17e75
 def of_blocks(run: Run) -> plt.Figure | None:
-    "None if the run's model has blocks, else a figure that says so."
-    if run.config.model.kind != "step":
+    "None if the run's model has blocks with attention, else a figure that says so."
+    model = run.config.model
+    if model.kind != "step" and (model.kind, model.cell) != ("looped", "gru"):
         return None
     fig, ax = plt.subplots(figsize=(5, 1.2))
-    explained_absence(ax, "a step network is a recurrent one: it has no blocks and no attention")
+    explained_absence(ax, "a recurrent network: it has no blocks and no attention")
     return fig
 
 def of_one_pass(run: Run) -> plt.Figure | None:
