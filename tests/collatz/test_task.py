@@ -55,7 +55,7 @@ def train(home, preset, **changes):
         ({"model.kind": "looped", "data.order": "most"}, "digit code"),
         ({"model.kind": "step", "data.ending": "end", "loss.apex": 0.0}, "digit code"),
         ({"model.kind": "looped", "loss.lengths": 0.1}, "lengths"),
-        ({"model.kind": "looped", "model.carry": 32}, "carry"), ({"model.loops": ()}, "loops"),
+        ({"model.kind": "looped", "model.carry": 33}, "carry"), ({"model.loops": ()}, "loops"),
         ({"data.basis": 24}, "unknown"), ({"model.d_model": 0}, "d_model"),
     ],
 )

@@ -47,9 +47,9 @@ class LoopedParts(Passage):
         super().__init__(
             vocab_size, d_model, nhead, num_layers, "aligned", dropout, length_out, 0, hidden, max_length, "fixed"
         )
-        if not 0 < carry < d_model:
+        if not 0 < carry <= d_model:
             found = f"{carry} of {d_model} channels"
-            raise ConfigError("model.carry", found, "at least 1 and fewer than d_model", "change one of the two")
+            raise ConfigError("model.carry", found, "1 to d_model", "change one of the two")
         if cell not in CELLS:
             raise ConfigError("model.cell", cell, ", ".join(CELLS), "choose one of these")
         if cell == "gru":  # it goes over the places in turn, and is told none
