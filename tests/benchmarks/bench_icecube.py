@@ -1,6 +1,6 @@
 """Speed, memory and quality of the IceCube system.
 
-    python tests/benchmarks/bench_icecube.py forward | step | sampling | generator | quality RUN [EVENTS]
+    python tests/benchmarks/bench_icecube.py forward | step | sampling | generator | display | quality RUN [EVENTS]
 
 One thread, processor time; what is compared is measured by turns. Each case of `step` has a process of its own, whose
 peak memory is told. `quality` prints the figures of a run's best checkpoint and of its rivals, without the untrained
@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from nexuslab.systems.icecube.task import PRESETS
 CASES = {
     "large": PRESETS["large"]().model, "base": PRESETS["base"]().model, "dit 256/4/4": PRESETS["small_model"]().model,
     "dit 512/8/8": PRESETS["dit"]().model, "cnn 256/6": PRESETS["cnn"]().model,
-    "strings of 37 million": IceCubeModel(hidden=560, depth=8, heads=8, sensor=48),
+    "strings of 37 million": IceCubeModel(hidden=488, depth=8, heads=8, sensor=48),
 }
 
 
@@ -53,8 +54,9 @@ def forward(rounds: int = 3) -> None:
     print(f"full attention over strings: {found['dit 512/8/8'] / found['strings of 37 million']:.0f} times")
 
 
-def step(name: str, rounds: int = 2) -> None:
+def step(name: str) -> None:
     """A training step of one event, and the peak memory of the process."""
+    rounds = 1 if "dit" in name else 3
     diffusion = ModelFactory.create_model_and_diffusion(CASES[name], IceCubeDiffusion())[1]
     optimizer = torch.optim.AdamW(diffusion.parameters())
     label, event = draw_event(np.random.default_rng(0))
@@ -94,6 +96,26 @@ def generator(many: int = 1000) -> None:
     print(f"{many / took:.0f} events a second of processor time")
 
 
+def display(many: int = 1000) -> None:
+    """Wall time until an event of so many hits is drawn in Chromium, from Python's call on."""
+    from nexuslab.systems.icecube.views import event_display
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from browser import browser_page
+
+    rng, label = np.random.default_rng(0), draw_labels(np.random.default_rng(0), 1)[0]
+    event, found = np.zeros((2, 5160), np.float32), []
+    hit = rng.permutation(5160)[:many]
+    event[:, hit] = rng.gamma(1, 5, many), rng.uniform(0, 3000, many)
+    with browser_page() as page:
+        for _ in range(5):
+            begun = time.perf_counter()
+            page.set_content(event_display(event, label).data)
+            page.evaluate("() => new Promise(requestAnimationFrame)")
+            found.append(time.perf_counter() - begun)
+    print(f"{many} hits: drawn in {np.median(found):.3f} s, at most {max(found):.3f} s")
+
+
 def quality(run: str, events: int = 500) -> None:
     """Figures of a run and of its rivals on its test events."""
     from nexuslab.run import Run
@@ -127,4 +149,5 @@ if __name__ == "__main__":
     elif what == "quality":
         quality(rest[0], *map(int, rest[1:]))
     else:
-        {"forward": forward, "step": step, "sampling": sampling, "generator": generator}[what](*rest)
+        {"forward": forward, "step": step, "sampling": sampling, "generator": generator,
+         "display": display}[what](*rest)

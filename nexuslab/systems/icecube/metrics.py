@@ -11,7 +11,6 @@ __all__ = ['FEATURES', 'RESIDUALS', 'features_of', 'listed', 'event_features', '
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.linalg import sqrtm
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from ...core import DataError
@@ -105,9 +104,11 @@ def classifier_auc(
 # %% ../../../nbs/systems/icecube/03b_metrics.ipynb #964426c2
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
     "The Fréchet distance of two sets of features, (N, F) and (M, F)."
-    a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
-    apart = one.mean(0) - other.mean(0)
-    return float(apart @ apart + np.trace(a + b) - 2 * np.trace(sqrtm(a @ b).real))
+    a, b = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (one, other))
+    apart, (size, axes) = one.mean(0) - other.mean(0), np.linalg.eigh(a)
+    root = axes * np.sqrt(size.clip(0)) @ axes.T
+    both = np.linalg.eigvalsh(root @ b @ root).clip(0)  # the eigenvalues of a b, which need not be invertible
+    return float(apart @ apart + np.trace(a + b) - 2 * np.sqrt(both).sum())
 
 def fpd(one: np.ndarray, other: np.ndarray, seed: int = 0, sizes: int = 8) -> float:
     "The Fréchet distance for infinitely many events: the intercept of a line through subsets, in 1/N."

@@ -149,7 +149,8 @@ def strip(scene: Scene, row: int | None = None, many: int = 6) -> plt.Figure:
     return fig
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #aa2f05f7
-_PAGE = """<canvas id="ID" width="WIDTH" height="HEIGHT" style="background:#fff;cursor:grab"></canvas><script>
+_PAGE = """<canvas id="ID" width="WIDTH" height="HEIGHT" style="background:#fff;cursor:grab;touch-action:none">
+</canvas><script>
 (() => { const e = DATA, c = document.getElementById("ID"), g = c.getContext("2d"); let a = 0.6, b = 0.25, drag = null;
 const put = ([x, y, z]) => { const u = x * Math.cos(a) - y * Math.sin(a), v = x * Math.sin(a) + y * Math.cos(a);
   const w = z * Math.cos(b) - v * Math.sin(b), d = v * Math.cos(b) + z * Math.sin(b), s = 0.4 * c.height / 600;
@@ -161,8 +162,9 @@ const draw = () => { g.clearRect(0, 0, c.width, c.height); g.lineWidth = 1;
   const dots = e.hits.map(h => [...put(h), h[3], h[4]]).sort((p, q) => q[2] - p[2]);
   for (const [x, y, , size, hue] of dots) { g.fillStyle = `hsl(${hue},80%,50%)`; g.beginPath();
     g.arc(x, y, size, 0, 7); g.fill(); } };
-c.onmousedown = m => drag = [m.clientX, m.clientY]; window.addEventListener("mouseup", () => drag = null);
-c.onmousemove = m => { if (drag) { a += (m.clientX - drag[0]) / 150; b += (m.clientY - drag[1]) / 150;
+c.onpointerdown = m => { drag = [m.clientX, m.clientY]; c.setPointerCapture(m.pointerId); m.preventDefault(); };
+c.onpointerup = c.onpointercancel = () => { drag = null; };
+c.onpointermove = m => { if (drag) { a += (m.clientX - drag[0]) / 150; b += (m.clientY - drag[1]) / 150;
   drag = [m.clientX, m.clientY]; draw(); } }; draw(); })();
 </script>"""
 

@@ -1,0 +1,30 @@
+"""The event display in a real browser."""
+import hashlib
+
+import numpy as np
+import pytest
+from browser import browser_page, needs_browser
+
+from nexuslab.systems.icecube.event import dense_event, draw_event
+from nexuslab.systems.icecube.views import event_display
+
+INKED = "() => {const c = document.querySelector('canvas'); return c.getContext('2d').getImageData(0, 0, 600, 600).data" \
+        ".reduce((n, v, i) => n + (i % 4 == 3 && v > 0), 0)}"
+
+
+@needs_browser
+@pytest.mark.xdist_group("browser")
+def test_an_event_is_drawn_and_turned_with_the_mouse():
+    label, event = draw_event(np.random.default_rng(1))
+    with browser_page(620, 620) as page:
+        page.set_content(event_display(dense_event(event), label).data)
+        seen = [hashlib.sha256(page.screenshot()).digest()]
+        assert page.evaluate(INKED) > 3000
+        page.mouse.move(300, 300)
+        page.mouse.down()
+        page.mouse.move(400, 320)
+        page.mouse.up()
+        seen.append(hashlib.sha256(page.screenshot()).digest())
+        page.mouse.move(200, 200)  # the button is up
+        seen.append(hashlib.sha256(page.screenshot()).digest())
+        assert seen[0] != seen[1] == seen[2] and not page.errors and not page.outside
