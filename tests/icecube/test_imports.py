@@ -88,8 +88,8 @@ def test_a_graphnet_file_is_prepared_by_the_command(events, tmp_path, monkeypatc
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     rng, peaks = np.random.default_rng(0), []
-    for many in (100, 400):
-        number = np.repeat(np.arange(many), 30)
+    for many in (80, 320):
+        number = np.repeat(np.arange(many), 150)  # more pulses than are read at once
         pulses = rng.integers(0, SENSORS, len(number)), rng.uniform(0, 5000, len(number)), np.ones(len(number))
         labels = np.tile([1e4, 1.0, 1.0, 0.0, 0.0, 0.0], (many, 1))
         path = write_graphnet(tmp_path / f"{many}.db", labels, np.column_stack([number, *pulses]))

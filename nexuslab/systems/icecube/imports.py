@@ -139,7 +139,7 @@ def sensors_at(places: np.ndarray, names: list[str] | np.ndarray, where: str) ->
 PULSE = ("event_no", "dom_x", "dom_y", "dom_z", "dom_time", "charge")
 TRUTH = {"energy": "energy", "zenith": "zenith", "azimuth": "azimuth", "x": "position_x", "y": "position_y",
          "z": "position_z"}
-ROWS = 50_000  # that are read at once
+ROWS = 10_000  # that are read at once
 
 def quoted(name: str) -> str:
     "A name as SQL has it."

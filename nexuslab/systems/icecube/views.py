@@ -200,9 +200,7 @@ def compare_files(
             raise DataError(f"events of {file.path}", found=wrong[0], expected="events of the contract",
                             remedy="mend the file")
     paired = np.allclose(*label, rtol=1e-4, atol=1e-3)
-    figures = compare(*signal, label[0])
-    if not paired:
-        figures = {name: value for name, value in figures.items() if not name.startswith(("auc_f", "auc_r"))}
+    figures = compare(*signal, label[0], paired=paired)
     if output:
         scene = Scene(None, None, *signal, label[0], Path(generated).name)
         figure = feature_histograms(scene)
