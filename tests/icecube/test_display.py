@@ -8,8 +8,10 @@ from browser import browser_page, needs_browser
 from nexuslab.systems.icecube.event import dense_event, draw_event
 from nexuslab.systems.icecube.views import event_display
 
-INKED = "() => {const c = document.querySelector('canvas'); return c.getContext('2d').getImageData(0, 0, 600, 600).data" \
-        ".reduce((n, v, i) => n + (i % 4 == 3 && v > 0), 0)}"
+INKED = """() => {
+  const pixels = document.querySelector("canvas").getContext("2d").getImageData(0, 0, 600, 600).data;
+  return pixels.reduce((n, v, i) => n + (i % 4 == 3 && v > 0), 0);
+}"""
 
 
 @needs_browser
