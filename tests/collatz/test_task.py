@@ -29,7 +29,8 @@ from nexuslab.systems.collatz.metrics import (
     rival,
 )
 from nexuslab.systems.collatz.model import KINDS
-from nexuslab.systems.collatz.task import TASK, digit_loss, looked_up, nearest_known, told_whole
+from nexuslab.systems.collatz.rivals import looked_up, nearest_known
+from nexuslab.systems.collatz.task import TASK, digit_loss, told_whole
 from nexuslab.systems.collatz.trajectory import exact_long_step, visited
 from nexuslab.task import At
 

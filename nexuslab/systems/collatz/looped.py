@@ -43,6 +43,7 @@ class LoopedParts(Passage):
         carry: int = 16,  # channels that go on from pass to pass, c
         loops: int = 16,  # passes of `forward`
         cell: str = "attention",  # what a pass goes through: attention | gru
+        rests: bool = True,  # whether the answer is where the spelling comes to rest, or what `loops` passes give
     ):
         super().__init__(
             vocab_size, d_model, nhead, num_layers, "aligned", dropout, length_out, 0, hidden, max_length, "fixed"
@@ -56,6 +57,7 @@ class LoopedParts(Passage):
             self.blocks = nn.ModuleList([RecurrentBlock(d_model, num_layers)])
             nn.init.zeros_(self.position.weight).requires_grad_(False)
         self.kind, self.carry, self.loops, self.between = "looped", carry, loops, nn.LayerNorm(d_model)
+        self.rests = rests
 
 # %% ../../../nbs/systems/collatz/02b_looped.ipynb #0f52a05c
 class LoopedTransformer(LoopedParts):
@@ -84,8 +86,8 @@ class LoopedTransformer(LoopedParts):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor, beam: int = 1, most: int = 64) -> Tensor:
-        "Digits (B, L) of the pass at which the spelling comes to rest, or of the last of `most` passes."
-        return at_rest(self, inputs, most)
+        "Digits (B, L) of the pass at which the spelling comes to rest, or of the last of `most` passes or of `loops`."
+        return at_rest(self, inputs, most) if self.rests else self(inputs).argmax(-1)
 
 # %% ../../../nbs/systems/collatz/02b_looped.ipynb #0ada23d2
 def at_rest(model: LoopedTransformer, inputs: Tensor, most: int) -> Tensor:

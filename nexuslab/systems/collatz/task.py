@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss', 'CollatzConfig', 'base',
-           'changed', 'quick', 'plain', 'wide', 'looped', 'wide_looped', 'step', 'smoke', 'paper', 'guide', 'manifest',
-           'build', 'answers', 'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
+           'changed', 'quick', 'plain', 'wide', 'looped', 'wide_looped', 'untold', 'step', 'smoke', 'paper', 'guide',
+           'manifest', 'build', 'answers', 'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import dataclasses
@@ -30,6 +30,7 @@ from nexuslab.systems.collatz.data import (
 from .metrics import digit_places, figures, implied_lengths, right_rows
 from .looped import LoopedTransformer
 from .model import LONGEST_LOOP, CollatzTransformer
+from .rivals import table_answers
 from .step import StepNetwork, far_answers, far_exact
 from .trajectory import exact_long_step, exact_number, phase, visited
 from ...task import At, CanPredict, StepOut, Task, Updater
@@ -236,6 +237,14 @@ def wide_looped() -> CollatzConfig:
         checkpoint={"eval_every": 200},
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #04a42d1f
+def untold() -> CollatzConfig:
+    "The publication's task by the same blocks, told no trajectory and no apex: ten minutes."
+    return changed(
+        looped(), "untold", model={"loops": (8,), "carry": 64}, loss={"supervised": 0.0}, budget={"steps": 4200},
+        checkpoint={"eval_every": 600},
+    )
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #b4773299
 def step() -> CollatzConfig:
     "One elementary step, learnt below 2^20 and fed back: a minute."
@@ -286,7 +295,7 @@ def guide() -> CollatzConfig:
 
 PRESETS = {
     "base": base, "smoke": smoke, "quick": quick, "plain": plain, "wide": wide, "looped": looped,
-    "wide_looped": wide_looped, "step": step, "paper": paper, "guide": guide,
+    "wide_looped": wide_looped, "untold": untold, "step": step, "paper": paper, "guide": guide,
 }
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #5a60a66d
@@ -465,7 +474,6 @@ class Loops(Updater):
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #df47a77a
 KNOWN = 1 << 22  # most training numbers in a table; only the preset paper draws more
-DIGITS, BITS = (1, 2, 3, 4), 11  # low digits, or low bits, by which the tables look up
 
 def numbers_seen(
     splits: Splits,
@@ -481,48 +489,6 @@ def numbers_seen(
     told = (tilt.setting(step, cfg.budget.steps)["tilt"] for step in steps)
     drawn = [training_numbers(numbers, seed, np.arange(i * size, (i + 1) * size), x) for i, x in zip(steps, told)]
     return np.concatenate(drawn)[:most]
-
-# %% ../../../nbs/systems/collatz/04_task.ipynb #7b1bed33
-def nearest_known(
-    known: np.ndarray,  # (M,) odd numbers with known answers
-    n: np.ndarray,  # (B,) odd numbers asked
-    modulus: int = 1,  # only those with the same n mod modulus; 1 takes them all
-) -> np.ndarray:
-    "The nearest known number with the same residue, (B,) int64; 0 where there is none."
-    stride = max(known.max(), n.max()) // modulus + 1
-    keyed = lambda x: x % modulus * stride + x // modulus  # sorts by residue first
-    table, asked = np.sort(keyed(known)), keyed(n)
-    place = np.searchsorted(table, asked)
-    beside = np.stack([table[(place - 1).clip(0)], table[place.clip(max=len(table) - 1)]])
-    far = np.where(beside // stride == asked // stride, np.abs(beside - asked), stride)
-    best = np.take_along_axis(beside, far.argmin(0)[None], 0)[0]
-    return np.where(far.min(0) < stride, best % stride * modulus + best // stride, 0)
-
-# %% ../../../nbs/systems/collatz/04_task.ipynb #285d5e16
-def looked_up(
-    known: np.ndarray,  # (M,) odd numbers with known answers
-    n: np.ndarray,  # (B,) odd numbers asked
-    modulus: int,
-) -> np.ndarray:
-    "The answer of the nearest known number with the same residue, scaled and rounded, (B,); 0 where there is none."
-    nearest = nearest_known(known, n, modulus)
-    there = nearest > 0
-    found = np.zeros(len(n), np.int64)
-    kappa = long_step(nearest[there]).kappa
-    found[there] = np.rint(kappa / (nearest[there] + 1) * (n[there] + 1)).astype(np.int64)
-    return found
-
-# %% ../../../nbs/systems/collatz/04_task.ipynb #6c6d37ac
-def table_answers(
-    known: np.ndarray,  # (M,) odd numbers with known answers
-    n: np.ndarray,  # (B,) odd numbers asked
-    base: int,
-) -> dict[str, np.ndarray]:
-    "What each lookup table answers: its name -> (B,) int64."
-    moduli = {f"table of the last {d} digits" if d > 1 else "table of the last digit": base**d for d in DIGITS}
-    moduli[f"table of n mod {2**BITS}"] = 2**BITS
-    nearest = {"nearest known number": long_step(nearest_known(known, n)).kappa}
-    return nearest | {name: looked_up(known, n, modulus) for name, modulus in moduli.items()}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #3ae645aa
 def baseline_figures(
@@ -641,6 +607,22 @@ def asked_apart(model: nn.Module, cfg: CollatzConfig) -> dict[str, float]:
         found["exact_match_to_1e18"] = far_exact(model, (rng.integers(0, FAR // 2, 500) * 2 + 1).tolist())
     return found
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #cb71446b
+def passed(seen: np.ndarray, n: np.ndarray) -> np.ndarray:
+    "Which of the numbers n (N,) lie on the way of one of the numbers seen (M,), (N,) bool."
+    way, found = torch.from_numpy(np.unique(seen)), np.isin(n, seen)
+    climbs = long_step(way).k
+    for j in range(1, int(climbs.max())):
+        way, climbs = way[climbs > j], climbs[climbs > j]
+        found |= np.isin(n, visited(way, torch.full_like(way, j)).numpy())
+    return found
+
+def unpassed(told: tuple[Tensor, Tensor, Tensor], seen: np.ndarray, pad: int) -> dict[str, float]:
+    "Exact match on the numbers that no trajectory of the training passes, and how many they are."
+    new = ~passed(seen, told[2].numpy())
+    right = right_rows(told[0], told[1], pad).numpy()[new]
+    return {"exact_match_unpassed": float(right.mean()) if len(right) else float("nan"), "numbers_unpassed": len(right)}
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #cd88dee3
 class CollatzNumbers(Task):
     "What the engine asks about the data."
@@ -670,6 +652,10 @@ class CollatzNumbers(Task):
 
     def count_items(self, batch):
         return float(batch.size)
+
+    def seen(self, splits, cfg):
+        "The numbers of the training in order, (N,)."
+        return numbers_seen(splits, cfg)
 
     def baselines(self, splits, split, cfg):
         return baseline_figures(splits, split, cfg)
@@ -711,7 +697,7 @@ def following(cfg: CollatzConfig, length_out: int) -> LoopedTransformer | StepNe
     if m.kind == "step":
         return StepNetwork(base, m.d_model, m.num_layers, length_out)
     sizes = (m.d_model, m.nhead, m.num_layers, m.dropout, length_out, m.hidden, length_out, m.carry, m.loops[-1])
-    built = LoopedTransformer(base, *sizes, m.cell)
+    built = LoopedTransformer(base, *sizes, m.cell, rests=cfg.loss.supervised > 0)
     for part in (built.k_head, built.k_prime_head, built.apex_head, built.apex_norm):
         part.requires_grad_(False)
     return built
@@ -756,7 +742,9 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
         return fed(batch.targets, batch, cfg.code().pad), {"accuracy": 1.0, "exact_match": 1.0}
 
     def examine(self, model, splits, split, cfg, at):
-        return figures(*answered(model, splits.named(split), cfg), cfg.code()) | asked_apart(model, cfg)
+        told = answered(model, splits.named(split), cfg)
+        found = figures(*told, cfg.code()) | asked_apart(model, cfg)
+        return found | unpassed(told, numbers_seen(splits, cfg), cfg.code().pad) if cfg.follows else found
 
     def directions(self, cfg):
         more = "accuracy", "exact_match*", "all_or_nothing*", "valid", "lengths_right"
