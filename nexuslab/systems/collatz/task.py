@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATURAL', 'PRESETS', 'VERSION', 'TASK', 'CollatzData', 'CollatzModel', 'CollatzLoss', 'CollatzConfig', 'base',
-           'changed', 'quick', 'plain', 'wide', 'looped', 'wide_looped', 'untold', 'step', 'smoke', 'paper', 'guide',
-           'manifest', 'build', 'answers', 'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
+           'changed', 'quick', 'plain', 'wide', 'step', 'smoke', 'paper', 'guide', 'manifest', 'build', 'answers',
+           'CollatzNumbers', 'CollatzAnswers', 'CollatzTask']
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d9a9a312
 import dataclasses
