@@ -243,7 +243,8 @@ def wilson(
     z, p = NormalDist().inv_cdf(0.5 + level / 2), successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # rounding leaves no share outside
 
 # %% ../nbs/engine/03_metrics.ipynb #cc5887ef
 def bootstrap(

@@ -122,6 +122,14 @@ def test_the_step_network_is_asked_for_numbers_of_any_size(home):
             predict(TASK, run, wrong)
 
 
+def test_a_stream_trained_by_epochs_is_judged_beside_its_tables(home):
+    """A budget of epochs says as well as one of steps which numbers the training draws."""
+    epochs = {"epochs": 2, "budget.steps": None, "data.epoch_size": 64, "checkpoint.eval_every": 1}
+    run = train(home, "smoke", **epochs | {"model.kind": "looped"})
+    evaluate(TASK, run)
+    assert Run.open(run.path).evaluation["test"]["baselines"]["line by the longest ending"]["numbers_drawn"] == 128
+
+
 def test_record_holds_the_learning_curve_of_classes(home):
     run = train(home, "smoke", steps=12, eval_every=4)
     history = run.history()

@@ -68,6 +68,13 @@ def test_every_view_is_declared():
     assert set(VIEWS) == set(get_task("collatz").views()) and len(VIEWS) >= 11
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_a_run_that_is_all_right_or_all_wrong_is_drawn(runs, right):
+    scene = look(runs["aligned"])
+    scene = dataclasses.replace(scene, right=np.full(len(scene.right), bool(right)))
+    assert ladder(scene, evaluations(runs["aligned"])).axes[0].get_title()
+
+
 @pytest.mark.parametrize("kind", ["encoder", "causal", "encoder_decoder", "looped", "step"])
 def test_what_depends_on_the_kind_is_drawn_for_each(runs, kind):
     assert len(drawn(runs[kind], ["attention", "patching", "taxonomy_table"])) == 3

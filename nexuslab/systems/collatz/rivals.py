@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
-from .data import long_step
+from .data import long_step, spell
+from .trajectory import CLIMB, DONE, longest, phase, visited
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #7b1bed33
 def nearest_known(
@@ -43,6 +45,36 @@ def looked_up(
     found[there] = np.rint(kappa / (nearest[there] + 1) * (n[there] + 1)).astype(np.int64)
     return found
 
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #197b483b
+ENDING = 24  # longest ending looked for, in bits
+
+def beside(known: np.ndarray, n: np.ndarray, modulus: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "The two known numbers nearest in rank with the residue of each n, (B,) each, and whether there are two."
+    stride = max(known.max(), n.max()) // modulus + 1
+    keyed = lambda x: x % modulus * stride + x // modulus  # sorts by residue first
+    back = lambda key: key % stride * modulus + key // stride
+    table, residue = np.sort(keyed(known)), n % modulus
+    low, high = np.searchsorted(table, residue * stride), np.searchsorted(table, (residue + 1) * stride)
+    place = np.searchsorted(table, keyed(n)).clip(low + 1, high - 1).clip(1, len(table) - 1)
+    return back(table[place - 1]), back(table[place]), high - low >= 2
+
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #5e5cade0
+def on_a_line(known: np.ndarray, n: np.ndarray) -> np.ndarray:
+    "The answer on the line through two known numbers that share the longest ending with n, (B,); 0 where none is whole."
+    found = np.zeros(len(n), np.int64)
+    for bits in range(ENDING, 0, -1):
+        open_rows = np.flatnonzero(found == 0)
+        if not len(open_rows):
+            break
+        a, b, both = beside(known, n[open_rows], 1 << bits)
+        rows, a, b = open_rows[both], a[both].astype(object), b[both].astype(object)  # products pass 64 bits
+        first, second = (long_step(x.astype(np.int64)).kappa.astype(object) for x in (a, b))
+        rise = (second - first) * (n[rows].astype(object) - a)
+        line = first + rise // (b - a)
+        whole = ((rise % (b - a) == 0) & (line > 0)).astype(bool)
+        found[rows[whole]] = line[whole].astype(np.int64)
+    return found
+
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #6c6d37ac
 DIGITS, BITS = (1, 2, 3, 4), (11, 12, 13)  # low digits, or low bits, by which the tables look up
 
@@ -54,8 +86,62 @@ def table_answers(
     "What each lookup table answers: its name -> (B,) int64."
     moduli = {f"table of the last {d} digits" if d > 1 else "table of the last digit": base**d for d in DIGITS}
     moduli |= {f"table of n mod {2**bits}": 2**bits for bits in BITS}
-    nearest = {"nearest known number": long_step(nearest_known(known, n)).kappa}
+    nearest = {
+        "nearest known number": long_step(nearest_known(known, n)).kappa, "line by the longest ending": on_a_line(known, n)
+    }
     return nearest | {name: looked_up(known, n, modulus) for name, modulus in moduli.items()}
+
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #44f85a76
+def windows(digits: np.ndarray, phases: np.ndarray, base: int) -> tuple[np.ndarray, np.ndarray]:
+    "A key of (phase, digit below, digit, digit above) for each place (N, L), and of (phase, two lowest digits), (N,)."
+    padded = np.pad(digits.astype(np.int64), ((0, 0), (1, 1)))
+    padded[:, 0] = base  # nothing is below the lowest
+    keys = (phases[:, None] * (base + 1) + padded[:, :-2]) * base + padded[:, 1:-1]
+    return keys * base + padded[:, 2:], (phases * base + padded[:, 1]) * base + padded[:, 2]
+
+def most_frequent(keys: np.ndarray, values: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray]:
+    "Distinct keys in order, and the value below `many` that comes with each most often."
+    pairs, counts = np.unique(keys.ravel() * many + values.ravel(), return_counts=True)
+    pairs = pairs[np.lexsort((counts, pairs // many))]
+    last = np.append(np.diff(pairs // many) > 0, True)
+    return pairs[last] // many, pairs[last] % many
+
+def told(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> np.ndarray:
+    "The value of each key, -1 where the key is unknown."
+    place = np.searchsorted(table[0], keys).clip(max=len(table[0]) - 1)
+    return np.where(table[0][place] == keys, table[1][place], -1)
+
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #88057d7d
+TOLD = 200_000  # known numbers whose trajectories are counted at most
+
+def step_tables(known: np.ndarray, base: int, width: int) -> tuple[tuple, tuple]:
+    "The next digit by its window and the next phase by the two lowest digits, counted over whole trajectories."
+    n, keys = torch.from_numpy(known[:TOLD]), ([], [], [], [])
+    for j in range(int(long_step(n).depth.max())):
+        n = n[long_step(n).depth > j]
+        now, then = (torch.full_like(n, j + more) for more in (0, 1))
+        digits, after = (spell(visited(n, steps).numpy(), base, width) for steps in (now, then))
+        found = (*windows(digits, phase(n, now).numpy(), base), after.astype(np.int64), phase(n, then).numpy())
+        for part, more in zip(keys, found, strict=True):
+            part.append(more.reshape(len(n), -1))
+    windowed, lowest, after, phases = map(np.concatenate, keys)
+    return most_frequent(windowed, after, base), most_frequent(lowest, phases, 3)
+
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #aff70c92
+def stepped(known: np.ndarray, n: np.ndarray, base: int, width: int) -> np.ndarray:
+    "Where tables of single steps, fed back, come to, (B, width) digits; a step they do not know ends in zeros."
+    by_window, by_lowest = step_tables(known, base, width)
+    answers, rows = np.zeros((len(n), width), np.int64), np.arange(len(n))
+    digits, phases = spell(n, base, width).astype(np.int64), np.full(len(n), CLIMB)
+    for _ in range(longest(width, base)):
+        windowed, lowest = windows(digits, phases, base)
+        digits, phases = told(by_window, windowed), told(by_lowest, lowest)
+        known_step = (digits >= 0).all(1) & (phases >= 0)
+        ended = known_step & (phases == DONE)
+        answers[rows[ended]] = digits[ended]
+        goes_on = known_step & ~ended
+        digits, phases, rows = digits[goes_on], phases[goes_on], rows[goes_on]
+    return answers
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #dab366cf
 def race(

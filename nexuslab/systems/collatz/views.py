@@ -83,32 +83,32 @@ def look(
     )
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #86623a71
-RACES = ("table of n mod 4096", "table of n mod 2048", "table of the last 3 digits", "table of the last 2 digits")
+RACES = ("line by the longest ending", "table of n mod 4096", "table of the last 3 digits", "table of the last 2 digits")
 
-def raced(run: Run) -> tuple[pd.DataFrame, pd.Series]:
-    "The tables' shares of right answers by examples drawn, and the model's."
+def raced(run: Run) -> tuple[pd.DataFrame, pd.Series, int]:
+    "The tables' shares of right answers by examples drawn, the model's, and how many numbers were asked."
     cfg, size = run.config, run.config.loader.batch_size * run.config.optim.accumulate
     splits, climbed = run.task.data(cfg, run.root), evaluations(run)
     model = climbed.assign(examples=climbed.step * size).set_index("examples").value
     seen = run.task.seen(splits, cfg)
     last = int(min(len(seen), max(model.index.max() if len(model) else 0, 2000)))
     sizes = np.unique(np.geomspace(500, last, 14).astype(int))
-    return race(seen[:last], splits.val.n, cfg.data.base, sizes), model
+    return race(seen[:last], splits.val.n, cfg.data.base, sizes), model, splits.val.size
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #2ef18f0f
-def draw_race(tables: pd.DataFrame, model: pd.Series) -> plt.Figure:
-    "Who answers more by what the training has shown: the model, or a table of the same numbers?"
-    fig, ax = plt.subplots(figsize=(7.5, 4.2))
+def draw_race(tables: pd.DataFrame, model: pd.Series, asked: int) -> plt.Figure:
+    "Who answers more by what the training has shown: the model, or a table of the same numbers? Of `asked` numbers."
+    fig, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    wrong = lambda right: (1 - right).clip(lower=0.5 / asked)  # none wrong is drawn below the least share there is
     for name, colour, dash in zip(RACES, (PINK, ORANGE, GREEN, GREY), ("-.", "-", "--", ":")):
-        ax.plot(tables.index, tables[name], color=colour, ls=dash, label=name)
-    ax.plot(model.index, model, color=BLUE, marker="o", ms=4, lw=2, label="the model")
-    ax.set_xscale("log")
+        ax.plot(tables.index, wrong(tables[name]), color=colour, ls=dash, label=name)
+    ax.plot(model.index, wrong(model), color=BLUE, marker="o", ms=4, lw=2, label="the model")
     ax.set(
-        xlabel="examples drawn for the training", ylabel="share of validation numbers right", ylim=(-0.02, 1.02),
-        title="The race between the model and looking up",
+        xscale="log", yscale="log", xlabel="examples drawn for the training", ylim=(0.35 / asked, 1.3),
+        ylabel=f"share of {asked:,} validation numbers wrong", title="The race between the model and looking up",
     )
     ax.grid(alpha=0.3)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #024445e4
