@@ -60,7 +60,7 @@ def beside(known: np.ndarray, n: np.ndarray, modulus: int) -> tuple[np.ndarray, 
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #5e5cade0
 def on_a_line(known: np.ndarray, n: np.ndarray) -> np.ndarray:
-    "The answer on the line through two known numbers that share the longest ending with n, (B,); 0 where none is whole."
+    "The answer on the line through two known numbers of the longest ending of n, (B,); 0 where none is whole."
     found = np.zeros(len(n), np.int64)
     for bits in range(ENDING, 0, -1):
         open_rows = np.flatnonzero(found == 0)
@@ -86,9 +86,8 @@ def table_answers(
     "What each lookup table answers: its name -> (B,) int64."
     moduli = {f"table of the last {d} digits" if d > 1 else "table of the last digit": base**d for d in DIGITS}
     moduli |= {f"table of n mod {2**bits}": 2**bits for bits in BITS}
-    nearest = {
-        "nearest known number": long_step(nearest_known(known, n)).kappa, "line by the longest ending": on_a_line(known, n)
-    }
+    nearest = {"nearest known number": long_step(nearest_known(known, n)).kappa}
+    nearest["line by the longest ending"] = on_a_line(known, n)
     return nearest | {name: looked_up(known, n, modulus) for name, modulus in moduli.items()}
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #44f85a76

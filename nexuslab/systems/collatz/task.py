@@ -225,7 +225,8 @@ def looped() -> CollatzConfig:
     "n < 2^20 by two weight-tied blocks that follow the trajectory: four minutes."
     return changed(
         base(), "looped", data={"tilt": (1.0, 0.4), "hold": 0.3, "val_size": 2048},
-        model={"kind": "looped", "d_model": 64, "nhead": 4, "num_layers": 2}, budget={"steps": 900}, loss={"apex": 0.0},
+        model={"kind": "looped", "d_model": 64, "nhead": 4, "num_layers": 2}, loss={"apex": 0.0},
+        budget={"steps": 900},
         schedule={"warmup_steps": 100}, checkpoint={"eval_every": 150},
     )
 
@@ -242,7 +243,8 @@ def wide_looped() -> CollatzConfig:
 def untold() -> CollatzConfig:
     "The publication's task by the same blocks, told no trajectory and no apex: ten minutes."
     return changed(
-        looped(), "untold", model={"loops": (8,), "carry": 64}, loss={"apex": 0.0, "supervised": 0.0}, budget={"steps": 4200},
+        looped(), "untold", model={"loops": (8,), "carry": 64}, loss={"apex": 0.0, "supervised": 0.0},
+        budget={"steps": 4200},
         checkpoint={"eval_every": 600},
     )
 

@@ -83,7 +83,8 @@ def look(
     )
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #86623a71
-RACES = ("line by the longest ending", "table of n mod 4096", "table of the last 3 digits", "table of the last 2 digits")
+DIGIT_TABLES = "table of the last 3 digits", "table of the last 2 digits"
+RACES = ("line by the longest ending", "table of n mod 4096", *DIGIT_TABLES)
 
 def raced(run: Run) -> tuple[pd.DataFrame, pd.Series, int]:
     "The tables' shares of right answers by examples drawn, the model's, and how many numbers were asked."
