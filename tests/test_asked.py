@@ -461,6 +461,7 @@ REFUSED = {
         "split": ["tset"],
         "scalars": [["train/los"], []],
         "smoothing": [1.0, -0.1, "much"],
+        "architectures": [["dit"], "nosuch", []],  # the toys have no several; test_icecube compares some
     },
 }
 
