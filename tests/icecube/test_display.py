@@ -3,7 +3,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from browser import browser_page, needs_browser
+from browser import needs_browser
 
 from nexuslab.systems.icecube.event import dense_event, draw_event
 from nexuslab.systems.icecube.views import event_display
@@ -25,9 +25,12 @@ def picture(page) -> bytes:
 
 @needs_browser
 @pytest.mark.xdist_group("browser")
-def test_an_event_is_drawn_and_turned_with_the_mouse():
+def test_an_event_is_drawn_and_turned_with_the_mouse(lab):
     label, event = draw_event(np.random.default_rng(1))
-    with browser_page(620, 620) as page:
+    page, errors = lab.page.context.browser.new_page(viewport={"width": 620, "height": 620}), []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: errors.append(request.url))  # the picture fetches nothing
+    try:
         page.set_content(event_display(dense_event(event), label).data)
         seen = [picture(page)]
         assert page.evaluate(INKED) > 3000
@@ -38,4 +41,6 @@ def test_an_event_is_drawn_and_turned_with_the_mouse():
         seen.append(picture(page))
         page.mouse.move(200, 200)  # the button is up
         seen.append(picture(page))
-        assert seen[0] != seen[1] == seen[2] and not page.errors and not page.outside
+        assert seen[0] != seen[1] == seen[2] and not errors
+    finally:
+        page.close()
