@@ -174,7 +174,7 @@ def test_every_remedy_exists():
 
 
 def test_remedies_may_name_a_key_of_any_system(monkeypatch):
-    shipped = [s for s in list_tasks() if (ROOT / "nbs" / "systems" / s).is_dir()]  # other tests add systems of their own
+    shipped = [s for s in list_tasks() if (ROOT / "nbs" / "systems" / s).is_dir()]  # tests add systems of their own
     own = [sorted(coming_from.known_keys(s) - coming_from.known_keys(None)) for s in shipped]
     assert len(own) >= 4 and all(own)
     keys = [keys[0] for keys in own]
