@@ -16,6 +16,14 @@ from .data import long_step, spell
 from .trajectory import CLIMB, DONE, longest, phase, visited
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #7b1bed33
+def keyed(n: np.ndarray, modulus: int, stride: int) -> np.ndarray:
+    "A key that sorts numbers by residue first, then by size; (B,) int64."
+    return n % modulus * stride + n // modulus
+
+def of_key(key: np.ndarray, modulus: int, stride: int) -> np.ndarray:
+    "The number of a key."
+    return key % stride * modulus + key // stride
+
 def nearest_known(
     known: np.ndarray,  # (M,) odd numbers with known answers
     n: np.ndarray,  # (B,) odd numbers asked
@@ -23,13 +31,12 @@ def nearest_known(
 ) -> np.ndarray:
     "The nearest known number with the same residue, (B,) int64; 0 where there is none."
     stride = max(known.max(), n.max()) // modulus + 1
-    keyed = lambda x: x % modulus * stride + x // modulus  # sorts by residue first
-    table, asked = np.sort(keyed(known)), keyed(n)
+    table, asked = np.sort(keyed(known, modulus, stride)), keyed(n, modulus, stride)
     place = np.searchsorted(table, asked)
     beside = np.stack([table[(place - 1).clip(0)], table[place.clip(max=len(table) - 1)]])
     far = np.where(beside // stride == asked // stride, np.abs(beside - asked), stride)
     best = np.take_along_axis(beside, far.argmin(0)[None], 0)[0]
-    return np.where(far.min(0) < stride, best % stride * modulus + best // stride, 0)
+    return np.where(far.min(0) < stride, of_key(best, modulus, stride), 0)
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #285d5e16
 def looked_up(
@@ -51,12 +58,11 @@ ENDING = 24  # longest ending looked for, in bits
 def beside(known: np.ndarray, n: np.ndarray, modulus: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The two known numbers nearest in rank with the residue of each n, (B,) each, and whether there are two."
     stride = max(known.max(), n.max()) // modulus + 1
-    keyed = lambda x: x % modulus * stride + x // modulus  # sorts by residue first
-    back = lambda key: key % stride * modulus + key // stride
-    table, residue = np.sort(keyed(known)), n % modulus
+    table, residue = np.sort(keyed(known, modulus, stride)), n % modulus
     low, high = np.searchsorted(table, residue * stride), np.searchsorted(table, (residue + 1) * stride)
-    place = np.searchsorted(table, keyed(n)).clip(low + 1, high - 1).clip(1, len(table) - 1)
-    return back(table[place - 1]), back(table[place]), high - low >= 2
+    place = np.searchsorted(table, keyed(n, modulus, stride)).clip(low + 1, high - 1).clip(1, len(table) - 1)
+    below, above = (of_key(table[at], modulus, stride) for at in (place - 1, place))
+    return below, above, high - low >= 2
 
 # %% ../../../nbs/systems/collatz/03d_rivals.ipynb #5e5cade0
 def on_a_line(known: np.ndarray, n: np.ndarray) -> np.ndarray:

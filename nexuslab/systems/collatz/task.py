@@ -222,7 +222,7 @@ def wide() -> CollatzConfig:
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #92f3f792
 def looped() -> CollatzConfig:
-    "n < 2^20 by two weight-tied blocks that follow the trajectory: four minutes."
+    "n < 2^20 by two weight-tied blocks that follow the trajectory: three minutes."
     return changed(
         base(), "looped", data={"tilt": (1.0, 0.4), "hold": 0.3, "val_size": 2048},
         model={"kind": "looped", "d_model": 64, "nhead": 4, "num_layers": 2}, loss={"apex": 0.0},
