@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'APART', 'VERSION', 'BLOCK', 'CheckedFile', 'EventFile', 'append_events', 'write_events', 'replaced',
-           'wrong_events', 'check_events', 'Plan', 'make_block', 'manifest', 'build', 'dense', 'Simulated', 'FromFile',
-           'as_batch', 'export_events', 'split_ids', 'EventDataset', 'make_dataloader']
+           'wrong_events', 'check_events', 'Plan', 'make_block', 'manifest', 'build', 'dense', 'as_batch', 'Simulated',
+           'FromFile', 'export_events', 'split_ids', 'EventDataset', 'make_dataloader']
 
 # %% ../../../nbs/systems/icecube/01_data.ipynb #c31c1d92
 import dataclasses
@@ -23,14 +23,55 @@ from ...core import DataError, atomic_path, mix
 from ...data import Source
 from ...store import LazyFile, Ragged, Store, damaged, ensure_store, map_parallel, require_space
 from .detector import SENSORS, icecube86
-from .event import LABELS, Event, draw_event
+from .event import draw_event
 
 # %% ../../../nbs/systems/icecube/01_data.ipynb #f1395e8a
 PLACES = ("xpmt", "ypmt", "zpmt")
 APART = 10.0  # m that a sensor may be from where it ought to be
 
-class CheckedFile(LazyFile):
-    "HDF5 with the datasets of the contract; each process opens it once, in the mode for files that may still grow."
+# %% ../../../nbs/systems/icecube/01_data.ipynb #e76d360c
+CONTRACT = {
+    "what": "{} is no file of events", "expected": "HDF5 with the datasets of the contract",
+    "remedy": "datasets input (N, 2, 5160), label (N, 6), xpmt, ypmt, zpmt (5160,)",
+}
+
+def refuse(path: Path, found: str, expected: str) -> None:
+    "A file that does not keep the contract."
+    words = CONTRACT | {"what": CONTRACT["what"].format(path), "expected": expected}
+    raise DataError(found=found, **words)
+
+# %% ../../../nbs/systems/icecube/01_data.ipynb #679cc21d
+def events_of_shapes(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    "How many events datasets of these shapes hold; shapes that are not the contract's are refused."
+    events = shapes["input"][0] if shapes["input"] else 0
+    expected = {"input": (events, 2, SENSORS), "label": (events, 6), **dict.fromkeys(PLACES, (SENSORS,))}
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            refuse(path, f"{name} of shape {shapes[name]}", f"{shape}, N events of {SENSORS} sensors")
+    return events
+
+# %% ../../../nbs/systems/icecube/01_data.ipynb #c4e834e9
+def refuse_places(path: Path, places: np.ndarray) -> None:
+    "Refuse sensors (5160, 3) [m] that are not where those of IceCube-86 are."
+    far = float(np.abs(places - icecube86().position).max())
+    if not far < APART:
+        refuse(path, f"sensors up to {far:.0f} m off those of IceCube-86 in its order",
+               f"less than {APART:g} m: string by string, each from its highest sensor down")
+
+# %% ../../../nbs/systems/icecube/01_data.ipynb #bd98b87d
+class GrowingFile(LazyFile):
+    "HDF5 that each process opens once, in the mode for files that may still grow."
+
+    @property
+    def file(self) -> h5py.File:
+        "The open file of this process."
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid = h5py.File(self.path, "r", swmr=True), os.getpid()
+        return self._file
+
+# %% ../../../nbs/systems/icecube/01_data.ipynb #4fa4166f
+class CheckedFile(GrowingFile):
+    "HDF5 with the datasets of the contract, checked as far as shapes and places go."
 
     def __init__(self, path: Path | str):
         super().__init__(path)
@@ -44,15 +85,8 @@ class CheckedFile(LazyFile):
         "How many events it has, if its datasets have the contract's shapes."
         with damaged(self.path, **CONTRACT):
             shapes = {name: self.file[name].shape for name in ("input", "label", *PLACES)}
-        events = shapes["input"][0] if shapes["input"] else 0
-        expected = {"input": (events, 2, SENSORS), "label": (events, 6), **dict.fromkeys(PLACES, (SENSORS,))}
-        for name, shape in expected.items():
-            if shapes[name] != shape:
-                refuse(self.path, f"{name} of shape {shapes[name]}", f"{shape}, N events of {SENSORS} sensors")
-        far = float(np.abs(self.places() - icecube86().position).max())
-        if not far < APART:
-            refuse(self.path, f"sensors up to {far:.0f} m off those of IceCube-86 in its order",
-                   f"less than {APART:g} m: string by string, each from its highest sensor down")
+        events = events_of_shapes(self.path, shapes)
+        refuse_places(self.path, self.places())
         if not events:
             refuse(self.path, "no events", "at least one")
         return events
@@ -61,24 +95,6 @@ class CheckedFile(LazyFile):
         "Where the sensors are, (5160, 3) [m], float32."
         with damaged(self.path, **CONTRACT):
             return np.stack([self.file[name][:] for name in PLACES], -1).astype(np.float32)
-
-    @property
-    def file(self) -> h5py.File:
-        "The open file of this process."
-        if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = h5py.File(self.path, "r", swmr=True), os.getpid()
-        return self._file
-
-# %% ../../../nbs/systems/icecube/01_data.ipynb #ef1ff0ef
-CONTRACT = {
-    "what": "{} is no file of events", "expected": "HDF5 with the datasets of the contract",
-    "remedy": "datasets input (N, 2, 5160), label (N, 6), xpmt, ypmt, zpmt (5160,)",
-}
-
-def refuse(path: Path, found: str, expected: str) -> None:
-    "A file that does not keep the contract."
-    words = CONTRACT | {"what": CONTRACT["what"].format(path), "expected": expected}
-    raise DataError(found=found, **words)
 
 # %% ../../../nbs/systems/icecube/01_data.ipynb #e7ac81ca
 class EventFile(CheckedFile):
@@ -146,6 +162,7 @@ def replaced(
     first = np.where(np.isinf(signal[:, 1]), time, signal[:, 1])
     return np.stack([npe, np.where(npe > 0, first, 0)], 1).astype(np.float32)
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #7ab7f299
 def wrong_events(signal: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     "What is wrong -> which events have it, (B,) bool each."
     npe, first = signal[:, 0], signal[:, 1]
@@ -158,6 +175,7 @@ def wrong_events(signal: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]
         "an azimuth outside -2 pi to 2 pi": np.abs(label[:, 2]) > 2 * np.pi + 1e-5,
     }
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #1b181315
 def check_events(held: EventFile, block: int = 256) -> None:
     "Look at every number of a file; the first event that is wrong is a `DataError`."
     for low in range(0, held.size, block):
@@ -179,6 +197,7 @@ class Plan:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of train, val and test
     seed: int = 0
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #fe2b0f92
 def make_block(low: int, plan: Plan) -> dict[str, np.ndarray | Ragged]:
     "Events low to low + BLOCK - 1 of a plan: a function of (seed, low) alone."
     rng = np.random.default_rng(mix(plan.seed, "icecube", low))
@@ -193,11 +212,13 @@ def make_block(low: int, plan: Plan) -> dict[str, np.ndarray | Ragged]:
     split = np.searchsorted(np.cumsum(plan.fractions)[:2], draw, side="right").astype(np.int8)
     return rows | {"label": np.array([label for label, _ in made]), "split": split}
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #9f659219
 def manifest(plan: Plan) -> dict[str, Any]:
     "What makes a file."
     return {"generator": "icecube", "version": VERSION, "seed": plan.seed,
             "parameters": {"events": plan.events, "fractions": plan.fractions}}
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #1dfa8000
 def build(path: Path | str, plan: Plan, workers: int | None = None) -> Path:
     "Simulate a dataset unless it is there; returns its path."
     lows = range(0, plan.events, BLOCK)
@@ -214,6 +235,12 @@ def dense(events: Ragged, values: Sequence[Ragged], ids: np.ndarray) -> np.ndarr
         found[row, channel, sensor] = held.take(ids)[0]
     return found
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #31c385cd
+def as_batch(signal: np.ndarray, label: np.ndarray, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    "Arrays as the tensors of a batch."
+    return {"signal": torch.from_numpy(signal), "label": torch.from_numpy(label), "event": torch.from_numpy(rows)}
+
+# %% ../../../nbs/systems/icecube/01_data.ipynb #158a7e70
 class Simulated(Source):
     "A split of a simulated dataset, in memory as lists of hits."
 
@@ -233,6 +260,7 @@ class Simulated(Source):
         signal = dense(self.sensor, (self.charge, self.time), rows)
         return as_batch(signal, self.label[rows], rows)
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #ae5cc683
 class FromFile(Source):
     "Some events of a file of the contract."
 
@@ -248,10 +276,6 @@ class FromFile(Source):
         signal = replaced(self.held.read("input", rows), self.time, self.charge)
         return as_batch(signal, self.held.read("label", rows), rows)
 
-def as_batch(signal: np.ndarray, label: np.ndarray, rows: np.ndarray) -> dict[str, torch.Tensor]:
-    "Arrays as the tensors of a batch."
-    return {"signal": torch.from_numpy(signal), "label": torch.from_numpy(label), "event": torch.from_numpy(rows)}
-
 # %% ../../../nbs/systems/icecube/01_data.ipynb #49fdd3f9
 def export_events(path: Path | str, target: Path | str) -> Path:
     "Write a simulated dataset as a file of the contract."
@@ -262,6 +286,7 @@ def export_events(path: Path | str, target: Path | str) -> Path:
     blocks = ({"input": dense(sensor, (charge, time), ids), "label": label[ids]} for ids in parts)
     return append_events(target, blocks, about={"seed": store.manifest["seed"], "dataset": store.manifest["digest"]})
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #68dbc762
 def split_ids(many: int, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
     "The events of train, val and test, in the file's order: a function of (seed, number of events)."
     draw = np.random.default_rng(mix(seed, "splits", many)).random(many)
@@ -284,6 +309,7 @@ class EventDataset(torch.utils.data.Dataset):
         found = self.source.batch(np.asarray(ids), {}, None)
         return found["signal"], self.places.expand(len(ids), 3, SENSORS), found["label"], found["event"]
 
+# %% ../../../nbs/systems/icecube/01_data.ipynb #874ffc67
 def make_dataloader(
     path: Path | str,  # a file of the contract
     batch_size: int = 8,

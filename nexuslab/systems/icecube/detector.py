@@ -14,6 +14,8 @@ import numpy as np
 # %% ../../../nbs/systems/icecube/00_detector.ipynb #b4f6862d
 SENSORS, STRINGS, DOMS = 5160, 86, 60
 SURFACE = 1948.07  # m: depth = SURFACE - z
+
+# %% ../../../nbs/systems/icecube/00_detector.ipynb #b6c6fce2
 _STRINGS = """
     -256.1 -521.1 496.0 -504.4, -132.8 -501.4 500.1 -504.1, -9.1 -481.7 499.2 -505.0, 114.4 -462.0 498.7 -505.6,
     237.8 -442.4 501.5 -502.8, 361.0 -422.8 499.5 -504.7, -334.8 -424.5 500.6 -503.6, -211.3 -404.5 498.6 -507.4,
@@ -63,6 +65,7 @@ class Detector:
     sensor: np.ndarray  # (5160,) 1 to 60 within the string
     efficiency: np.ndarray  # (5160,) relative to a sensor of the main array, float32
 
+# %% ../../../nbs/systems/icecube/00_detector.ipynb #c7b1fa63
 def _efficiency(string: np.ndarray, sensor: np.ndarray) -> np.ndarray:
     "1.35 for the sensors of high efficiency, 1 for the rest."
     among = lambda name, sensors: (string == name) & np.isin(sensor, sensors)
@@ -70,6 +73,7 @@ def _efficiency(string: np.ndarray, sensor: np.ndarray) -> np.ndarray:
     high |= among(79, [30, 31, *range(33, 41), 42, 44]) | among(80, range(30, 44))
     return np.where(high, 1.35, 1.0).astype(np.float32)
 
+# %% ../../../nbs/systems/icecube/00_detector.ipynb #b6875fb0
 @cache
 def icecube86() -> Detector:
     "The full detector as it has taken data since 2011."
@@ -94,6 +98,7 @@ _ICE = """
     56.9/203.5 57.5/201.8 54.3/178.2 61.3/206 68.8/205.2 77.6/232.1 79.8/259.4 89.4/276.1 80.7/244.3 56.7/185.2
 """  # of each layer the effective scattering and the absorption length [m]
 
+# %% ../../../nbs/systems/icecube/00_detector.ipynb #a5b4bfdf
 @dataclasses.dataclass(frozen=True)
 class Ice:
     "Layers of equal height from `top` down."
@@ -108,6 +113,7 @@ class Ice:
         number = np.floor((SURFACE - np.asarray(z) - self.top) / self.height).astype(np.int64)
         return number.clip(0, len(self.scattering) - 1)
 
+# %% ../../../nbs/systems/icecube/00_detector.ipynb #085de2f0
 @cache
 def south_pole_ice() -> Ice:
     "The ice of the South Pole."

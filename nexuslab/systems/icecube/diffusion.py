@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'TARGETS', 'Draw', 'SAMPLERS', 'HITS', 'betas_of', 'mixing', 'target_of', 'event_and_noise', 'free_draw',
-           'GaussianDiffusion', 'ask', 'scheduler_of', 'walk_back', 'reverse', 'added_noise', 'sample_events',
-           'StagedDiffusion', 'draw_hits', 'staged_reverse']
+           'Noising', 'GaussianDiffusion', 'ask', 'scheduler_of', 'walk_back', 'reverse', 'added_noise',
+           'sample_events', 'StagedDiffusion', 'draw_hits', 'staged_reverse']
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #7b853be2
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from .signal import Codec
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #6882056a
 SCHEDULES, TARGETS = ("cosine", "linear", "flow"), ("epsilon", "x0", "v", "flow")
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #2b80f54c
 def betas_of(schedule: str, steps: int) -> np.ndarray:
     "How much noise each step adds, (steps,)."
     if schedule == "linear":
@@ -29,6 +29,7 @@ def betas_of(schedule: str, steps: int) -> np.ndarray:
     f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #9d741b5a
 def mixing(schedule: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     "alpha and sigma of each step, (steps,) float32."
     if schedule == "flow":
@@ -44,6 +45,7 @@ def target_of(
     "What a network of that kind ought to say."
     return {"epsilon": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[kind]
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #5f58d28e
 def event_and_noise(
     kind: str, said: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +67,8 @@ def free_draw(shape: tuple[int, ...], name: str, normal: bool) -> torch.Tensor:
     return torch.randn(shape) if normal else torch.rand(shape)
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #1f497b1f
-class GaussianDiffusion(nn.Module):
-    "A network that removes noise, with its schedule and its loss."
+class Noising(nn.Module):
+    "A network that removes noise, and how much noise there is after each step."
 
     def __init__(
         self,
@@ -86,6 +88,10 @@ class GaussianDiffusion(nn.Module):
         alpha, sigma = mixing(schedule, steps)
         self.register_buffer("alpha", alpha, persistent=False)
         self.register_buffer("sigma", sigma, persistent=False)
+
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #98335bf5
+class GaussianDiffusion(Noising):
+    "A network that removes noise, with its schedule and its loss."
 
     def loss(
         self,
@@ -188,14 +194,16 @@ def reverse(
     scheduler = scheduler_of(sampler, self.schedule, self.steps, steps)
     yield from walk_back(denoise, noise, scheduler, added_noise(sampler, noise, draw))
 
+GaussianDiffusion.reverse = reverse
+
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #a8745e44
 def added_noise(sampler: str, noise: torch.Tensor, draw: Draw) -> torch.Generator | None:
     "Of the noise that a sampler adds on its way: a function of the batch's first example."
     if sampler != "ddpm":
         return None
     return torch.Generator().manual_seed(int(draw((len(noise),), "seed", False)[0] * 2**52))
 
-GaussianDiffusion.reverse = reverse
-
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #123890ed
 def sample_events(diffusion: GaussianDiffusion, label: torch.Tensor, noise: torch.Tensor, **how: Any) -> torch.Tensor:
     "Signals (B, 2, S) of labels (B, 6) from noise (B, 3, S); `how` as `reverse` takes it."
     *_, x = diffusion.reverse(label, noise, **how)
@@ -228,6 +236,7 @@ def staged_input(x0: torch.Tensor, noisy: torch.Tensor, first: torch.Tensor) -> 
     carried = torch.cat([x0[:, :1], noisy[:, 1:] * (x0[:, :1] > 0)], 1)
     return torch.where(first[:, None, None], hits, carried)
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #3b43a210
 def posterior_odds(said: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     "The log odds of a hit."
     return 2 * (said + alpha * x / sigma**2)
@@ -254,6 +263,7 @@ def draw_hits(
             mean = (ratio * rest * x + kept * added * hit) / sigma**2
             x = mean + (added * rest).sqrt() / sigma * draw(tuple(x.shape), f"hit noise {number}", True).to(x)
 
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #4368d385
 @torch.no_grad()
 def staged_reverse(self, label, noise, sampler="dpm", steps=20, guidance=1.0, geom=None, draw=free_draw):
     "The channels after each step: half of the steps are for the hits, half for what they carry."

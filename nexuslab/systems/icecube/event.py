@@ -31,6 +31,7 @@ def draw_labels(rng: np.random.Generator, many: int) -> np.ndarray:
     place = radius * np.cos(around), radius * np.sin(around), rng.uniform(-HEIGHT, HEIGHT, many)
     return np.column_stack([energy, zenith, rng.uniform(0, 2 * np.pi, many), *place])
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #fc04f7d1
 def flight(zenith: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
     "The unit vector along which a particle from (zenith, azimuth) flies, (..., 3)."
     across = np.sin(zenith)
@@ -41,14 +42,17 @@ A, B = 0.268 * 0.917, 0.363e-3 * 0.917  # GeV/m, 1/m: in ice of 0.917 g/cm^3
 STEP, HADRONS = 25.0, 0.8  # m of track in one source; light of a hadronic shower in that of an electromagnetic one
 _ROUGH = 0.15  # mean size of a shower along the track, in the muon's energy
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #59437be2
 def muon_range(energy: float) -> float:
     "How far a muon of an energy [GeV] goes [m]."
     return math.log1p(energy * B / A) / B
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #ab5d7996
 def muon_energy(energy: float, path: np.ndarray) -> np.ndarray:
     "What is left of a muon's energy after a path [m] [GeV]."
     return np.maximum((energy + A / B) * np.exp(-B * path) - A / B, 0)
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #9b9b8012
 def muon_light(rng: np.random.Generator, energy: float, path: np.ndarray) -> np.ndarray:
     "The photons of each segment of STEP metres whose middle is at `path`, (S,)."
     left = muon_energy(energy, path)
@@ -65,6 +69,7 @@ class Light:
     distance: np.ndarray  # (5160,) of the sensors from the vertex [m]
     length: float  # of the muon's track, as far as it was followed [m]
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #6d155253
 _LONG = 1700.0  # m: longer than any way through the detector
 
 def light_of(rng: np.random.Generator, label: np.ndarray, inelasticity: float) -> Light:
@@ -90,6 +95,7 @@ class Event:
     time: np.ndarray  # of the first one [ns after the interaction]
     signal: np.ndarray  # whether any of them was no noise
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #b0749c39
 def seen(rng: np.random.Generator, label: np.ndarray, light: Light) -> Event:
     "What the sensors count of that light, and when it comes first."
     counts = np.stack([rng.poisson(np.minimum(mean, 1e8)) for mean in (light.track, light.shower)]
@@ -128,6 +134,7 @@ def simulate(rng: np.random.Generator, label: np.ndarray) -> Event:
                         remedy="give six finite numbers in this order")
     return seen(rng, label, light_of(rng, label, rng.beta(1, 2)))
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #746836b1
 def draw_event(rng: np.random.Generator) -> tuple[np.ndarray, Event]:
     "A label and an event that triggers: at least TRIGGER sensors see more than noise."
     while True:
@@ -136,6 +143,7 @@ def draw_event(rng: np.random.Generator) -> tuple[np.ndarray, Event]:
         if event.signal.sum() >= TRIGGER:
             return label, event
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #d0c19fce
 def triggered(rng: np.random.Generator, label: np.ndarray, tries: int = 200) -> Event:
     "An event of a label that triggers, or the last of many that do not."
     for _ in range(tries):
@@ -144,6 +152,7 @@ def triggered(rng: np.random.Generator, label: np.ndarray, tries: int = 200) -> 
             break
     return event
 
+# %% ../../../nbs/systems/icecube/00c_event.ipynb #6275b5ec
 def dense_event(event: Event) -> np.ndarray:
     "Charges and times of all sensors, (2, 5160), zeros where there is no hit."
     found = np.zeros((2, SENSORS), np.float32)

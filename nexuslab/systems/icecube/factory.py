@@ -43,6 +43,7 @@ class IceCubeModel(Section):
         "FiLM as the guide writes it."
         return value.lower() if isinstance(value, str) else value
 
+# %% ../../../nbs/systems/icecube/03a_factory.ipynb #a00b7f5e
 class IceCubeDiffusion(Section):
     "Noise, target and sampler."
 
@@ -102,4 +103,5 @@ class ModelFactory:
         ).to(device)
         return network, made
 
+# %% ../../../nbs/systems/icecube/03a_factory.ipynb #d464df14
 TYPICAL = {"charge": [1.29, 1.61], "delay": [3.47, 2.24]}  # of 500 simulated events

@@ -53,6 +53,7 @@ class ConvBlock(nn.Module):
         h = modulated(self.norm(x), *self.told(condition).chunk(2, 1)).transpose(1, 2)
         return x + self.out(F.silu(torch.cat([conv(h) for conv in self.convs], 1)).transpose(1, 2))
 
+# %% ../../../nbs/systems/icecube/02b_guide.ipynb #03fbbabd
 class MlpBlock(nn.Module):
     "A perceptron on each sensor, added to what was there."
 
@@ -68,6 +69,7 @@ class MlpBlock(nn.Module):
 # %% ../../../nbs/systems/icecube/02b_guide.ipynb #ac9369c4
 ARCHITECTURES = ("dit", "cnn", "mlp", "hybrid", "resnet")
 
+# %% ../../../nbs/systems/icecube/02b_guide.ipynb #de6f5341
 def blocks_of(architecture: str, hidden: int, depth: int, heads: int, kernels: tuple[int, ...], ratio: float) -> list:
     "The blocks of an architecture."
     makes = {
@@ -81,6 +83,7 @@ def blocks_of(architecture: str, hidden: int, depth: int, heads: int, kernels: t
         raise ModelError("architecture", found=architecture, expected=" | ".join(ARCHITECTURES), remedy="choose one")
     return [block for _ in range(depth) for block in makes[architecture]()]
 
+# %% ../../../nbs/systems/icecube/02b_guide.ipynb #732898d5
 class GuideNetwork(nn.Module):
     "An architecture of the guide: (x (B, 3, S), time (B,), label (B, 6), known (B,), geom) -> (B, 3, S)."
 

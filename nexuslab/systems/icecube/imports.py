@@ -36,6 +36,7 @@ class Reading:
     auxiliary: bool = True  # whether pulses are kept that Kaggle marks as auxiliary: likely noise
     fill: Mapping[str, float] = dataclasses.field(default_factory=dict)  # label -> number where the file has none
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #0fd72c65
 def refuse(what: str, found: str, expected: str, remedy: str = "correct the file, or leave the event out") -> NoReturn:
     "A file of others that cannot be read."
     raise DataError(what, found=found, expected=expected, remedy=remedy)
@@ -55,6 +56,7 @@ def by_event(chunks: Iterable[np.ndarray], where: str) -> Iterator[tuple[float, 
     if len(held):
         yield held[0, 0], held
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #3e9a3cc5
 def signal_of(rows: np.ndarray, what: str) -> np.ndarray:
     "The signal (2, 5160) of an event's pulses (P, 4): summed charges, times of the first pulses."
     sensor, time, charge = rows[:, 1].astype(int), rows[:, 2], rows[:, 3]
@@ -86,6 +88,7 @@ def joined(
     if (event := next(pulses, ended)[0]) < math.inf:
         refuse(f"event {event:.0f} of {where}", "pulses, and no label", "a label for every event")
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #be334e2b
 def in_blocks(events: Iterable, where: str, size: int = 64) -> Iterator[dict[str, np.ndarray]]:
     "Blocks of events as a file takes them; an event that the contract refuses is named."
     events = iter(events)
@@ -103,6 +106,7 @@ def require_columns(found: Iterable[str], wanted: Iterable[str], where: str) -> 
         refuse(where, f"no {', '.join(missing)} among {', '.join(found)}", f"the columns {', '.join(wanted)}",
                "add what is missing")
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #b9d95e93
 def labels_there(found: Iterable[str], names: Mapping[str, str], fill: Mapping[str, float], where: str) -> list[str]:
     "The labels that a table has, by the names of their columns; the others must be filled."
     there = [label for label in LABELS if names.get(label) in set(found)]
@@ -115,6 +119,7 @@ def labels_there(found: Iterable[str], names: Mapping[str, str], fill: Mapping[s
                           expected=f"labels that are missing in {where}")
     return there
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #cfc0336d
 def filled(values: np.ndarray, there: list[str], fill: Mapping[str, float]) -> np.ndarray:
     "Labels (N, 6) of the columns that are there (N, len(there)), and of numbers."
     columns = {**dict.fromkeys(LABELS), **fill}
@@ -141,6 +146,7 @@ TRUTH = {"energy": "energy", "zenith": "zenith", "azimuth": "azimuth", "x": "pos
          "z": "position_z"}
 ROWS = 10_000  # that are read at once
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #ef25bf92
 def quoted(name: str) -> str:
     "A name as SQL has it."
     return '"' + name.replace('"', '""') + '"'
@@ -149,6 +155,7 @@ def columns_of(base: sqlite3.Connection, table: str) -> list[str]:
     "The names of a table's columns; none if there is no such table."
     return [row[1] for row in base.execute(f"PRAGMA table_info({quoted(table)})")]
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #28294e08
 def pulse_table(base: sqlite3.Connection, asked: str | None, where: str) -> str:
     "The table of pulses."
     tables = [row[0] for row in base.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
@@ -175,12 +182,14 @@ def chunks_of(base: sqlite3.Connection, table: str, columns: Iterable[str], wher
         except ValueError as error:
             refuse(f"table {table} of {where}", str(error), "numbers")
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #a1863de6
 def sqlite_pulses(base: sqlite3.Connection, table: str, where: str) -> Iterator[np.ndarray]:
     "Pulses of a table: event, sensor, time, charge."
     for rows in chunks_of(base, table, PULSE, where):
         event = np.char.add("event ", rows[:, 0].astype(np.int64).astype(str))
         yield np.column_stack([rows[:, 0], sensors_at(rows[:, 1:4], event, where), rows[:, 4:]])
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #df36bd79
 def graphnet_events(path: Path, reading: Reading) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     "Number, label and signal of each event of an SQLite file."
     try:
@@ -206,12 +215,14 @@ def import_events(path: Path | str, target: Path | str, reading: Reading = Readi
     about = {"imported": path.name, "filled": ", ".join(f"{k}: {v:g}" for k, v in reading.fill.items())}
     return append_events(target, some(in_blocks(events, str(path)), path), about=about)
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #a7960793
 def form_of(path: Path):
     "What reads a path: a function of path and reading; None for a file that is read as it is."
     if path.suffix in (".db", ".sqlite", ".sqlite3"):
         return graphnet_events
     return kaggle_events if path.suffix == ".parquet" or path.is_dir() else None
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #7d941415
 def some(blocks: Iterable[dict], path: Path) -> Iterator[dict]:
     "The same blocks; none are refused."
     number = -1
@@ -231,6 +242,7 @@ def parquet():
         refuse("parquet files cannot be read", str(error), "the package pyarrow", "pip install 'nexuslab[kaggle]'")
     return found
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #9f8defb0
 def batches_in(path: Path) -> dict[int, Path]:
     "The files of pulses by their numbers: one file, those of a folder, or of its folder `train`."
     files = [path] if path.suffix == ".parquet" else [*path.glob("batch_*.parquet")] or [*path.glob("train/batch_*")]
@@ -239,6 +251,7 @@ def batches_in(path: Path) -> dict[int, Path]:
         refuse(f"events {path}", "no batch_N.parquet", "files of pulses", "give Kaggle's folder, or one of its batches")
     return dict(sorted(found.items()))
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #199559d2
 def beside(folder: Path, *names: str) -> Path:
     "The first of some files in a folder or the one above."
     found = [place / name for place in (folder, folder.parent) for name in names if (place / name).exists()]
@@ -257,6 +270,7 @@ def kaggle_sensors(path: Path) -> np.ndarray:
     found[ids] = sensors_at(places, [f"sensor_id {i}" for i in ids], str(path))
     return found
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #0ac6716f
 def kaggle_pulses(path: Path, sensors: np.ndarray, auxiliary: bool) -> Iterator[np.ndarray]:
     "Pulses of a batch: event, sensor, time, charge."
     file, names = parquet().ParquetFile(path), ["event_id", "sensor_id", "time", "charge", "auxiliary"]
@@ -284,6 +298,7 @@ def kaggle_labels(path: Path, batch: int, fill: Mapping[str, float]) -> Iterator
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     yield from zip(rows[:, 0], filled(rows[:, 1:], there, fill))
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #f86b61be
 def kaggle_events(path: Path, reading: Reading) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     "Number, label and signal of each event of Kaggle's batches."
     parquet()
@@ -309,6 +324,7 @@ def contract_file(path: Path | str, root: Path | str, reading: Reading = Reading
                 import_events(path, target, reading)
     return target
 
+# %% ../../../nbs/systems/icecube/01a_imports.ipynb #407d3d0a
 def made_from(path: Path, reading: Reading) -> dict[str, Any]:
     "What makes an imported file."
     files = sorted(batches_in(path).values()) if form_of(path) is kaggle_events else [path]

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from .detector import Detector, Ice, SURFACE, icecube86, south_pole_ice
+from .detector import Ice, SURFACE, icecube86, south_pole_ice
 
 # %% ../../../nbs/systems/icecube/00b_light.ipynb #87a145f5
 C = 0.299792458  # speed of light [m/ns]
@@ -30,6 +30,7 @@ def mean_length(length: np.ndarray, ice: Ice, depth: np.ndarray) -> np.ndarray:
     high = np.maximum(depth, edges[1:, None])
     return (high - low) / (np.interp(high, edges, passed) - np.interp(low, edges, passed))
 
+# %% ../../../nbs/systems/icecube/00b_light.ipynb #c81b9d98
 @cache
 def inverse_lengths() -> tuple[np.ndarray, np.ndarray]:
     "1/lambda_p and 1/lambda_c from each layer to each sensor, (layers, 5160) [1/m], float32."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREQUENCIES', 'FIXED', 'SMALL', 'time_features', 'Condition', 'SensorInputs', 'refuse_geometry', 'modulated', 'Block',
-           'PointBlock', 'StringTransformer']
+           'PointBlock', 'StringLayers', 'StringTransformer']
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #308fe403
 import math
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import DataError, ModelError
-from .detector import DOMS, SENSORS, STRINGS
+from .detector import DOMS, SENSORS
 from .signal import CONDITIONS, INPUTS, clean_inputs, conditions
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #50bb0a9c
@@ -27,6 +27,7 @@ def time_features(time: Tensor) -> Tensor:
     angle = (time - first)[:, None] * torch.exp(torch.linspace(0, math.log(500), FREQUENCIES)).to(time)
     return torch.cat([angle.sin(), angle.cos(), first[:, None]], 1)
 
+# %% ../../../nbs/systems/icecube/02_model.ipynb #9915bcf0
 class Condition(nn.Module):
     "Time and label as one vector, (B, width)."
 
@@ -55,6 +56,7 @@ class SensorInputs(nn.Module):
         fixed, own = clean_inputs(label).split((FIXED, INPUTS - FIXED), 1)
         return torch.cat([x, fixed, torch.where(known[:, None, None], own, self.unknown)], 1)
 
+# %% ../../../nbs/systems/icecube/02_model.ipynb #8f8d20ff
 def refuse_geometry(x: Tensor, geom: Tensor | None) -> None:
     "Refuse signals and positions of another detector."
     for name, held in (("signal", x), ("geometry", geom)):
@@ -69,6 +71,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     "x (B, T, D) scaled and shifted by (B, D)."
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
+# %% ../../../nbs/systems/icecube/02_model.ipynb #e0b1cbf6
 class Block(nn.Module):
     "Attention and a perceptron over tokens (B, T, D), both told by a condition (B, D)."
 
@@ -109,8 +112,8 @@ class PointBlock(nn.Module):
         return x + self.second(F.silu(modulated(self.first(self.norm(x)), scale, shift)))
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #8152a238
-class StringTransformer(nn.Module):
-    "What is behind the noise of an event: (x (B, 3, S), time (B,), label (B, 6), known (B,), geom) -> (B, 3, S)."
+class StringLayers(nn.Module):
+    "The layers of a `StringTransformer`, in the order in which an event goes through them."
 
     def __init__(
         self,
@@ -137,6 +140,10 @@ class StringTransformer(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(sensor), nn.Linear(sensor, 3))
         nn.init.normal_(self.head[1].weight, std=SMALL)
         nn.init.zeros_(self.head[1].bias)
+
+# %% ../../../nbs/systems/icecube/02_model.ipynb #e12dd31c
+class StringTransformer(StringLayers):
+    "What is behind the noise of an event: (x (B, 3, S), time (B,), label (B, 6), known (B,), geom) -> (B, 3, S)."
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor, known: Tensor, geom: Tensor | None = None) -> Tensor:
         told = self.condition(time, label, known)

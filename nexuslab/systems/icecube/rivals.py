@@ -28,6 +28,7 @@ def simulated_again(label: np.ndarray, seed: int) -> np.ndarray:
     return np.stack([dense_event(triggered(np.random.default_rng(mix(seed, "again", row)), one.astype(float)))
                      for row, one in enumerate(label)])
 
+# %% ../../../nbs/systems/icecube/03c_rivals.ipynb #862dca24
 def nearest_training(label: np.ndarray, train: Simulated, seed: int, most: int = 20_000) -> np.ndarray:
     "The training events of the nearest labels, with 5 % more or less charge and 5 ns of jitter."
     rng, ids = np.random.default_rng(mix(seed, "nearest")), np.arange(min(train.size, most))
@@ -50,6 +51,7 @@ def mean_light(label: np.ndarray) -> Light:
     shower, distance = expected_charge(vertex, np.array([PHOTONS * SHOWER * HADRONS * share * label[0]]))
     return Light(track, shower[0], distance[0], length)
 
+# %% ../../../nbs/systems/icecube/03c_rivals.ipynb #c53d5878
 def independent(label: np.ndarray, seed: int) -> np.ndarray:
     "Every sensor by itself from the expected light, (N, 2, 5160)."
     rows = []
@@ -57,6 +59,7 @@ def independent(label: np.ndarray, seed: int) -> np.ndarray:
         rows.append(dense_event(seen(np.random.default_rng(mix(seed, "independent", row)), one, mean_light(one))))
     return np.stack(rows)
 
+# %% ../../../nbs/systems/icecube/03c_rivals.ipynb #850eac05
 RIVALS: dict[str, Callable[[np.ndarray, Simulated, int], np.ndarray]] = {
     "simulation": lambda label, train, seed: simulated_again(label, seed),
     "nearest": nearest_training,

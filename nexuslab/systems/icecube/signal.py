@@ -10,7 +10,6 @@ __all__ = ['SOFT', 'INPUTS', 'CONDITIONS', 'sensor_positions', 'seen_from', 'Cod
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ def sensor_positions() -> torch.Tensor:
     "(5160, 3) [m], float32."
     return torch.from_numpy(icecube86().position)
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #1c3e5c12
 def seen_from(label: torch.Tensor) -> dict[str, torch.Tensor]:
     "Where the sensors are seen from an event's label (B, 6): each (B, 5160), in metres and nanoseconds."
     across = label[:, 1].sin()
@@ -44,12 +44,14 @@ def seen_from(label: torch.Tensor) -> dict[str, torch.Tensor]:
 REACH = 4.0  # of the normal scores
 KNOTS = 129
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #49a8f8d9
 def knot_shares() -> np.ndarray:
     "Shares of values below each knot, (KNOTS,): of the normal distribution, and 0 and 1 at the ends."
     shares = 0.5 * (1 + torch.erf(torch.linspace(-REACH, REACH, KNOTS, dtype=torch.float64) / math.sqrt(2))).numpy()
     shares[[0, -1]] = 0, 1
     return shares
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #b660b366
 def knots_of(told: Sequence[float]) -> torch.Tensor:
     "Values at evenly spaced normal scores, (KNOTS,): as told, or of a normal distribution by mean and deviation."
     if len(told) not in (2, KNOTS):
@@ -58,6 +60,7 @@ def knots_of(told: Sequence[float]) -> torch.Tensor:
     given = torch.tensor(told, dtype=torch.float64)
     return (given[0] + given[1] * torch.linspace(-REACH, REACH, KNOTS) if len(told) == 2 else given).float()
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #8acb7e83
 def scores(value: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
     "Normal scores of values (B, 2, S) by knots (2, KNOTS)."
     flat = value.movedim(1, 0).flatten(1).contiguous()
@@ -67,6 +70,7 @@ def scores(value: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
     found = (above - 1 + part) * (2 * REACH / (KNOTS - 1)) - REACH
     return found.unflatten(1, (value.shape[0], value.shape[2])).movedim(0, 1)
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #648803e3
 def values_of(score: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
     "Values with these normal scores (B, 2, S): the inverse of `scores` within the knots."
     place = (score.movedim(1, 0).flatten(1).clamp(-REACH, REACH) + REACH) * ((KNOTS - 1) / (2 * REACH))
@@ -125,6 +129,7 @@ def fixed_inputs() -> torch.Tensor:
             np.log(ice.scattering[layer] / 30)]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
+# %% ../../../nbs/systems/icecube/01b_signal.ipynb #7df21d4a
 INPUTS = 11  # channels of `clean_inputs`
 
 def clean_inputs(label: torch.Tensor) -> torch.Tensor:

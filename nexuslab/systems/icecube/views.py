@@ -44,6 +44,7 @@ class Scene:
     label: np.ndarray  # (N, 6)
     name: str  # of the run
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #199644ce
 @once_a_checkpoint
 def look(
     run: Run,  # trained
@@ -68,6 +69,7 @@ def draw_hits(ax: Any, event: np.ndarray, label: np.ndarray, start: float) -> An
     ax.set(xlim=(-700, 700), ylim=(-650, 650), xticks=[], yticks=[])
     return ax.scatter(x[hit], z[hit], s=size, c=event[1, hit] - start, vmin=0, vmax=2500, lw=0)
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #53895ef9
 def side_by_side(scene: Scene, many: int = 5) -> plt.Figure:
     "Simulated events above, generated ones of the same labels below."
     fig, axes = plt.subplots(2, many, figsize=(2.2 * many, 4.6), layout="constrained")
@@ -99,6 +101,7 @@ def hit_histograms(scene: Scene) -> plt.Figure:
     axes[0].legend(fontsize=7)
     return fig
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #79bdff18
 def feature_histograms(scene: Scene) -> plt.Figure:
     "Each feature of events, simulated and generated."
     fig, axes = plt.subplots(3, 6, figsize=(12, 5.4), layout="constrained")
@@ -168,6 +171,7 @@ c.onpointermove = m => { if (drag) { a += (m.clientX - drag[0]) / 150; b += (m.c
   drag = [m.clientX, m.clientY]; draw(); } }; draw(); })();
 </script>"""
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #ba084ed9
 def event_display(
     event: np.ndarray,  # (2, 5160)
     label: np.ndarray | None = None,  # (6,) whose track is drawn
@@ -215,6 +219,7 @@ def table(scene: Scene) -> pd.DataFrame:
     return pd.DataFrame({f"{name} {what}": of(row, axis=0) for name, row in rows.items()
                          for what, of in (("mean", np.mean), ("deviation", np.std))}, index=list(FEATURES))
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #b3a9ee2f
 VIEWS: dict[str, Callable[[Run], Any]] = {
     "events": lambda run: side_by_side(look(run)),
     "hits": lambda run: hit_histograms(look(run)),

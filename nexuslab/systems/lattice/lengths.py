@@ -12,7 +12,6 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .batch import Batch
 from .circuit import EDGE_WIDTH, GATES, WORD
