@@ -217,7 +217,7 @@ def figures_in(path: Path, made_from: dict[str, Any]) -> dict[str, float] | None
 # %% ../nbs/engine/09_evaluate.ipynb #80403803
 def baselines_of(test: Assessment, folder: Path) -> dict[str, dict[str, float]]:
     "The figures of a system's baselines; costly ones are read, if they were computed before."
-    found = test.task.baselines(test.splits, test.split, test.cfg)
+    found = test.task.baselines_at(test.splits, test.split, test.cfg, test.at)
     about = {"system": test.task.name, "data": test.splits.fingerprint, "split": test.split}
     for name, costly in found.items():
         if isinstance(costly, Costly):

@@ -262,6 +262,10 @@ class Task(Trainable):
         "The same figures for the mean, the lookup table, the peer: baseline -> figure -> value, or a `Costly`."
         return {}
 
+    def baselines_at(self, splits: Splits, split: str, cfg: Config, at: At) -> "dict[str, dict[str, float] | Costly]":
+        "The baselines beside a checkpoint of step `at.step`: what a baseline knows of the training may end there."
+        return self.baselines(splits, split, cfg)
+
     def show(self, batch: Any, cfg: Config, meta: dict):
         "A matplotlib figure of a batch's first examples, as a person would draw them."
         return show_numbers(batch, self.title or self.name)

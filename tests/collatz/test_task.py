@@ -30,7 +30,7 @@ from nexuslab.systems.collatz.metrics import (
 )
 from nexuslab.systems.collatz.model import KINDS
 from nexuslab.systems.collatz.rivals import looked_up, nearest_known
-from nexuslab.systems.collatz.task import TASK, digit_loss, told_whole
+from nexuslab.systems.collatz.task import TASK, digit_loss, examples_drawn, numbers_seen, told_whole
 from nexuslab.systems.collatz.trajectory import exact_long_step, visited
 from nexuslab.task import At
 
@@ -57,6 +57,13 @@ def train(home, preset, **changes):
         ({"model.kind": "step", "data.ending": "end", "loss.apex": 0.0}, "digit code"),
         ({"model.kind": "looped", "loss.lengths": 0.1}, "lengths"),
         ({"model.kind": "looped", "model.carry": 33}, "carry"), ({"model.loops": ()}, "loops"),
+        ({"model.kind": "looped", "model.loops": (1,)}, "model.loops"),
+        ({"model.kind": "looped", "model.cell": "gru", "model.dropout": 0.1}, "dropout"),
+        ({"model.kind": "looped", "model.cell": "gru", "model.hidden": 64}, "hidden"),
+        ({"model.kind": "step", "model.dropout": 0.1}, "dropout"),
+        ({"model.kind": "step", "model.hidden": 8}, "hidden"),
+        ({"model.kind": "step", "loss.supervised": 0.5}, "supervised"), ({"loss.supervised": 0.0}, "supervised"),
+        ({"model.carry": 8}, "carry"), ({"model.cell": "gru"}, "cell"), ({"model.loops": (4,)}, "loops"),
         ({"data.basis": 24}, "unknown"), ({"model.d_model": 0}, "d_model"),
     ],
 )
@@ -121,6 +128,7 @@ def test_the_step_network_is_asked_for_numbers_of_any_size(home):
     run = train(home, "smoke", **{"model.kind": "step", "steps": 2})
     rows = predict(TASK, run, [27, 2**70 - 1])
     assert rows.k.tolist() == [2, 70] and rows.truth.tolist()[1] == exact_long_step(2**70 - 1)[0]
+    assert {"implied_k", "implied_k_prime"} <= set(rows)
     for wrong in ([28], [-1], [2.5], []):
         with pytest.raises(DataError, match="numbers|long step"):
             predict(TASK, run, wrong)
@@ -245,6 +253,19 @@ def test_baselines_look_up(home):
     assert table["numbers_known"] == len(np.unique(np.concatenate(drawn))) < table["numbers_drawn"] == 300 * 64
 
 
+def test_a_checkpoint_is_judged_beside_what_was_shown_until_then(home):
+    """A table knows no number that a run which stopped early, or its best checkpoint, has not been shown."""
+    run = train(home, "smoke", steps=20, eval_every=10, **{"checkpoint.save_every": 10})
+    for checkpoint, step in (("step_10", 10), ("last", 20)):
+        evaluate(TASK, run, checkpoint=checkpoint)
+        told = run.evaluation["test"]["baselines"]["table of the last 2 digits"]
+        assert told["numbers_drawn"] == told["numbers_listed"] == 16 * step and told["numbers_known"] <= 16 * step
+    cfg = run.config.model_copy(update={"budget": run.config.budget.model_copy(update={"steps": 10**6})})
+    splits = TASK.data(cfg, home)
+    assert examples_drawn(splits, cfg) == 16 * 10**6 and len(numbers_seen(splits, cfg, 500)) == 500
+    assert np.array_equal(numbers_seen(splits, cfg, until=3), numbers_seen(splits, cfg, 48))
+
+
 def keys_of(cfg):
     """What the loader asks for, step by step."""
     updaters = TASK.updaters(cfg, None)
@@ -281,7 +302,9 @@ def test_an_evaluation_says_how_much_a_table_knew(trained):
 def test_figures_that_are_not_defined_come_out_again(home):
     """Where no answer implies loop lengths their error is not 0, and `reproduce` compares what is not defined, too."""
     run = train(home, "smoke", steps=2)
-    assert np.isnan(evaluate(TASK, run)["k_error"]) and run.evaluation["test"]["figures"]["k_error"] is None
+    found = evaluate(TASK, run)
+    assert np.isnan(found["k_error_found"]) and run.evaluation["test"]["figures"]["k_error_found"] is None
+    assert found["k_error"] > 0.5 and found["lengths_found"] == 0  # the error of all answers counts them all
     assert reproduce(run, write=lambda text: None) == []
 
 
@@ -302,6 +325,26 @@ def test_padding_neither_helps_nor_harms():
     assert told["exact_match"] == told["accuracy"] == told["lengths_right"] == 1 and told["k_error"] == 0
     no_end = torch.where(data.targets == data.code.eos, data.code.pad, data.targets)
     assert compute_exact_match(no_end, data.targets) == 0 and 0.5 < compute_accuracy(no_end, data.targets) < 1
+
+
+def test_one_situation_has_one_figure():
+    """The same answers in five writings: figures of answers are the same in all, the accuracy of digits in all that
+    write the same digits; and every answer has a part in the errors of the lengths."""
+    n = np.arange(10_001, 14_001, 2)
+    step, value = long_step(n), long_step(n).kappa.copy()
+    value[::4] *= 2  # halved once too few
+    value[1::4] = np.random.default_rng(0).integers(1, 2 * 10**4, 500)
+    codes = [code_for(24, 2**20, order, ending) for order in ("least", "most") for ending in ("fixed", "end")]
+    codes.append(code_for(24, 2**20, "most", "end", 20, 20))
+    written = ([code.encode_output(x) for x in (value, step.kappa)] for code in codes)
+    told = [compute_collatz_metrics(*tokens, n, 24, code) for tokens, code in zip(written, codes)]
+    assert all({**row, "accuracy": 0} == {**told[0], "accuracy": 0} for row in told)
+    assert len({row["accuracy"] for row in told[:3:2]}) == len({told[i]["accuracy"] for i in (3, 4)}) == 1
+    assert 0.49 < told[0]["exact_match"] < 0.51 < told[0]["lengths_found"] < 0.77
+    assert told[0]["k_prime_error"] > told[0]["k_prime_error_found"]
+    assert told[0]["k_error"] > 10 * told[0]["k_error_found"]
+    words = torch.full((1, 6), 25), codes[0].encode_output(np.array([31]))  # no number: nothing was done
+    assert compute_collatz_metrics(words[0], words[1], [27], 24, codes[0])["k_error"] == 2
 
 
 @pytest.mark.parametrize("base", [2, 24, 57])

@@ -156,14 +156,15 @@ def class_numbers(
     how_many: int,
     stop: int,  # one past the largest number wanted
     rng: np.random.Generator,
+    start: int = 1,  # the smallest number wanted
 ) -> np.ndarray:
-    "Odd numbers below `stop` of one class, drawn evenly, (how_many,) int64; a class without any is a `DataError`."
+    "Odd numbers of one class in a range, drawn evenly, (how_many,) int64; a class without any is a `DataError`."
     first, step = (class_residue(k, k_prime) << k) - 1, 1 << (k + k_prime + 1)
+    first += max(0, -(-(start - first) // step)) * step
     if first >= stop:
-        raise DataError(
-            f"numbers of class ({k}, {k_prime})", found=f"none below {stop}", expected=f"a range that reaches {first}",
-            remedy="raise the range, or choose a shallower class",
-        )
+        found, expected = f"none from {start} to {stop - 1}", f"a range that reaches {first}"
+        remedy = "widen the range, or choose a shallower class"
+        raise DataError(f"numbers of class ({k}, {k_prime})", found, expected, remedy)
     return first + step * rng.integers(0, (stop - 1 - first) // step + 1, how_many)
 
 # %% ../../../nbs/systems/collatz/01_data.ipynb #c3ea6043

@@ -86,13 +86,13 @@ def implied_lengths(
     value: np.ndarray | Tensor,  # (B,) answers; below 0: no number
     tolerance: float = TOLERANCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Climbing steps, falling steps, both (B,) int64, and whether they were found, (B,) bool."
+    "Climbing and falling steps of the nearest result, (B,) int64 each, and whether it is near enough, (B,) bool."
     step, n, value = long_step(np.asarray(n)), np.asarray(n, np.float64), np.asarray(as_integers(value))
     a, b = np.arange(STEPS + 1), np.arange(STEPS + 1)
     would = (1.5**a * (n[:, None] + 1) - 1)[:, :, None] / 2.0**b
     distance = np.abs(value[:, None, None] / would - 1)
-    best = distance.reshape(len(n), -1).argmin(1)
-    found = (distance.reshape(len(n), -1)[np.arange(len(n)), best] <= tolerance) & (value >= 0)
+    best = np.where(value > 0, distance.reshape(len(n), -1).argmin(1), 0)
+    found = (distance.reshape(len(n), -1)[np.arange(len(n)), best] <= tolerance) & (value > 0)
     exact = value == step.kappa
     return np.where(exact, step.k, best // len(b)), np.where(exact, step.k_prime, best % len(b)), found | exact
 
@@ -101,13 +101,14 @@ def length_errors(
     n: np.ndarray | Tensor,  # (B,) odd
     value: np.ndarray | Tensor,  # (B,) answers; below 0: no number
 ) -> dict[str, float]:
-    "Mean absolute errors over the answers that imply lengths; the share of all, and of the wrong ones, that do."
+    "Mean absolute errors of the nearest lengths, over all answers and over those within the tolerance; their shares."
     step = long_step(np.asarray(n))
     a, b, found = implied_lengths(n, value)
     mean = lambda x: float(x.mean()) if len(x) else float("nan")
     wrong = np.asarray(value) != step.kappa
     return {
-        "k_error": mean(np.abs(a - step.k)[found]), "k_prime_error": mean(np.abs(b - step.k_prime)[found]),
+        "k_error": mean(np.abs(a - step.k)), "k_prime_error": mean(np.abs(b - step.k_prime)),
+        "k_error_found": mean(np.abs(a - step.k)[found]), "k_prime_error_found": mean(np.abs(b - step.k_prime)[found]),
         "lengths_found": mean(found), "lengths_found_wrong": mean(found[wrong]),
         "lengths_right": mean(found & (a == step.k) & (b == step.k_prime)),
     }

@@ -27,7 +27,7 @@ from nexuslab.systems.collatz.data import (
     TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, class_numbers, code_for, digits_needed, fraction,
     held_out, keyed_words, largest_kappa, long_step, make_batch, side_of, spell, training_numbers,
 )
-from .metrics import digit_places, figures, implied_lengths, right_rows
+from .metrics import TOLERANCE, digit_places, figures, implied_lengths, right_rows
 from .looped import LoopedTransformer
 from .model import LONGEST_LOOP, CollatzTransformer
 from .rivals import stepped, table_answers
@@ -115,6 +115,8 @@ def code_of(d: CollatzData, m: CollatzModel) -> Code:
     return dataclasses.replace(code, width_out=max(apex, code.width_out))
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #79ff6719
+LEAST_LOOPS = 3  # passes of the shortest trajectory whose end is seen
+
 def refuse_heads(m: CollatzModel) -> None:
     "Refuse heads that do not divide the width; a step network has none."
     attends = m.kind != "step" and (m.kind, m.cell) != ("looped", "gru")
@@ -123,6 +125,21 @@ def refuse_heads(m: CollatzModel) -> None:
         raise ConfigError("model.nhead", found, "heads that divide d_model", "change one of the two")
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #19059ae8
+def refuse_idle(m: CollatzModel, loss: CollatzLoss) -> None:
+    "Refuse what has no effect on a kind of model: a setting that is ignored would tell of another run."
+    looped, cell = m.kind == "looped", m.kind == "step" or (m.kind == "looped" and m.cell == "gru")
+    names = (("dropout", "hidden") if cell else ()) + (() if looped else ("loops", "cell", "carry"))
+    given = {f"model.{name}": (getattr(m, name), CollatzModel.model_fields[name].default) for name in names}
+    given |= {} if looped else {"loss.supervised": (loss.supervised, 1.0)}
+    for name, (value, usual) in given.items():
+        if value != usual:
+            found = f"{value} for model.{'cell gru' if looped else f'kind {m.kind}'}"
+            raise ConfigError(name, found, f"{usual}: it has no effect there", "leave it out")
+    if looped and loss.supervised and max(m.loops) < LEAST_LOOPS:
+        remedy = "let the passes grow further, or tell no trajectory: loss.supervised=0"
+        expected = f"{LEAST_LOOPS} at the end: one up, one down, and one that repeats the answer"
+        raise ConfigError("model.loops", f"at most {max(m.loops)} passes", expected, remedy)
+
 def refuse_of_followers(d: CollatzData, m: CollatzModel, loss: CollatzLoss) -> None:
     "Refuse what the kinds that follow the trajectory cannot use."
     if d.order == "most" or d.ending == "end":
@@ -152,6 +169,7 @@ class CollatzConfig(Config):
         "Refuse what no run could use: an impossible code, heads that do not divide the width."
         self.code()
         refuse_heads(self.model)
+        refuse_idle(self.model, self.loss)
         if self.apex and self.data.ending == "end":
             raise ConfigError(
                 "loss.apex", found="data.ending end",
@@ -479,18 +497,27 @@ class Loops(Updater):
 # %% ../../../nbs/systems/collatz/04_task.ipynb #df47a77a
 KNOWN = 1 << 22  # most training numbers in a table; only the preset paper draws more
 
+def examples_drawn(splits: Splits, cfg: CollatzConfig, until: int | None = None) -> int:
+    "Examples of a fixed training set, or drawn without end in so many steps; None: within the budget."
+    if isinstance(splits.train, Fixed):
+        return len(splits.train.n)
+    size = cfg.loader.batch_size * cfg.optim.accumulate
+    budget = cfg.budget.steps or cfg.budget.epochs * -(-cfg.data.epoch_size // size)
+    return size * (budget if until is None else max(1, min(until, budget)))
+
 def numbers_seen(
     splits: Splits,
     cfg: CollatzConfig,
-    most: int = KNOWN,  # examples
+    most: int | None = None,  # examples; None: all
+    until: int | None = None,  # steps done; None: the whole budget
 ) -> np.ndarray:
-    "The numbers that training draws within its budget, in order and with repetitions, (N,); the first `most` of them."
+    "The numbers that training draws in so many steps, in order and with repetitions, (N,); the first `most` of them."
     if isinstance(splits.train, Fixed):
         return splits.train.n
     size, tilt = cfg.loader.batch_size * cfg.optim.accumulate, Tilt(*cfg.data.tilt, cfg.data.hold)
-    seed, numbers = mix(cfg.seed, "train"), cfg.numbers()
-    budget = cfg.budget.steps or cfg.budget.epochs * -(-cfg.data.epoch_size // size)
-    steps = range(min(budget, -(-most // size)))
+    seed, numbers, budget = mix(cfg.seed, "train"), cfg.numbers(), examples_drawn(splits, cfg) // size
+    until = examples_drawn(splits, cfg, until) // size
+    steps = range(until if most is None else min(until, -(-most // size)))
     told = (tilt.setting(step, budget)["tilt"] for step in steps)
     drawn = [training_numbers(numbers, seed, np.arange(i * size, (i + 1) * size), x) for i, x in zip(steps, told)]
     return np.concatenate(drawn)[:most]
@@ -500,9 +527,10 @@ def baseline_figures(
     splits: Splits,
     split: str,
     cfg: CollatzConfig,
+    until: int | None = None,  # steps done; None: the whole budget
 ) -> dict[str, dict[str, float]]:
     "Figures of the most frequent class and of the lookup tables; `rival` names the best."
-    source, code, seen = splits.named(split), cfg.code(), numbers_seen(splits, cfg)
+    source, code, seen = splits.named(split), cfg.code(), numbers_seen(splits, cfg, KNOWN, until)
     batch = source.batch(np.arange(source.size or cfg.data.val_size), {}, None).to("cpu")
     n, known = batch.n.numpy(), np.unique(seen)
     answers = {"always k = k' = 1": (3 * n + 1) // 4} | table_answers(known, n, code.base)
@@ -513,7 +541,8 @@ def baseline_figures(
     found = {name: figures(told, batch.targets, batch.n, code) for name, told in tokens.items()}
     shown = ("exact_match", "exact_match_low", "exact_match_high", "accuracy", "lengths_found", "lengths_right")
     shown = (*shown, "k_error", "k_prime_error")
-    drawn = {"numbers_known": len(known), "numbers_drawn": len(seen)}
+    drawn = {"numbers_known": len(known), "numbers_listed": len(seen)}
+    drawn["numbers_drawn"] = examples_drawn(splits, cfg, until)
     table = lambda name: drawn if name.startswith(("nearest", "line", "table")) else {}
     return {name: {key: told[key] for key in shown} | table(name) for name, told in found.items()}
 
@@ -577,12 +606,23 @@ def answers(
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #b3bb3ad7
 LONGEST = 1024  # bits of a number that is asked
+FURTHEST = 300  # climbs looked for: (3/2)^a is 10^-4 near no power of two for fewer than 665
+
+def far_lengths(n: int, y: int) -> tuple[int | None, int | None]:
+    "The lengths that an answer y to n of any size implies, or None twice: those of the nearest result in 10^-4 of it."
+    found = []
+    for a in range(min(n.bit_length(), FURTHEST) + 1):
+        apex = 3**a * (n + 1) - 2**a  # times 2^a, as is every number compared with it here
+        for b in {max(0, (apex // (y << a)).bit_length() - less) for less in (0, 1)}:
+            found.append((abs((y << (a + b)) - apex) / apex, a, b))
+    distance, a, b = min(found)
+    return (a, b) if distance <= TOLERANCE else (None, None)
 
 def far_rows(
     model: StepNetwork,
     n: Any,  # odd numbers of any size
 ) -> list[dict[str, Any]]:
-    "One row a number: predicted and true long step, k and k'."
+    "One row a number: predicted and true long step, k and k', and the lengths that the prediction implies."
     n = [n] if isinstance(n, int) else n.tolist() if isinstance(n, Tensor) else n
     integer = lambda x: isinstance(x, int | np.integer) and not isinstance(x, bool)
     if not (isinstance(n, list | tuple | np.ndarray) and len(n) and all(map(integer, n))):
@@ -594,25 +634,28 @@ def far_rows(
                         "ask for smaller ones: each needs hundreds of passes over hundreds of digits")
     truth, rows = [exact_long_step(x) for x in numbers], far_answers(model, numbers).tolist()
     told = [None if max(row) == model.base else exact_number(row, model.base) for row in rows]
-    return [
-        {"n": x, "predicted": y, "truth": kappa, "right": y == kappa, "k": k, "k_prime": k_prime}
-        for x, y, (kappa, k, k_prime) in zip(numbers, told, truth, strict=True)
-    ]
+    rows = []
+    for x, y, (kappa, k, k_prime) in zip(numbers, told, truth, strict=True):
+        a, b = (k, k_prime) if y == kappa else far_lengths(x, y) if y else (None, None)
+        about = {"n": x, "predicted": y, "truth": kappa, "right": y == kappa, "k": k, "k_prime": k_prime}
+        rows.append(about | {"implied_k": a, "implied_k_prime": b})
+    return rows
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #2562fc3d
 DEEP = ((12, 3), (15, 1))  # classes asked apart, where the range has enough of them
 FAR = 10**18  # numbers far beyond those of training
 
-def of_class(k: int, k_prime: int, stop: int, how_many: int = 400) -> np.ndarray:
+def of_class(k: int, k_prime: int, start: int, stop: int, how_many: int = 400) -> np.ndarray:
     "Distinct numbers of a class on the test side, at most so many; too few in a small range."
-    n = np.unique(class_numbers(k, k_prime, 64 * how_many, stop, np.random.default_rng(mix(0, "deep", k, k_prime))))
+    rng = np.random.default_rng(mix(0, "deep", k, k_prime))
+    n = np.unique(class_numbers(k, k_prime, 64 * how_many, stop, rng, start))
     return n[side_of(n) == TEST][:how_many]
 
 def asked_apart(model: nn.Module, cfg: CollatzConfig) -> dict[str, float]:
     "Exact match of deep classes with at least 200 test numbers in the range; of a step network also to 10^18."
-    code, device, stop, found = cfg.code(), next(model.parameters()).device, cfg.data.start_range[1], {}
-    for k, k_prime in DEEP if stop > 2**32 else ():
-        batch = make_batch(code, n := of_class(k, k_prime, stop), np.arange(len(n)))
+    code, device, (start, stop), found = cfg.code(), next(model.parameters()).device, cfg.data.start_range, {}
+    for k, k_prime in DEEP if stop - start > 2**32 else ():
+        batch = make_batch(code, n := of_class(k, k_prime, start, stop), np.arange(len(n)))
         right = right_rows(model.generate(batch.inputs.to(device)).cpu(), batch.targets, code.pad)
         found[f"exact_match_apart_{k}_{k_prime}"] = float(right.float().mean())
     if cfg.model.kind == "step":
@@ -672,6 +715,9 @@ class CollatzNumbers(Task):
 
     def baselines(self, splits, split, cfg):
         return baseline_figures(splits, split, cfg)
+
+    def baselines_at(self, splits, split, cfg, at):
+        return baseline_figures(splits, split, cfg, at.step)
 
     def show(self, batch, cfg, meta):
         return picture(batch, cfg.code())
@@ -757,11 +803,12 @@ class CollatzTask(CollatzNumbers, CollatzAnswers):
     def examine(self, model, splits, split, cfg, at):
         told = answered(model, splits.named(split), cfg)
         found = figures(*told, cfg.code()) | asked_apart(model, cfg)
-        return found | unpassed(told, numbers_seen(splits, cfg), cfg.code().pad) if cfg.follows else found
+        seen = numbers_seen(splits, cfg, until=at.step) if cfg.follows else None
+        return found | unpassed(told, seen, cfg.code().pad) if cfg.follows else found
 
     def directions(self, cfg):
         more = "accuracy", "exact_match*", "all_or_nothing*", "valid", "lengths_right"
-        less = "digits", "apex", "phase", "k_error", "k_prime_error"
+        less = "digits", "apex", "phase", "k_error*", "k_prime_error*"
         return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
 
     def updaters(self, cfg, model):
