@@ -343,7 +343,8 @@ def test_one_situation_has_one_figure():
     assert 0.49 < told[0]["exact_match"] < 0.51 < told[0]["lengths_found"] < 0.77
     assert told[0]["k_prime_error"] > told[0]["k_prime_error_found"]
     assert told[0]["k_error"] > 10 * told[0]["k_error_found"]
-    words = torch.full((1, 6), 25), codes[0].encode_output(np.array([31]))  # no number: nothing was done
+    # no number: nothing was done
+    words = torch.full((1, codes[0].width_out), 25), codes[0].encode_output(np.array([31]))
     assert compute_collatz_metrics(words[0], words[1], [27], 24, codes[0])["k_error"] == 2
 
 
