@@ -42,7 +42,7 @@ def test_every_planted_error_is_labelled_right(stop, base):
     n = odd(stop, 4_000, base)
     for kind, label in enumerate(KINDS):
         value, clear = plant(label, n, base, seed=base)
-        assert clear.sum() > 1_000, label
+        assert clear.sum() > 400, label
         assert (explain(n, value, base).label[clear] == kind).all(), label
 
 
@@ -87,21 +87,39 @@ def test_a_wide_net_is_refused(tolerance):
 
 @pytest.mark.parametrize("stop", [2**20, 10**12])
 def test_random_answers_are_unexplained(stop):
+    """Labels of a number are hardly ever given by chance; a remainder and a last digit are, and say how often."""
     n = odd(stop, 40_000)
     kappa = np.asarray(long_step(n).kappa)
     width = len(np.base_repr(int(kappa.max()), 24))
     table = taxonomy(n, kappa[np.random.default_rng(0).permutation(len(n))], 24, width)
     named = list(KINDS[:5])
-    assert table.loc[named, "share"].sum() < 0.02 and table.loc["unexplained", "share"] > 0.97
-    assert table.loc["right magnitude"].iloc[-2:].max() < 0.01  # what is left to chance
+    assert table.loc[named, "share"].sum() < 0.02 and table.loc["unexplained", "share"] > 0.65
+    assert table.loc["right magnitude"].iloc[-3:].max() < 0.01  # what is left to chance
+    assert table.loc["inner block"].iloc[-3:].max() < 0.03
     for chance in ("chance, random digits", "chance, answers dealt anew"):
-        assert table.loc[named, chance].sum() < 0.02 and table[chance].sum() == pytest.approx(1)
+        assert table.loc[named, chance].sum() < 0.02
+        assert abs(table["share"] - table["chance, answers dealt anew"]).max() < 0.01
+
+
+def test_a_label_of_the_class_is_given_by_chance_within_the_class():
+    """Answers that are right modulo 9 and random otherwise: dealt among numbers of one class they keep their label."""
+    n = odd(2**20, 20_000)
+    kappa = np.asarray(long_step(n).kappa)
+    value, clear = plant("right remainder", n, 24)
+    table = taxonomy(n, np.where(clear, value, kappa), 24, 7)
+    row = table.loc["right remainder"]
+    assert row["share"] == 1 and row["chance, of the class"] > 0.9 > 0.4 > row["chance, answers dealt anew"]
+    value, clear = plant("inner block", n, 24)
+    row = taxonomy(n, np.where(clear, value, kappa), 24, 7).loc["inner block"]
+    assert row["share"] == 1 and row["chance, of the class"] < 0.1
 
 
 def test_small_and_extreme_answers():
     n = np.array([1, 1, 1, 3, 3, 10**12 - 1, 10**12 - 1])
     found = explain(n, np.array([2, 0, 1, 0, 2**62, 2**63 - 1, 0]), 24)
-    assert found.label.tolist() == [0, 3, -1, 3, 0, 6, 6]  # both kappa are 1: another digit is a slip, 2^62 a power
+    rest = LABELS.index("unexplained")
+    # both kappa are 1: another digit is a slip, 2^62 a power
+    assert found.label.tolist() == [0, 3, -1, 3, 0, rest, rest]
     assert exact_shift(np.array([2**62]), np.array([1])).tolist() == [62]
     assert not near_shift(np.zeros(3, int), np.array([1, 5, 10**12]))[1].any()
     assert other_loop(np.zeros(2, int), np.array([7, 10**12 - 1]), np.array([3, 12]))[0].tolist() == [0, 0]

@@ -277,3 +277,16 @@ def depth_order(
     from scipy.stats import rankdata, spearmanr  # late: it takes a second, and training needs none
 
     return float(spearmanr(climb * counted.k + counted.k_prime, rankdata(counted.step)).statistic)
+
+# %% ../../../nbs/systems/collatz/03_metrics.ipynb #8be915dd
+COSTS = np.round(np.geomspace(0.25, 4, 33), 3)  # of a climbing step beside a falling one
+
+def best_cost(
+    times: pd.DataFrame,  # of learning_times
+) -> tuple[float, float]:
+    "The cost c for which c k + k' orders the classes best, never-learnt ones last, and its rank correlation; or NaN."
+    orders = {float(c): depth_order(times, c) for c in COSTS}
+    known = {c: order for c, order in orders.items() if order == order}
+    best = max(known, key=known.get, default=float("nan"))
+    return best, known.get(best, float("nan"))
+
