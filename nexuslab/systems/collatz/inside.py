@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'FEATURES', 'SHRINKAGE', 'watchable', 'hooked', 'cached', 'log_probability', 'transplant',
-           'transplant_each', 'restored', 'partners', 'attention_maps', 'Probe', 'fit_probe', 'stream', 'loop_label',
-           'probe_layers', 'spread', 'some', 'right', 'probe_checkpoints']
+           'transplant_each', 'restored', 'partners', 'attention_maps', 'made', 'commanded', 'Probe', 'fit_probe',
+           'stream', 'loop_label', 'probe_layers', 'spread', 'some', 'right', 'probe_checkpoints']
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #83277ff1
 import contextlib
@@ -24,9 +24,10 @@ from ...core import ConfigError, DataError, did_you_mean, mix
 from ...data import Source
 from ...metrics import wilson
 from ...run import Run
-from .data import Batch, long_step, make_batch
+from .data import Batch, Code, class_numbers, long_step, make_batch, spell
 from .metrics import right_rows
 from .model import CollatzTransformer, widened
+from .step import StepNetwork
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #14335848
 WATCHED = re.compile(r"(blocks|writers)\.\d+(\.(attention|cross|mlp))?")
@@ -167,6 +168,93 @@ def attention_maps(
     finally:
         model.explain(False)
     return {name: weights.cpu().numpy() for name, weights in kept.items()}
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #b8867fac
+def made(
+    n: Tensor,  # (B,) odd
+    climbs: Tensor,  # (B,) at most k + 1
+    falls: Tensor,  # (B,)
+) -> Tensor:
+    "What so many climbs and falls make of each number, in exact integers and rounded down, (B,) int64."
+    rows = zip(n.tolist(), climbs.tolist(), falls.tolist(), strict=True)
+    return torch.tensor([((3**a * (x + 1) - 2**a) >> a) >> b for x, a, b in rows])
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #c769c907
+@torch.no_grad()
+def commanded(
+    model: StepNetwork,
+    n: Tensor,  # (B,) odd
+    climbs: Tensor,  # (B,)
+    falls: Tensor,  # (B,)
+) -> Tensor:
+    "Digits (B, L_out), least significant first, after so many steps in the phase climb and then so many in fall."
+    tokens = spell(n, model.base, model.length_out)
+    for done in range(int((climbs + falls).max())):
+        digits, _ = model(tokens, (done >= climbs).long())
+        tokens = torch.where((done < climbs + falls)[:, None], digits.argmax(-1), tokens)
+    return tokens
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #4a6c8066
+def command_table(model: StepNetwork, n: Tensor, seed: int = 0) -> pd.DataFrame:
+    "One row a change of the phases: share of the numbers with exactly the result of the changed lengths."
+    step, limit = long_step(n), model.base**model.length_out
+    dealt = torch.from_numpy(np.random.default_rng(mix(seed, "phases")).permutation(len(n)))
+    k, k_prime, more = step.k, step.k_prime, made(n, step.k + 1, step.k_prime)
+    changes = {
+        "its own lengths": (k, k_prime, None), "one climb more": (k + 1, k_prime, None),
+        "one climb less": (k - 1, k_prime, None), "one fall more": (k, k_prime + 1, None),
+        "one fall less": (k, k_prime - 1, None),
+        "one climb more, of another number": (k[dealt] + 1, k_prime[dealt], more),
+    }
+    rows = {}
+    for name, (climbs, falls, aim) in changes.items():
+        fits = (step.kappa << step.k_prime) * 3 < 2 * limit  # the digits hold one climb more
+        fits &= (climbs >= 0) & ((aim is None) | (climbs != k + 1) | (falls != k_prime))
+        spelt = spell(made(n, climbs, falls) if aim is None else aim, model.base, model.length_out)
+        right = (commanded(model, n, climbs, falls) == spelt).all(1)[fits]
+        low, high = wilson(int(right.sum()), len(right))
+        rows[name] = {"exact": float(right.float().mean()), "low": low, "high": high, "numbers": len(right)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("phases told")
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #4713f3c8
+STEERED = tuple((k, s - k) for s in range(2, 7) for k in range(1, s))  # classes, depths 2 to 6
+
+@torch.no_grad()
+def class_means(model: CollatzTransformer, code: Code, start: int, stop: int, block: str, seed: int) -> dict:
+    "The mean output (L, D) of a block over 2,048 numbers of a class, for the classes of depths 2 to 7."
+    rng, means = np.random.default_rng(mix(seed, "means")), {}
+    for k, k_prime in {c for a, b in STEERED for c in ((a, b), (a + 1, b))}:
+        with cached(model, [block]) as kept:
+            model(code.encode_input(class_numbers(k, k_prime, 2048, stop, rng, start)))
+        means[k, k_prime] = kept[block].mean(0)
+    return means
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #c6d4c99c
+@torch.no_grad()
+def steering_table(
+    model: CollatzTransformer, code: Code, start: int, stop: int, block: str = "blocks.0", seed: int = 0,
+    many: int = 512,  # numbers of a class
+) -> pd.DataFrame:
+    """One row a class: answers that are exactly those of one climb more (rounded down or up), right but for the last
+    digit, and within 1 %; the last with a random difference; and the share right without any."""
+    means, rng, rows = class_means(model, code, start, stop, block, seed), np.random.default_rng(mix(seed, "steer")), {}
+    for k, k_prime in STEERED:
+        n = torch.from_numpy(class_numbers(k, k_prime, many, stop, rng, start))
+        a, b = (STEERED[i] for i in rng.choice(len(STEERED), 2, replace=False))
+        aim = made(n, torch.full_like(n, k + 1), torch.full_like(n, k_prime))
+        answers = []
+        for delta in (means[k + 1, k_prime] - means[k, k_prime], means[b] - means[a], torch.zeros(())):
+            with hooked(model, {block: lambda out, delta=delta: out + delta}):
+                answers.append(code.decode(model.generate(code.encode_input(n)))[0])
+        near = [((found.double() / aim - 1).abs() <= 0.01).double().mean().item() for found in answers]
+        exact = ((answers[0] == aim) | (answers[0] == aim + 1)).double().mean().item()
+        but_last = (answers[0] // code.base == aim // code.base).double().mean().item()
+        right = (answers[2] == torch.as_tensor(long_step(n).kappa)).double().mean().item()
+        rows[k, k_prime] = {
+            "exact": exact, "all but the last digit": but_last, "within 1 %": near[0], "random, within 1 %": near[1],
+            "right as it is": right,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #22657562
 FEATURES = 512  # a probe's inputs at most: a fit takes a tenth of a second, and twice as many tell no more

@@ -679,6 +679,18 @@ def unpassed(told: tuple[Tensor, Tensor, Tensor], seen: np.ndarray, pad: int) ->
     right = right_rows(told[0], told[1], pad).numpy()[new]
     return {"exact_match_unpassed": float(right.mean()) if len(right) else float("nan"), "numbers_unpassed": len(right)}
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #44ece87d
+def searched(trial) -> dict[str, Any]:
+    "What a study tries."
+    return {
+        "data.base": trial.suggest_categorical("data.base", [16, 24, 32]),
+        "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
+        "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]),
+        "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
+        "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]),
+        "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
+    }
+
 # %% ../../../nbs/systems/collatz/04_task.ipynb #cd88dee3
 class CollatzNumbers(Task):
     "What the engine asks about the data."
@@ -723,14 +735,7 @@ class CollatzNumbers(Task):
         return picture(batch, cfg.code())
 
     def space(self, trial):
-        return {
-            "data.base": trial.suggest_categorical("data.base", [16, 24, 32]),
-            "model.d_model": trial.suggest_categorical("model.d_model", [256, 512, 1024]),
-            "model.nhead": trial.suggest_categorical("model.nhead", [4, 8, 16]),
-            "model.num_layers": trial.suggest_categorical("model.num_layers", [4, 6, 8]),
-            "loader.batch_size": trial.suggest_categorical("loader.batch_size", [16, 32, 64]),
-            "optim.lr": trial.suggest_float("optim.lr", 1e-5, 1e-3, log=True),
-        }
+        return searched(trial)
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #d425afa6
 class CollatzAnswers(CanPredict):
