@@ -24,6 +24,7 @@ def square(effects: Tensor) -> Tensor:
                          remedy="give the effect of each variable on each")
     return effects
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #a21b565c
 def refuse_unlike(samples: np.ndarray, effects: np.ndarray) -> np.ndarray:
     "Samples of other variables than those of a graph are refused."
     if samples.shape[-1:] * 2 != effects.shape:
@@ -39,6 +40,7 @@ def dag_constraint(
     squares = square(adjacency * adjacency).double()
     return (torch.linalg.matrix_exp(squares).diagonal().sum() - len(squares)).to(adjacency.dtype)
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #4cc87413
 def log_det_constraint(
     adjacency: Tensor,  # (d, d) with a spectral radius of A ∘ A below s
     s: float = 1.0,
@@ -65,6 +67,7 @@ def is_dag(
         edges = edges[caused][:, caused]
     return True
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #89902cbf
 def threshold(
     adjacency: Tensor,  # (d, d)
     least: float = 0.3,  # effects below this are removed
@@ -101,6 +104,7 @@ def covariances(
     parts = [data[targets != j] for j in range(data.shape[1])]
     return np.stack([part.T @ part / len(part) for part in parts])
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #64ae4f86
 def score(effects: np.ndarray, seen: np.ndarray, kind: str) -> tuple[float, np.ndarray]:
     "The data term of effects (d, d) and its gradient; `kind` is squares or likelihood."
     residual = np.eye(len(effects)) - effects
@@ -113,6 +117,7 @@ def score(effects: np.ndarray, seen: np.ndarray, kind: str) -> tuple[float, np.n
 # %% ../../../nbs/systems/language/01e_causal.ipynb #1a3e181e
 STAGES = ((1.0, 1.0), (0.1, 0.9), (0.01, 0.8), (1e-3, 0.7), (1e-4, 0.7))  # mu and s along the central path
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #d8baf778
 def learn_effects(
     data: np.ndarray,  # (n, d)
     targets: np.ndarray | None = None,  # (n,) the variable that was set in each sample, -1 for none
@@ -159,6 +164,7 @@ def learn_dag(
     "Effects (d, d) on a DAG."
     return threshold(torch.from_numpy(learn_effects(data, **how)), least).numpy()
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #a1197338
 def structural_distance(
     one: np.ndarray,  # (d, d)
     other: np.ndarray,  # (d, d)
@@ -212,6 +218,7 @@ def expm_constraint(effects: np.ndarray) -> tuple[float, np.ndarray]:
     power = torch.linalg.matrix_exp(torch.from_numpy(effects * effects)).numpy()
     return float(np.trace(power) - len(effects)), power.T * 2 * effects
 
+# %% ../../../nbs/systems/language/01e_causal.ipynb #b3f62bd9
 def lagrangian(both: np.ndarray, signed, seen: np.ndarray, sparsity: float, rho: float, alpha: float):
     "The augmented Lagrangian of positive and negative parts of the effects, and its gradient."
     effects = signed(both)
@@ -223,15 +230,15 @@ def lagrangian(both: np.ndarray, signed, seen: np.ndarray, sparsity: float, rho:
 
 # %% ../../../nbs/systems/language/01e_causal.ipynb #f2fcf52a
 @dataclass(frozen=True)
-class StructuralModel:
-    "x = x A + u with u normal: what a DAG and data say about every variable."
+class Mechanisms:
+    "x = x A + u with u normal: the effects, and what the noise of each variable is."
 
     effects: np.ndarray  # A (d, d)
     mean: np.ndarray  # (d,) of the noise
     deviation: np.ndarray  # (d,) of the noise
 
     @classmethod
-    def fitted(cls, dag: np.ndarray, data: np.ndarray) -> "StructuralModel":
+    def fitted(cls, dag: np.ndarray, data: np.ndarray) -> "Mechanisms":
         "Least squares of each variable on its causes in the graph."
         if not is_dag(torch.as_tensor(dag)):
             raise ModelError("a causal graph", found="a cycle", expected="a DAG", remedy="pass it through `threshold`")
@@ -242,6 +249,11 @@ class StructuralModel:
             effects[causes, j] = np.linalg.lstsq(centred[:, causes], centred[:, j], rcond=None)[0]
         noise = data - data @ effects
         return cls(effects, noise.mean(0), noise.std(0))
+
+# %% ../../../nbs/systems/language/01e_causal.ipynb #431acbe4
+@dataclass(frozen=True)
+class StructuralModel(Mechanisms):
+    "What a DAG and data say about every variable, and about what would be."
 
     def noise(self, samples: np.ndarray) -> np.ndarray:
         "Abduction: the noise u (..., d) behind samples (..., d)."

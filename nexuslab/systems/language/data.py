@@ -52,22 +52,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"text {path}, byte {error.start} (line {line})", found=f"0x{content[error.start]:02x}: "
                         f"{error.reason}", expected="text in UTF-8", remedy="convert it: iconv -t utf-8") from error
 
-def read_documents(path: Path, documents: str = "line") -> list[str]:
-    "The documents of a .txt file (one a `line`, or the `file` as one) or of a .jsonl file; blank lines are none."
-    if documents not in ("line", "file"):
-        raise ConfigError("documents", found=repr(documents), expected="line or file", remedy="choose one of the two")
-    text = read_text(path)
-    if path.suffix == ".jsonl":
-        found = [record["text"] for record in records_of(path, text)]
-    else:
-        found = [text] if documents == "file" else [line.removesuffix("\r") for line in text.split("\n")]
-    found = [document for document in found if document.strip()]
-    if not found:
-        raise DataError(f"text {path}", found="no document: all is white space", expected="at least one",
-                        remedy="check the file")
-    return found
-
-# %% ../../../nbs/systems/language/01_data.ipynb #5f2c008f
+# %% ../../../nbs/systems/language/01_data.ipynb #29938b1a
 def records_of(path: Path, text: str) -> Iterator[dict[str, Any]]:
     "The objects of JSON lines; a line that is none, or lacks its text, is refused by its number."
     for number, line in enumerate(text.split("\n"), 1):
@@ -84,11 +69,28 @@ def records_of(path: Path, text: str) -> Iterator[dict[str, Any]]:
                             expected='{"text": "...", "metadata": {...}}, where metadata may be left out') from error
         yield record
 
+# %% ../../../nbs/systems/language/01_data.ipynb #17cac2db
+def read_documents(path: Path, documents: str = "line") -> list[str]:
+    "The documents of a .txt file (one a `line`, or the `file` as one) or of a .jsonl file; blank lines are none."
+    if documents not in ("line", "file"):
+        raise ConfigError("documents", found=repr(documents), expected="line or file", remedy="choose one of the two")
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        found = [record["text"] for record in records_of(path, text)]
+    else:
+        found = [text] if documents == "file" else [line.removesuffix("\r") for line in text.split("\n")]
+    found = [document for document in found if document.strip()]
+    if not found:
+        raise DataError(f"text {path}", found="no document: all is white space", expected="at least one",
+                        remedy="check the file")
+    return found
+
 # %% ../../../nbs/systems/language/01_data.ipynb #487276d6
 def running_python() -> str:
     "The implementation and version of this Python, which name its standard library."
     return f"{platform.python_implementation()} {platform.python_version()}"
 
+# %% ../../../nbs/systems/language/01_data.ipynb #0935c28e
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}  # folders
 
 def standard_library() -> dict[str, str]:
@@ -130,6 +132,7 @@ class Corpus:
         counts = np.bincount(self.ids, minlength=self.tokenizer.vocabulary)
         return int(counts @ self.tokenizer.bytes_of.astype(np.int64))
 
+# %% ../../../nbs/systems/language/01_data.ipynb #364c1e4c
 def corpus_of(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
     "The corpus of documents, each behind a separator."
     found = tokenizer.encode_all(texts)
@@ -139,6 +142,7 @@ def corpus_of(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
         stream[begin + 1 : begin + 1 + len(ids)] = ids
     return Corpus(stream, begins[:-1], tokenizer)
 
+# %% ../../../nbs/systems/language/01_data.ipynb #b80ce2fb
 def bits_per_byte(nats: float, text_bytes: float) -> float:
     "Bits per byte of a text that costs so many nats in all."
     if not text_bytes > 0:
@@ -156,6 +160,7 @@ def write_bin(path: Path | str, corpus: Corpus) -> Path:
             array.astype(array.dtype.newbyteorder("<"), copy=False).tofile(temporary)
     return path
 
+# %% ../../../nbs/systems/language/01_data.ipynb #dc86b230
 def read_bin(path: Path | str, tokenizer: Tokenizer | None = None) -> Corpus:
     "Map a .bin; one that its .idx, or the vocabulary, does not fit is refused."
     path = Path(path)
@@ -178,6 +183,7 @@ def corpus_in(place: tuple[Path | str, str, int, int], begins: np.ndarray, token
     path, kind, offset, count = place
     return Corpus(np.memmap(path, kind, mode="r", offset=offset, shape=(count,)), begins, tokenizer)
 
+# %% ../../../nbs/systems/language/01_data.ipynb #f70b3370
 def part_of(corpus: Corpus, low: int, high: int) -> Corpus:
     "The tokens low to high - 1 of a mapped corpus."
     ids = corpus.ids
@@ -421,6 +427,7 @@ class Plan:
 NAMES = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 SUFFIXES = (".txt", ".jsonl", ".bin")
 
+# %% ../../../nbs/systems/language/01_data.ipynb #a7624212
 def located(path: str, root: Path | str) -> Path:
     "A file or folder: as it is, or from the project's root."
     for place in (Path(root) / Path(path).expanduser(), project_root() / path):
@@ -429,6 +436,7 @@ def located(path: str, root: Path | str) -> Path:
     raise DataError(f"data {path}", found="no such file or folder", expected="a file, or a folder with train and valid",
                     remedy="check data.path: relative ones are looked for from the project's root")
 
+# %% ../../../nbs/systems/language/01_data.ipynb #d9910b32
 def tokenizer_file(plan: Plan, root: Path | str) -> Path:
     "The file of a plan's tokenizer."
     try:
@@ -465,6 +473,7 @@ def sample_of(texts: Sequence[str], limit: int = SAMPLE) -> list[str]:
     every = -(-sum(map(len, texts)) // limit)
     return [text[:limit] for text in texts[:: max(1, every)]]
 
+# %% ../../../nbs/systems/language/01_data.ipynb #ae99b7c3
 def make_tokenizer(plan: Plan, texts: dict[str, list[str]], root: Path | str = ".") -> Tokenizer:
     "The tokenizer of a plan: characters of all texts, merges of the training texts, or one that was saved."
     if plan.tokenizer == "byte":
@@ -527,6 +536,8 @@ def warn_shared(texts: dict[str, list[str]]) -> None:
                           f"as well: its figures flatter the model", stacklevel=2)
 
 # %% ../../../nbs/systems/language/01_data.ipynb #598d484a
+VERSION = 1  # of the generator; raised when the same plan gives other data
+
 def manifest(plan: Plan, root: Path | str) -> dict[str, Any]:
     "What makes the store of a plan."
     about = {name: getattr(plan, name) for name in ("tokenizer", "vocabulary", "documents", "fractions")}
@@ -537,8 +548,7 @@ def manifest(plan: Plan, root: Path | str) -> dict[str, Any]:
     about["text"] = content or f"standard library of {plan.python}"
     return {"generator": "language", "version": VERSION, "seed": plan.seed, "parameters": about}
 
-VERSION = 1  # of the generator; raised when the same plan gives other data
-
+# %% ../../../nbs/systems/language/01_data.ipynb #e8be5e28
 def prepare(plan: Plan, root: Path | str) -> Path:
     "Build the store of a plan unless it is there; token files are checked where they lie. Returns the path."
     files = files_of(plan, root)
@@ -563,6 +573,7 @@ def build(plan: Plan, files: dict[str, Path], root: Path | str = ".") -> dict[st
     arrays |= {f"{split}_begins": corpus.begins for split, corpus in found.items()}
     return arrays | {"tokenizer": np.frombuffer(json.dumps(tokenizer.state()).encode("utf-8"), np.uint8)}
 
+# %% ../../../nbs/systems/language/01_data.ipynb #67dbbfdc
 def tokenizer_in(array: np.ndarray) -> Tokenizer:
     "The tokenizer of a store."
     return tokenizer_of(json.loads(array.tobytes()))
@@ -586,6 +597,7 @@ class Corpora:
         "What a model may know: the size of the vocabulary, and the tokenizer, with which it reads and writes text."
         return {"vocabulary": self.tokenizer.vocabulary, "tokenizer": self.tokenizer.state()}
 
+# %% ../../../nbs/systems/language/01_data.ipynb #317418eb
 def open_dataset(plan: Plan, root: Path | str) -> Corpora:
     "The corpora of a plan, prepared if they are not."
     files = files_of(plan, root)
@@ -613,6 +625,7 @@ def token_files(plan: Plan, files: dict[str, Path], root: Path | str) -> tuple[d
         found, content = split_tokens(plan, found["all"]), [*content, plan.fractions]
     return found, content
 
+# %% ../../../nbs/systems/language/01_data.ipynb #a3cc83d2
 def tokenizer_beside(plan: Plan, path: Path, root: Path | str) -> Tokenizer:
     "The tokenizer of token files: the one that is named, or tokenizer.json beside them."
     beside = path.parent / "tokenizer.json"
@@ -708,6 +721,7 @@ class NEXUSCollator:
             found["segment"] = (found["start"].cumsum(1) - found["start"][:, :1].long()).int()
         return found
 
+# %% ../../../nbs/systems/language/01_data.ipynb #a938d61d
 def create_dataloader(
     dataset: Dataset,
     batch_size: int = 32,

@@ -51,6 +51,7 @@ class Landscape(nn.Module):
 # %% ../../../nbs/systems/language/01d_energy.ipynb #d1d81794
 ARMIJO, HALVINGS = 1e-3, 4  # share of the promised fall that is asked for; halvings of a step before it is given up
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #7be369e7
 @torch.no_grad()
 def line_search(
     landscape: Landscape,
@@ -111,8 +112,8 @@ def contrast(
     return F.cross_entropy(scores, goal), below.detach()
 
 # %% ../../../nbs/systems/language/01d_energy.ipynb #3238df0a
-class Energy(nn.Module):
-    "The module of a language model: a guess refined by descent on a learnt energy, trained by contrast."
+class Refined(nn.Module):
+    "A linear guess of the next token, and its refinement by descent on a learnt energy."
 
     def __init__(
         self,
@@ -135,6 +136,10 @@ class Energy(nn.Module):
         said, guess = self.landscape.of(h), self.start(h)
         refined, energies, steps = descend(self.landscape, said, guess, self.iterations)
         return {"guess": guess, "refined": refined, "energies": energies, "steps": steps}
+
+# %% ../../../nbs/systems/language/01d_energy.ipynb #bde487ab
+class Energy(Refined):
+    "The module of a language model: a guess refined by descent on a learnt energy, trained by contrast."
 
     def forward(self, h, segment, input_ids=None, targets=None, train=False, draw=None):
         "What is added to h (B, T, D), and the loss, its parts and figures; without targets there is no loss."
@@ -211,6 +216,7 @@ def trunk(features: int = 64) -> nn.Sequential:
     "What stands for the backbone: a layer between codes and module."
     return nn.Sequential(nn.Linear(24, features), nn.GELU(), nn.LayerNorm(features))
 
+# %% ../../../nbs/systems/language/01d_energy.ipynb #8fdf058d
 def fit_steps(parameters, loss: Callable, seed: int, steps: int, batch: int = 128, rate: float = 1e-2) -> None:
     "Steps of AdamW with a cosine on the losses of drawn examples."
     codes, digits = sums(20000, seed)

@@ -54,12 +54,14 @@ class WorldModelLoss(Terms):
     def __init__(self, variance_weight: float = 0.1, covariance_weight: float = 0.003):
         super().__init__(predict=1.0, variance=variance_weight, covariance=covariance_weight)
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #d625fac8
 class ReasoningLoss(Terms):
     "Negative log-probability of answers: a wrong answer costs the more, the surer it is."
 
     def __init__(self, answer_weight: float = 1.0):
         super().__init__(loss=answer_weight)
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #76a509fa
 class EnergyLoss(Terms):
     "Contrast of true and false tokens, and a descent that is to arrive within `target_iterations`."
 
@@ -68,6 +70,7 @@ class EnergyLoss(Terms):
                          residual=residual_weight)
         self.target_iterations = target_iterations
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #c8cc4d52
 class CausalLoss(Terms):
     "What a graph leaves unexplained, its distance from a graph without cycles, and its edges."
 
@@ -85,6 +88,7 @@ def refuse_strangers(given: Any, what: str) -> None:
         raise ModelError(what, found=", ".join(map(str, strange)), expected=f"a dictionary by {', '.join(MODULES)}",
                          remedy="pass info['module_outputs'] of the model as it is")
 
+# %% ../../../nbs/systems/language/03_loss.ipynb #a60b98ca
 def refuse_weights(weights: dict[str, float], smoothing: float, losses: dict[str, nn.Module]) -> None:
     "Weights and a share of smoothing that make no loss are refused."
     refuse_strangers(losses, "losses of modules")
@@ -94,8 +98,8 @@ def refuse_weights(weights: dict[str, float], smoothing: float, losses: dict[str
                           expected="finite weights from 0, label_smoothing in [0, 1)", remedy="correct them")
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #13dd616a
-class NEXUSLoss(nn.Module):
-    "The weighted sum of the next token's loss and those of the modules."
+class Weighted(nn.Module):
+    "The losses of the modules, and the weight of each part."
 
     def __init__(
         self,
@@ -114,6 +118,14 @@ class NEXUSLoss(nn.Module):
         usual = zip(MODULES, (WorldModelLoss(), ReasoningLoss(), EnergyLoss(), CausalLoss()))
         self.losses = nn.ModuleDict(dict(usual) | (losses or {}))
 
+    def weight(self, name: str, factors: dict[str, float] | None = None) -> float:
+        "The weight of a part."
+        return self.weights[name] * (factors or {}).get(name, 1.0)
+
+# %% ../../../nbs/systems/language/03_loss.ipynb #34550d2f
+class NEXUSLoss(Weighted):
+    "The weighted sum of the next token's loss and those of the modules."
+
     def forward(
         self,
         logits: Tensor,  # (B, T, V)
@@ -129,10 +141,6 @@ class NEXUSLoss(nn.Module):
         parts |= {name: self.losses[name](said) for name, said in (module_outputs or {}).items()}
         return sum(self.weight(name, factors) * part for name, part in parts.items()), parts
 
-    def weight(self, name: str, factors: dict[str, float] | None = None) -> float:
-        "The weight of a part."
-        return self.weights[name] * (factors or {}).get(name, 1.0)
-
 # %% ../../../nbs/systems/language/03_loss.ipynb #781d8da6
 def refuse_others(losses: Tensor, sums: Tensor) -> None:
     "Losses, or sums of them, that are not as many as there are weights are refused."
@@ -141,9 +149,9 @@ def refuse_others(losses: Tensor, sums: Tensor) -> None:
                          remedy="make as many weights as there are losses")
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #fad42a2f
-class DynamicLossWeights:
-    """Weights inverse to running means of losses; their sum is 1. A loss of exactly 0 comes from a module that was
-    asked nothing, and leaves its mean, as one that is not finite does; no weight is over a thousand times another."""
+class RunningMeans:
+    """Running means of losses. A loss of exactly 0 comes from a module that was asked nothing, and leaves its mean, as
+    one that is not finite does."""
 
     def __init__(self, num_losses: int, momentum: float = 0.99):
         if num_losses < 1 or not 0 <= momentum < 1:
@@ -156,13 +164,6 @@ class DynamicLossWeights:
         "The running means, without bias from the start."
         return torch.where(self.count > 0, self.sums / (1 - self.momentum**self.count), 1.0)
 
-    @property
-    def weights(self) -> Tensor:
-        "The weights of the losses."
-        means = self.means.abs()
-        inverse = 1 / means.clamp(min=max(1e-8, 1e-3 * float(means.max())))
-        return inverse / inverse.sum()
-
     def update(self, losses: Tensor) -> None:
         "Follow the losses of a step."
         losses = losses.detach().double().cpu()
@@ -171,11 +172,6 @@ class DynamicLossWeights:
         self.count += told
         followed = self.momentum * self.sums + (1 - self.momentum) * losses
         self.sums = torch.where(told, followed, self.sums)
-
-    def __call__(self, losses: Tensor) -> Tensor:
-        "The weighted sum of losses (n,), which the weights follow."
-        self.update(losses)
-        return (losses * self.weights.to(losses)).sum()
 
     def state_dict(self) -> dict[str, Any]:
         "For a checkpoint."
@@ -186,6 +182,22 @@ class DynamicLossWeights:
         refuse_others(torch.as_tensor(state.get("sums", 0.0)), self.sums)
         self.count.copy_(torch.as_tensor(state["count"]))
         self.sums.copy_(state["sums"])
+
+# %% ../../../nbs/systems/language/03_loss.ipynb #7df8968e
+class DynamicLossWeights(RunningMeans):
+    "Weights inverse to running means of losses; their sum is 1, and none is over a thousand times another."
+
+    @property
+    def weights(self) -> Tensor:
+        "The weights of the losses."
+        means = self.means.abs()
+        inverse = 1 / means.clamp(min=max(1e-8, 1e-3 * float(means.max())))
+        return inverse / inverse.sum()
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        "The weighted sum of losses (n,), which the weights follow."
+        self.update(losses)
+        return (losses * self.weights.to(losses)).sum()
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #14c4d35e
 class Balance(Updater):

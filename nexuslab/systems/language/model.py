@@ -28,8 +28,8 @@ from .scan import WIDEST, scan
 from .world import World
 
 # %% ../../../nbs/systems/language/02_model.ipynb #933e38cb
-class NEXUSConfig(Section):
-    "Sizes of the model, and which modules it has."
+class BackboneConfig(Section):
+    "Sizes of the layers and tables."
 
     vocab_size: int | None = Field(None, ge=2, description="tokens; None takes those of the tokenizer")
     d_model: int = Field(256, ge=4, description="width D")
@@ -46,11 +46,6 @@ class NEXUSConfig(Section):
     d_ngram: int = Field(32, ge=1, description="width of these tables")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of a layer's output that is left out in training")
     chunk: int = Field(64, ge=1, description="tokens that the scan takes at once")
-    world: bool = Field(True, description="the module that predicts future latents")
-    reason: bool = Field(True, description="the module that answers questions of the text by learnt rules")
-    energy: bool = Field(True, description="the module that refines predictions by descent on a learnt energy")
-    causal: bool = Field(True, description="the module that learns a graph of causes among latent factors")
-    target_iterations: int = Field(5, ge=1, description="steps of the descent, at most")
 
     @model_validator(mode="after")
     def _fits(self):
@@ -63,6 +58,16 @@ class NEXUSConfig(Section):
             raise ConfigError("model.attention_layers", found=self.attention_layers,
                               expected=f"layers from 0 to {self.ssm_n_layers - 1}", remedy="name layers that exist")
         return self
+
+# %% ../../../nbs/systems/language/02_model.ipynb #daee1061
+class NEXUSConfig(BackboneConfig):
+    "Sizes of the model, and which modules it has."
+
+    world: bool = Field(True, description="the module that predicts future latents")
+    reason: bool = Field(True, description="the module that answers questions of the text by learnt rules")
+    energy: bool = Field(True, description="the module that refines predictions by descent on a learnt energy")
+    causal: bool = Field(True, description="the module that learns a graph of causes among latent factors")
+    target_iterations: int = Field(5, ge=1, description="steps of the descent, at most")
 
 # %% ../../../nbs/systems/language/02_model.ipynb #693a25f2
 def documents(start: Tensor | None, fresh: bool) -> Tensor | None:
@@ -142,8 +147,8 @@ def recur(block: nn.Module, x, b, c, step, document, state, hand_on):
     return torch.addcmul(y, x, block.skip[:, None].to(x.dtype)).flatten(2).to(x.dtype), scanned
 
 # %% ../../../nbs/systems/language/02_model.ipynb #533610f1
-class StateSpaceBlock(nn.Module):
-    "A residual layer: short convolution, chunked scan, gate, and a network beside them."
+class StateSpaceLayers(nn.Module):
+    "The weights of a state-space block, and the state with which a text begins."
 
     def __init__(self, config: NEXUSConfig):
         super().__init__()
@@ -167,6 +172,10 @@ class StateSpaceBlock(nn.Module):
         like, width = self.taps, self.inner // self.heads
         return {"taps": like.new_zeros(rows, len(like) - 1, like.shape[1]),
                 "scan": like.new_zeros(rows, self.heads, width, self.n)}
+
+# %% ../../../nbs/systems/language/02_model.ipynb #151b618c
+class StateSpaceBlock(StateSpaceLayers):
+    "A residual layer: short convolution, chunked scan, gate, and a network beside them."
 
     def forward(
         self, u: Tensor, document: Tensor | None, state: dict[str, Tensor] | None, hand_on: bool
@@ -330,8 +339,8 @@ def recent(ids: Tensor, document: Tensor | None, before: Tensor | None, most: in
     return row[:, row.shape[1] - most :]
 
 # %% ../../../nbs/systems/language/02_model.ipynb #6fcebd20
-class Backbone(nn.Module, Recomputes):
-    "Embedding, tables and layers."
+class Layers(nn.Module, Recomputes):
+    "Embedding, tables and layers, and the state with which a text begins."
 
     def __init__(self, config: NEXUSConfig):
         super().__init__()
@@ -352,6 +361,10 @@ class Backbone(nn.Module, Recomputes):
         "The state of an empty text, for `rows` texts: tensors whose size does not depend on the text."
         before = self.embed.weight.new_full((rows, len(self.config.ngram_rows)), -1, dtype=torch.long)
         return {"before": before, "layers": [layer.begin(rows) for layer in self.layers], "text": [b""] * rows}
+
+# %% ../../../nbs/systems/language/02_model.ipynb #c5151917
+class Backbone(Layers):
+    "What reads a text: its latents, and the state behind it."
 
     def latents(
         self,

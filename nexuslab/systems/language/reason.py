@@ -23,6 +23,7 @@ FACT = re.compile(rf"\b([a-z]+) is ({'|'.join(RELATIONS)}) of ([a-z]+)\.")
 ASKED = re.compile(r"\b([a-z]+) is what of ([a-z]+)\?")
 ANSWER = re.compile(rf" ({'|'.join(RELATIONS)})\.")
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #750e0701
 @dataclass(frozen=True)
 class Case:
     "What a question can be answered from: facts before it, the two people, and where it ends in the text."
@@ -37,6 +38,7 @@ class Case:
         "Everybody who is named."
         return list(dict.fromkeys([*self.asked, *(name for x, _, y in self.facts for name in (x, y))]))
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #3e3432a1
 def read(text: str) -> list[Case]:
     "The questions of a text, each with the facts since the question before it."
     facts, found, last = [(m.end(), m.groups()) for m in FACT.finditer(text)], [], 0
@@ -64,10 +66,8 @@ def known(
     return values, torch.tensor([[0, 1]]).expand(len(cases), 2)
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #d4b7adc4
-ROUNDS = 6  # of forward chaining when answers are given; training needs fewer
-
-class Rules(nn.Module):
-    "Tables of rules over R relations, and forward chaining with them."
+class RuleTables(nn.Module):
+    "Tables of rules over R relations."
 
     def __init__(
         self,
@@ -85,6 +85,12 @@ class Rules(nn.Module):
     def tables(self) -> tuple[Tensor, Tensor]:
         "Probabilities I (R, R) and C (R, R, R) of what follows; what is missing to 1 is nothing."
         return tuple((self.gain * table).softmax(-1)[..., :-1] for table in (self.turn, self.compose))
+
+# %% ../../../nbs/systems/language/01c_reason.ipynb #bef99d4c
+ROUNDS = 6  # of forward chaining when answers are given; training needs fewer
+
+class Rules(RuleTables):
+    "Tables of rules over R relations, and forward chaining with them."
 
     def chain(self, values: Tensor, rounds: int = ROUNDS) -> list[Tensor]:
         "V (S, R, N, N) before and after each round; ends early when nothing is added."
@@ -140,6 +146,7 @@ def prove(
     "The best derivation of an answer; None if there is none."
     return proofs(rules, [case], relation, rounds)[0]
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #26bb9a34
 @torch.no_grad()
 def proofs(
     rules: Rules, cases: list[Case], relation: str | None = None, rounds: int = ROUNDS
@@ -247,11 +254,11 @@ def judge(
 
 # %% ../../../nbs/systems/language/01c_reason.ipynb #c5775024
 GAIN = 10.0  # a rate of 0.1 for the rules where other weights have 0.01: they are logits, and must become sure
-
 LONGEST = 16  # bytes behind a question mark that an answer may take
 MEMORY = 4096  # bytes of the text before that are kept while text is generated
 PEOPLE = 24  # in the facts of a question, at most: chaining takes the third power of their number
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #27026e83
 class Reason(nn.Module):
     "The module of a language model: answers to the questions that its text asks, by learnt rules."
 
@@ -291,6 +298,7 @@ def spelt(pieces: list[bytes], tokens: list[int], before: bytes = b"") -> tuple[
         ends.append(len(text))
     return bytes(text), ends
 
+# %% ../../../nbs/systems/language/01c_reason.ipynb #4a8fb97d
 def kept(pieces: list[bytes], rows: list[list[int]], documents: list[list[int]], before: list[bytes]) -> list[bytes]:
     "The text of each row's last document so far, no more than `MEMORY` bytes of it."
     texts = []

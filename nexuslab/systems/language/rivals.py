@@ -24,10 +24,12 @@ def contexts(ids: np.ndarray, order: int) -> np.ndarray:
             found = scramble(found * GOLDEN + past)
     return found
 
+# %% ../../../nbs/systems/language/03b_rivals.ipynb #ef8a0bbe
 def counted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Different keys, sorted, and how often each is there."
     return np.unique(keys, return_counts=True)
 
+# %% ../../../nbs/systems/language/03b_rivals.ipynb #13bff8d4
 def looked_up(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> np.ndarray:
     "The count of each key, 0 where there is none."
     known, counts = table
@@ -40,6 +42,7 @@ def joint(context: np.ndarray, ids: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         return scramble(context * MULTIPLY_1 + ids.astype(np.int64) + 1)
 
+# %% ../../../nbs/systems/language/03b_rivals.ipynb #6c9a507e
 def depth(corpus: Corpus, length: int) -> np.ndarray:
     "How many tokens before each place a window of `length` lets it see, (N,): those since window and document began."
     place = np.arange(len(corpus))
@@ -47,6 +50,7 @@ def depth(corpus: Corpus, length: int) -> np.ndarray:
     begin = corpus.begins[np.searchsorted(corpus.begins, np.maximum(place - 1, 0), side="right") - 1]
     return place - np.maximum(window, begin)
 
+# %% ../../../nbs/systems/language/03b_rivals.ipynb #917f71e4
 def interpolated(
     train: Corpus,
     corpus: Corpus,  # to be guessed

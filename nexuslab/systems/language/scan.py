@@ -75,10 +75,7 @@ def scan(
     decay = summed(log_a, 2, least).transpose(2, 3)  # (B, K, H, Q), since the chunk began
     within = inside(x, decay, b, c, document, least)
     before, state = carry(x, decay, b, document, state)
-    weight = decay.exp() if document is None else decay.exp() * (document == 0)[:, :, None]
-    outside = (c @ before.flatten(2, 3).transpose(2, 3)).unflatten(3, before.shape[2:4])
-    weight = weight.transpose(2, 3)[..., None].to(outside.dtype)
-    return torch.addcmul(within, outside, weight).flatten(1, 2)[:, :length], state
+    return with_states(within, decay, c, before, document).flatten(1, 2)[:, :length], state
 
 # %% ../../../nbs/systems/language/00_scan.ipynb #372a9415
 def in_chunks(part: Tensor, chunk: int) -> Tensor:
@@ -96,6 +93,7 @@ def summed(log_a: Tensor, places: int, least: float) -> Tensor:
     strong = -least * log_a.shape[places] > WIDEST and log_a.device.type != "mps"
     return (log_a.double() if strong else log_a).cumsum(places)
 
+# %% ../../../nbs/systems/language/00_scan.ipynb #06a97b87
 def apart(decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     "Factors of each token whose products are the decays between two of them."
     return decay.exp().to(dtype), (-decay).exp().to(dtype)
@@ -130,3 +128,11 @@ def carry(x: Tensor, decay: Tensor, b: Tensor, document: Tensor | None, state: T
         before.append(state)
         state = share[..., None, None] * state + more
     return torch.stack(before, 1), state
+
+# %% ../../../nbs/systems/language/00_scan.ipynb #98def10f
+def with_states(within: Tensor, decay: Tensor, c: Tensor, before: Tensor, document: Tensor | None) -> Tensor:
+    "What the tokens of a chunk get from each other and from the state before it, (B, K, Q, H, P)."
+    weight = decay.exp() if document is None else decay.exp() * (document == 0)[:, :, None]
+    outside = (c @ before.flatten(2, 3).transpose(2, 3)).unflatten(3, before.shape[2:4])
+    weight = weight.transpose(2, 3)[..., None].to(outside.dtype)
+    return torch.addcmul(within, outside, weight)

@@ -19,6 +19,8 @@ from ...core import DataError, did_you_mean
 # %% ../../../nbs/systems/language/00c_suites.ipynb #100a2364
 RELATIONS = ("parent", "child", "sibling", "grandparent", "grandchild", "uncle", "nephew", "cousin")
 INVERSE = dict(zip(RELATIONS, ("child", "parent", "sibling", "grandchild", "grandparent", "nephew", "uncle", "cousin")))
+
+# %% ../../../nbs/systems/language/00c_suites.ipynb #eeb13151
 COMPOSED = {  # x is first of z, z is second of y: x is this of y
     "parent": {"parent": "grandparent", "sibling": "parent", "uncle": "grandparent", "cousin": "uncle",
                "nephew": "sibling", "grandchild": "child"},
@@ -29,9 +31,12 @@ COMPOSED = {  # x is first of z, z is second of y: x is this of y
     "uncle": {"sibling": "uncle", "child": "sibling", "grandchild": "child"},
     "nephew": {"child": "grandchild", "parent": "cousin"}, "cousin": {"sibling": "cousin", "child": "nephew"},
 }
+
+# %% ../../../nbs/systems/language/00c_suites.ipynb #e5d84d79
 NAMES = ("anna ben carl dora eva finn gina hugo ida jack kate leo mia ned olga paul rosa sam tina ugo vera will xena "
          "yan zoe").split()
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #ec2a5b13
 def composed(first: str, second: str) -> str | None:
     "What x is of y, if x is `first` of z and z is `second` of y; None where two answers are possible."
     return COMPOSED.get(first, {}).get(second)
@@ -57,6 +62,7 @@ class Question:
         "The question with its answer."
         return f"{self.prompt} {self.answer}."
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #43e5cde1
 def results(chain: tuple[str, ...]) -> set[str]:
     "What a chain of relations composes to, over all ways to bracket it."
     if len(chain) == 1:
@@ -110,6 +116,7 @@ class Example:
         "As a line of a training text."
         return f"{self.prompt}{self.answer}."
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #5722e7d4
 def word_task(name: str, answer: Callable[[str], str]) -> Callable[[np.random.Generator], Example]:
     "A task about a word of 3 to 8 different letters."
     def make(draw):
@@ -117,6 +124,7 @@ def word_task(name: str, answer: Callable[[str], str]) -> Callable[[np.random.Ge
         return Example(f"{name} {word}: ", answer(word))
     return make
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #1391fe7c
 def addition(draw: np.random.Generator) -> Example:
     "A sum of two numbers below 100."
     a, b = draw.integers(100, size=2)
@@ -134,12 +142,14 @@ def binding(draw: np.random.Generator) -> Example:
     asked = list(values)[draw.integers(4)]
     return Example(f"{' '.join(told)} {asked}? ", values[asked])
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #ac05e3fe
 def recall(draw: np.random.Generator) -> Example:
     "Six keys with digits, and the digit of one (associative recall)."
     keys, digits = draw.choice(LETTERS, 6, replace=False).tolist(), draw.integers(10, size=6).tolist()
     asked = draw.integers(6)
     return Example(" ".join(f"{k}{v}" for k, v in zip(keys, digits)) + f" {keys[asked]}? ", str(digits[asked]))
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #83bb13d5
 def family(draw: np.random.Generator) -> Example:
     "A question of depth 1 or 2 about a family."
     question = one_question(draw, int(draw.integers(1, 3)), int(draw.integers(3)), 0.3)
@@ -152,6 +162,7 @@ SUITES = {
     "recall": recall, "kinship": family,
 }
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #fb45915c
 def suite(
     name: str,  # of SUITES
     count: int,
@@ -163,6 +174,7 @@ def suite(
     key = [seed, list(SUITES).index(name)]
     return [SUITES[name](np.random.default_rng([*key, i])) for i in range(count)]
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #ecff4545
 def suite_documents(name: str, count: int, seed: int = 0) -> list[str]:
     "The examples of a suite as documents of a training text."
     return [example.text for example in suite(name, count, seed)]
@@ -247,9 +259,11 @@ def turning(fast: float, slow: float, damping: float) -> np.ndarray:
         found[place : place + 2, place : place + 2] = damping * np.array(turn)
     return found
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #dd0bf883
 DYNAMICS = {"linear": [turning(0.2, 0.45, 0.97)], "oscillatory": [turning(0.25, 0.6, 1.0)],
             "switching": [turning(0.2, 0.5, 1.0), turning(-0.5, 0.3, 1.0)]}
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #b021d049
 def hidden(kind: str, count: int, length: int, draw: np.random.Generator) -> np.ndarray:
     "States (count, length, 4)."
     regimes, states = np.stack(DYNAMICS[kind]), [draw.normal(size=(count, 4))]
@@ -284,6 +298,7 @@ def dynamics(
     frame = np.concatenate([told, nuisance * draw.normal(size=told.shape)], -1) @ mixed
     return frame.astype(np.float32), states.astype(np.float32)
 
+# %% ../../../nbs/systems/language/00c_suites.ipynb #60c556e1
 def frames(
     observations: np.ndarray,  # (count, length, D)
     depth: int = 4,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFF', 'PRESETS', 'TASK', 'made_up', 'TextSection', 'LanguageData', 'LanguageLoss', 'LanguageConfig', 'base',
            'changed', 'shakespeare', 'plain', 'kin', 'smoke', 'debug', 'paper', 'objective', 'encoded', 'scored',
-           'LanguageCorpus', 'growth', 'Following', 'LanguageTraining', 'LanguageAnswers', 'LanguageTask']
+           'growth', 'LanguageCorpus', 'Following', 'LanguageTraining', 'LanguageAnswers', 'LanguageTask']
 
 # %% ../../../nbs/systems/language/04_task.ipynb #c4265015
 import math
@@ -79,6 +79,7 @@ class TextSection(Section):
         path = str(made_up(self.suite, self.stories, seed, root)) if self.suite else self.path
         return Plan(path, self.tokenizer, self.vocabulary, self.documents, self.fractions, seed, self.python)
 
+# %% ../../../nbs/systems/language/04_task.ipynb #e6b4fc81
 class LanguageData(TextSection):
     "Which text, and how it is read."
 
@@ -115,6 +116,7 @@ class LanguageLoss(Section):
         "The loss with these weights."
         return NEXUSLoss(self.lm, self.world, self.reason, self.energy, self.causal, self.label_smoothing)
 
+# %% ../../../nbs/systems/language/04_task.ipynb #88a8faef
 class LanguageConfig(Config):
     "A run of the language system."
 
@@ -151,6 +153,7 @@ def changed(cfg: LanguageConfig, preset: str, **sections: dict) -> LanguageConfi
 # %% ../../../nbs/systems/language/04_task.ipynb #bbb6dab9
 OFF = dict.fromkeys(("world", "reason", "energy", "causal"), False)  # no modules
 
+# %% ../../../nbs/systems/language/04_task.ipynb #e4a1a857
 def shakespeare() -> LanguageConfig:
     """For a small text by characters, such as tinyshakespeare (`data.path`), in windows of 64: two minutes of a
     processor, and no modules."""
@@ -162,6 +165,7 @@ def shakespeare() -> LanguageConfig:
         checkpoint={"eval_every": 2000, "examine_every": None}, track={"log_every": 20},
     )
 
+# %% ../../../nbs/systems/language/04_task.ipynb #f7b5f5db
 def plain() -> LanguageConfig:
     "Preset base without modules."
     return changed(base(), "plain", model=OFF)
@@ -183,6 +187,7 @@ def smoke() -> LanguageConfig:
         schedule={"warmup_steps": 2}, track={"log_every": 2}, checkpoint={"eval_every": 3},
     )
 
+# %% ../../../nbs/systems/language/04_task.ipynb #dd142d99
 def debug() -> LanguageConfig:
     "The smallest model on few steps."
     return changed(smoke(), "debug", model={"d_model": 8, "ssm_n_layers": 1, "d_ngram": 2}, budget={"steps": 2})
@@ -199,6 +204,7 @@ def paper() -> LanguageConfig:
         checkpoint={"eval_every": 500, "save_every": 1000, "save_total_limit": 5},
     )
 
+# %% ../../../nbs/systems/language/04_task.ipynb #fa147feb
 PRESETS = {"base": base, "plain": plain, "kin": kin, "shakespeare": shakespeare, "paper": paper, "smoke": smoke,
            "debug": debug}
 
@@ -209,6 +215,7 @@ class Perplexity(Mean):
     def compute(self) -> Tensor:
         return super().compute().exp()
 
+# %% ../../../nbs/systems/language/04_task.ipynb #762a8d8b
 def fed(nats: Tensor, n: float, size: float, right: Tensor) -> dict[str, tuple]:
     "What the metrics are told of a batch: mean loss, labels, bytes, and the share of labels that were the likeliest."
     nats = nats.detach()
@@ -220,10 +227,12 @@ NAMES = {"reason": "reasoning"}  # in the record
 WATCHED = {"energy": {"iterations": "avg_iterations"}, "causal": {"dag_constraint": "dag_constraint"},
            "reason": {"proof_length": "proof_length"}}
 
+# %% ../../../nbs/systems/language/04_task.ipynb #af86f778
 def only_watched(value: Tensor, n: float) -> Part:
     "What is watched of a batch and adds nothing."
     return Part(value, n, weight=0.0, additive=False)
 
+# %% ../../../nbs/systems/language/04_task.ipynb #8927f305
 def watched(said: dict[str, dict[str, Any]], n: float, measured: bool) -> dict[str, Part]:
     "What is logged of the modules besides their losses; whether latents have collapsed, only where it is measured."
     found = {f"{NAMES.get(module, module)}/{shown}": said[module][name].detach().float()
@@ -272,6 +281,7 @@ def encoded(texts: list[str], meta: dict, what: str) -> list[np.ndarray]:
         raise DataError(what, found=repr(texts)[:80], expected="text", remedy="give strings")
     return [np.append(tokenizer.separator, tokenizer.encode(text)).astype(np.int64) for text in texts]
 
+# %% ../../../nbs/systems/language/04_task.ipynb #7e9bf0ed
 @torch.no_grad()
 def scored(model: NEXUSCore, ids: np.ndarray, meta: dict, length: int) -> dict[str, float]:
     "Loss and bits per byte of a text, read with its state handed on from row to row."
@@ -297,6 +307,12 @@ def pictured(texts: list[str], lines: int = 9):
         ax.text(0, 1, shown, family="monospace", fontsize=7, va="top", transform=ax.transAxes)
         ax.set_axis_off()
     return fig
+
+# %% ../../../nbs/systems/language/04_task.ipynb #e96acf66
+def growth(cfg: LanguageConfig) -> CurriculumScheduler | None:
+    "The curriculum of a run, if it has one."
+    d = cfg.data
+    return CurriculumScheduler(d.curriculum, d.length, d.curriculum_steps) if d.curriculum else None
 
 # %% ../../../nbs/systems/language/04_task.ipynb #18c4bc9a
 class LanguageCorpus(Task, CanScore):
@@ -332,11 +348,6 @@ class LanguageCorpus(Task, CanScore):
 
     def baselines(self, splits, split, cfg):
         return rivals_of(splits.train.corpus, splits.named(split).corpus, splits.named(split).length)
-
-def growth(cfg: LanguageConfig) -> CurriculumScheduler | None:
-    "The curriculum of a run, if it has one."
-    d = cfg.data
-    return CurriculumScheduler(d.curriculum, d.length, d.curriculum_steps) if d.curriculum else None
 
 # %% ../../../nbs/systems/language/04_task.ipynb #264d5b5e
 class Following(Updater):
@@ -380,8 +391,8 @@ def keep_buffers() -> None:
     config.donated_buffer = False
 
 # %% ../../../nbs/systems/language/04_task.ipynb #565e5f98
-class LanguageTraining(LanguageCorpus, HasGroups):
-    "What the engine asks about the model and its figures."
+class LanguageModelling(LanguageCorpus, HasGroups):
+    "What the engine asks about the model and its steps."
 
     def model(self, cfg, meta):
         if cfg.model.vocab_size not in (None, meta["vocabulary"]):
@@ -399,6 +410,10 @@ class LanguageTraining(LanguageCorpus, HasGroups):
 
     def step(self, model, batch, cfg, at):
         return objective(model, batch, cfg, at)
+
+# %% ../../../nbs/systems/language/04_task.ipynb #e4b30593
+class LanguageTraining(LanguageModelling):
+    "What the engine asks about what follows the steps, and about figures."
 
     def updaters(self, cfg, model):
         found: list[Updater] = [Following()] if "world" in model.parts else []
@@ -453,6 +468,7 @@ class LanguageAnswers(CanPredict, CanSample):
     def contact_sheet(self, samples, cfg, meta):
         return pictured([bytes(np.asarray(row, np.uint8)).decode("utf-8", "replace") for row in samples["text"][:6]])
 
+# %% ../../../nbs/systems/language/04_task.ipynb #f7a7093e
 class LanguageTask(LanguageTraining, LanguageAnswers):
     "A state-space language model, on any text."
 

@@ -23,8 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from ...core import DataError, digest, read_json, read_sealed, write_sealed
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #406e1182
-class Tokenizer(ABC):
-    "Text as whole numbers and back, without loss."
+class Alphabet(ABC):
+    "What tokens stand for, and how a text is written with them."
 
     kind: ClassVar[str]
     bytes_of: np.ndarray  # (V,) float32: bytes of text that each token stands for; 0 for the separator
@@ -41,6 +41,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         "All that makes it, as JSON."
+
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #3579398b
+class Tokenizer(Alphabet):
+    "Text as whole numbers and back, without loss."
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         "The tokens of each text."
@@ -192,6 +196,7 @@ def aliases() -> dict[str, int]:
 
 ALIAS = aliases()
 
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #4b0783e0
 def merged(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
     "A model of the library, trained on texts."
     if not 258 <= vocabulary:
@@ -226,10 +231,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the library's thread
 WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 USUAL = json.loads(pre_tokenizers.ByteLevel(add_prefix_space=False).__getstate__())
 
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #df67ae59
 def cut_as_usual(model: tokenizers.Tokenizer) -> bool:
     "Whether a model of the library cuts words by GPT-2's rule."
     return json.loads(model.to_str())["pre_tokenizer"] == USUAL
 
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #a9172903
+def joined(words: np.ndarray, sizes: np.ndarray, ends: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    "The tokens of words, end to end: those of word w are tokens[ends[w] - sizes[w] : ends[w]]."
+    size = sizes[words]
+    shift = np.repeat(ends[words] - np.cumsum(size), size)
+    return tokens[shift + np.arange(len(shift))]
+
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #6f67c8ea
 def encode_words(tokenizer: BytePairs, texts: Sequence[str]) -> list[np.ndarray]:
     "The tokens of texts: those of ASCII word by word, the others by the library."
     known = collections.defaultdict(lambda: len(known))
@@ -241,12 +255,6 @@ def encode_words(tokenizer: BytePairs, texts: Sequence[str]) -> list[np.ndarray]
     ends, tokens = np.cumsum(sizes), np.concatenate([np.zeros(0, tokenizer.dtype), *encoded[: len(known)]])
     rest = iter(encoded[len(known) :])
     return [next(rest) if isinstance(one, str) else joined(one, sizes, ends, tokens) for one in found]
-
-def joined(words: np.ndarray, sizes: np.ndarray, ends: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    "The tokens of words, end to end: those of word w are tokens[ends[w] - sizes[w] : ends[w]]."
-    size = sizes[words]
-    shift = np.repeat(ends[words] - np.cumsum(size), size)
-    return tokens[shift + np.arange(len(shift))]
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #16edb5e8
 def tokenizer_of(state: dict[str, Any]) -> Tokenizer:
@@ -268,6 +276,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> Path:
     write_sealed(path, tokenizer.state())
     return Path(path)
 
+# %% ../../../nbs/systems/language/00b_tokens.ipynb #cda659f9
 def load_tokenizer(path: Path | str) -> Tokenizer:
     "Read a tokenizer: a file of `save_tokenizer`, or a tokenizer.json of the library `tokenizers`."
     if not Path(path).is_file():

@@ -47,6 +47,7 @@ class Scene:
     info: dict[str, Any]
     name: str  # of the run
 
+# %% ../../../nbs/systems/language/05_views.ipynb #b60c1485
 @once_a_checkpoint
 @torch.no_grad()
 def look(
@@ -89,6 +90,7 @@ def losses_by_place(scene: Scene, length: int, most: int = 20_000) -> tuple[Tens
     there = batch["labels"] >= 0
     return (nats * there).sum(0) / there.sum(0).clamp(min=1), there.sum(0)
 
+# %% ../../../nbs/systems/language/05_views.ipynb #97a5f2f4
 def lengths(scene: Scene, times: int = 4) -> plt.Figure:
     "Loss by place in the row, for rows of the trained length and of several times that length."
     fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -115,6 +117,7 @@ def state_sizes(scene: Scene, tokens: int = 512, every: int = 16) -> np.ndarray:
         found.append([float(layer["scan"].square().mean().sqrt()) for layer in state["layers"] if "scan" in layer])
     return np.array(found)
 
+# %% ../../../nbs/systems/language/05_views.ipynb #9babb038
 def states(scene: Scene) -> plt.Figure:
     "Size of the recurrent state of each layer along the test text."
     sizes = state_sizes(scene)
@@ -154,6 +157,7 @@ def trajectories(scene: Scene, rows: int = 4, steps: int = 8) -> plt.Figure:
     ax.legend()
     return fig
 
+# %% ../../../nbs/systems/language/05_views.ipynb #85ac06aa
 def descent(scene: Scene) -> plt.Figure:
     "Energy of the predictions after each step of the descent: quartiles over the tokens of some rows."
     if "energy" not in scene.model.parts:
@@ -170,6 +174,7 @@ def descent(scene: Scene) -> plt.Figure:
 # %% ../../../nbs/systems/language/05_views.ipynb #f32f36f3
 KINDS = {"in both": (GREY, "-"), "missed": (ORANGE, "--"), "learnt only": (PINK, "-")}
 
+# %% ../../../nbs/systems/language/05_views.ipynb #2aa26139
 def edge_kinds(
     true: np.ndarray,  # (d, d) effects
     learnt: np.ndarray,  # (d, d)
@@ -182,6 +187,7 @@ def edge_kinds(
     held = (true & learnt, true & ~learnt, learnt & ~true)
     return {kind: [tuple(map(int, edge)) for edge in np.argwhere(part)] for kind, part in zip(KINDS, held)}
 
+# %% ../../../nbs/systems/language/05_views.ipynb #6d6e8580
 def draw_graphs(
     true: np.ndarray,  # (d, d) effects
     learnt: np.ndarray,  # (d, d)
@@ -218,6 +224,7 @@ def graph(scene: Scene) -> plt.Figure:
     fig.colorbar(shown, ax=axes, shrink=0.8)
     return fig
 
+# %% ../../../nbs/systems/language/05_views.ipynb #60cc6484
 def known_graph(variables: int = 6, seed: int = 4) -> plt.Figure:
     "What the causal module's learner makes of 1,000 samples of a known graph; a text's factors have no true one."
     true = causal_model("random", variables, 1.2, seed=seed)
@@ -266,6 +273,7 @@ def asked(scene: Scene) -> list[tuple[Any, Proof | None]]:
     texts = (scene.tokenizer.decode(tokens) for tokens in scene.batch["input_ids"].tolist())
     return [(case, prove(scene.model.parts["reason"].rules, case)) for text in texts for case in read(text)]
 
+# %% ../../../nbs/systems/language/05_views.ipynb #cce44b10
 def proofs(scene: Scene, most: int = 6) -> pd.DataFrame | plt.Figure:
     "Questions of the test text, their answers, and how the reasoning module derives them."
     rows = [{"question": f"{case.asked[0]} is what of {case.asked[1]}?", "told": case.answer or "",
@@ -274,6 +282,7 @@ def proofs(scene: Scene, most: int = 6) -> pd.DataFrame | plt.Figure:
             for case, proof in asked(scene)]
     return pd.DataFrame(rows[:most]) if rows else nothing("no question of the test text is answered")
 
+# %% ../../../nbs/systems/language/05_views.ipynb #c3574087
 def proof_tree(scene: Scene) -> plt.Figure:
     "The longest proof of the reasoning module in the test text, as a tree."
     found = [proof for _, proof in asked(scene) if proof]
@@ -290,6 +299,7 @@ def loss_with(scene: Scene, names: tuple[str, ...]) -> float:
     total, _ = refined(parts, latents, segment, None, input_ids=ids, targets=None, train=False, draw=None)
     return float(next_token_loss(scene.model.head(total).float(), scene.batch["labels"]))
 
+# %% ../../../nbs/systems/language/05_views.ipynb #13a5c269
 def ablation(scene: Scene) -> pd.DataFrame | plt.Figure:
     "The loss of some rows of test text [nats a token] without each module of the trained model, and without all."
     there = tuple(scene.model.parts)
@@ -306,10 +316,12 @@ def captioned(draw: Callable, of_run: Callable[[Run], Any]) -> Callable[[Run], A
     of_run.__doc__ = draw.__doc__
     return of_run
 
+# %% ../../../nbs/systems/language/05_views.ipynb #b153999f
 def of_scene(draw: Callable) -> Callable[[Run], Any]:
     "A view of a run from a view of its scene."
     return captioned(draw, lambda run: draw(look(run)))
 
+# %% ../../../nbs/systems/language/05_views.ipynb #1a5cab51
 VIEWS: dict[str, Callable[[Run], Any]] = {
     "curves": captioned(curves, lambda run: curves(run.history())),
     "lengths": of_scene(lengths), "states": of_scene(states), "trajectories": of_scene(trajectories),

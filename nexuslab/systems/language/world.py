@@ -27,10 +27,12 @@ def covariance(
     centred = z - z.mean(0)
     return centred.T @ centred / (len(z) - 1)
 
+# %% ../../../nbs/systems/language/01b_world.ipynb #7497c941
 def variance_loss(z: Tensor) -> Tensor:
     "Hinge on the deviation of each feature over the batch, as in VICReg."
     return F.relu(1 - (covariance(z).diagonal() + 1e-4).sqrt()).mean()
 
+# %% ../../../nbs/systems/language/01b_world.ipynb #4c017197
 def covariance_loss(z: Tensor) -> Tensor:
     "Squares of the covariances of different features, as in VICReg."
     found = covariance(z)
@@ -39,6 +41,7 @@ def covariance_loss(z: Tensor) -> Tensor:
 # %% ../../../nbs/systems/language/01b_world.ipynb #3779f193
 LEAST_STD, LEAST_RANK = 0.1, 0.1  # below this deviation, or this share of the width, latents have collapsed
 
+# %% ../../../nbs/systems/language/01b_world.ipynb #ee225876
 def effective_rank(
     z: Tensor,  # (M, W)
 ) -> Tensor:
@@ -49,6 +52,7 @@ def effective_rank(
     share = values / values.sum().clamp(min=1e-12)
     return (-(share * (share + 1e-12).log()).sum()).exp().float()
 
+# %% ../../../nbs/systems/language/01b_world.ipynb #eb4dcab5
 def health(
     z: Tensor,  # (M, W)
 ) -> dict[str, Tensor]:
@@ -129,8 +133,8 @@ def imagine(
     return torch.stack(found, -2)
 
 # %% ../../../nbs/systems/language/01b_world.ipynb #d7fd47c0
-class World(Imagination):
-    "The module of a language model: what it expects is added to the latents, and its loss is over a few pairs a row."
+class Foresight(Imagination):
+    "The loss of a world model, over a few pairs of positions a row."
 
     def __init__(
         self,
@@ -141,17 +145,8 @@ class World(Imagination):
         **parts,  # of `Imagination`: width, hidden, horizon, momentum, follow_target
     ):
         super().__init__(d, **parts)
-        self.out = nn.Linear(self.enter.in_features, d, bias=False)
-        nn.init.zeros_(self.out.weight)
         self.positions = positions
         self.variance_weight, self.covariance_weight = variance_weight, covariance_weight
-
-    def forward(self, h, segment, input_ids=None, targets=None, train=False, draw=None):
-        "What is added to h (B, T, D), and the loss, its parts and figures."
-        z = self.encoder(h)
-        delta = self.out(self.predict(z, torch.ones_like(segment, dtype=torch.long)))
-        row, t, k = self.drawn(segment, draw)
-        return delta, self.losses(z[row, t], h[row, t], h[row, t + k], k)
 
     def drawn(self, segment: Tensor, draw: Callable | None) -> tuple[Tensor, Tensor, Tensor]:
         "The pairs that the loss is over: row, position and distance (N,) of each."
@@ -169,6 +164,22 @@ class World(Imagination):
         told["copied"] = F.smooth_l1_loss(self.goal(now), goal).detach()  # the answer of who copies the last latent
         weighted = self.variance_weight * parts["variance"] + self.covariance_weight * parts["covariance"]
         return {"loss": parts["predict"] + weighted} | parts | told
+
+# %% ../../../nbs/systems/language/01b_world.ipynb #d9f22b39
+class World(Foresight):
+    "The module of a language model: what it expects is added to the latents, and its loss is over a few pairs a row."
+
+    def __init__(self, d: int, **parts):  # of `Foresight`: positions and weights, and those of `Imagination`
+        super().__init__(d, **parts)
+        self.out = nn.Linear(self.enter.in_features, d, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, h, segment, input_ids=None, targets=None, train=False, draw=None):
+        "What is added to h (B, T, D), and the loss, its parts and figures."
+        z = self.encoder(h)
+        delta = self.out(self.predict(z, torch.ones_like(segment, dtype=torch.long)))
+        row, t, k = self.drawn(segment, draw)
+        return delta, self.losses(z[row, t], h[row, t], h[row, t + k], k)
 
 # %% ../../../nbs/systems/language/01b_world.ipynb #d2220ec7
 def learn_world(
