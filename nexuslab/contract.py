@@ -346,6 +346,15 @@ def quiet(case: Case, batch_size: int) -> Loop:
     loop.module.eval()
     return loop
 
+# %% ../nbs/engine/10_contract.ipynb #515c22b2
+def same_rest(model: torch.nn.Module, alone: dict[str, torch.Tensor], together: dict[str, torch.Tensor]) -> int:
+    "How many parameters rest: have no gradient, of one process as of two."
+    require(
+        alone.keys() == together.keys(), "parallel: modules that rest, rest in one process and in two alike",
+        f"a gradient in one of both alone: {', '.join(sorted(alone.keys() ^ together.keys()))}", "the same parameters",
+    )
+    return sum(p.requires_grad for p in model.parameters()) - len(alone)
+
 # %% ../nbs/engine/10_contract.ipynb #ae078e20
 def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
     "Gradients of two gloo processes and of one with the doubled batch."
@@ -361,12 +370,13 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
         arguments = (2, case, str(Path(folder) / "meet"), results)
         mp.start_processes(parallel_worker, arguments, nprocs=2, start_method=start)
         together = torch.load(results, weights_only=True)
+    resting = same_rest(single.model, alone, together)
     worst = max(((alone[k] - together[k]).norm() / alone[k].norm().clamp_min(1e-8)).item() for k in alone)
     require(
         worst < tolerance, "parallel: two processes give the gradients of one", f"relative difference {worst:.2e}",
         f"below {tolerance:g}",
     )
-    return f"relative difference {worst:.1e}"
+    return f"relative difference {worst:.1e}, {resting} parameters rest"
 
 # %% ../nbs/engine/10_contract.ipynb #156f054c
 def views_render(case: Case) -> str:

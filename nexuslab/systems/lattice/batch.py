@@ -83,6 +83,7 @@ def columns(told: Statistics) -> np.ndarray:
     "Statistics as a table, (B, 7) float64."
     return np.stack([getattr(told, field.name) for field in dataclasses.fields(Statistics)], 1).astype(float)
 
+# %% ../../../nbs/systems/lattice/01d_batch.ipynb #44e6e1ed
 def sorted_batch(gate, depth, graph, source, target, kind, weight, wishes: dict[str, np.ndarray]) -> Batch:
     "A batch with nodes in the order of their depth and edges in the order of the nodes they enter."
     order = np.argsort(depth, kind="stable")
@@ -97,6 +98,7 @@ def sorted_batch(gate, depth, graph, source, target, kind, weight, wishes: dict[
     told = (x, attr, graph[order], source, target, bounds, np.searchsorted(target, bounds))
     return Batch(*map(torch.from_numpy, told), **{name: torch.from_numpy(value) for name, value in wishes.items()})
 
+# %% ../../../nbs/systems/lattice/01d_batch.ipynb #579b0397
 def flat(rows: dict[str, Any]) -> dict[str, np.ndarray]:
     "A block of labelled rows as the arrays of a file."
     arrays = {}

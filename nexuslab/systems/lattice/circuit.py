@@ -23,6 +23,7 @@ from ...store import Ragged
 GATES = ("AND", "OR", "NOT", "XOR", "MUX", "ADD", "MUL")  # columns 0 to 6 of a node; fan-in, fan-out, depth follow
 KINDS = ("DATA", "CONTROL", "FEEDBACK")  # columns 0 to 2 of an edge; its weight follows
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #e28d6db2
 @dataclasses.dataclass(frozen=True)
 class Circuits:
     "B directed graphs, end to end: N nodes and E edges in all. An edge tagged FEEDBACK still leads forward."
@@ -66,6 +67,7 @@ def stack(batches: Sequence[Circuits]) -> Circuits:
         offsets([c.nodes for c in batches]), offsets([c.edges for c in batches]),
     )
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #baa315bb
 def take(circuits: Circuits, ids: np.ndarray) -> Circuits:
     "The circuits `ids` of a batch, in that order."
     ids = np.asarray(ids)
@@ -111,6 +113,7 @@ class Levels:
             first, last = self.starts[low], self.starts[high]
             yield self.edges[first:last], self.nodes[low:high], self.starts[low:high] - first
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #d649501e
 def levels(circuits: Circuits, depth: np.ndarray) -> Levels:
     "The order of a recursion over all circuits of a batch at once."
     edges = np.lexsort((circuits.target, depth[circuits.target]))
@@ -163,6 +166,7 @@ class Statistics:
     def __len__(self) -> int:
         return len(self.nodes)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #a153107b
 def statistics(circuits: Circuits) -> Statistics:
     "The statistics of each circuit; an empty one, or a cycle, is a `DataError`."
     refuse_empty(circuits)
@@ -191,10 +195,12 @@ def node_features(circuits: Circuits, depth: np.ndarray | None = None) -> np.nda
     counts = [np.bincount(ends, minlength=len(circuits.gate)) for ends in (circuits.target, circuits.source)]
     return np.column_stack([np.eye(len(GATES))[circuits.gate], *counts, depth]).astype(np.float32)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #ca0c1232
 def edge_features(circuits: Circuits) -> np.ndarray:
     "One-hot kind, weight: (E, 4) float32."
     return np.column_stack([np.eye(len(KINDS))[circuits.kind], circuits.weight]).astype(np.float32)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #20aa2b71
 def from_features(
     x: Any,  # (N, 10): one-hot gate; fan-in, fan-out and depth are computed anew
     edge_index: Any,  # (2, E) whole numbers: source and target of each edge
@@ -230,6 +236,7 @@ def checked(name: str, rows: Any, width: int) -> np.ndarray:
                         remedy="replace NaN and infinity")
     return rows
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #dc53eaca
 def one_hot(name: str, columns: np.ndarray) -> np.ndarray:
     "The place of the 1 in each row, int8."
     wrong = ~((columns == 0) | (columns == 1)).all(1) | (columns.sum(1) != 1)
@@ -292,6 +299,7 @@ def draw_layers(rng: np.random.Generator, nodes: np.ndarray, graph: np.ndarray) 
     layer = np.where(place < count[graph], place, (rng.random(len(graph)) * count[graph]).astype(np.int64))
     return np.sort(graph * 4096 + layer) - graph * 4096
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #e59fae8b
 def draw_gates(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
     "A gate for each node, (N,) int8, linear with the given probability (N,)."
     groups = [np.flatnonzero(LINEAR), np.flatnonzero(~LINEAR)]
@@ -345,6 +353,7 @@ def adder(bits: int) -> Circuits:
         _, carry = full_adder(b, x[i], y[i], carry)
     return b.done()
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #81435e94
 def multiplier(bits: int) -> Circuits:
     "Schoolbook multiplier: rows of AND gates, added up."
     b = Builder()
@@ -359,6 +368,7 @@ def multiplier(bits: int) -> Circuits:
         row.append(carry)
     return b.done()
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1f88f59d
 def hash_rounds(rounds: int, words: int = 4) -> Circuits:
     "Rounds of a hash such as Poseidon: x^5 of each word, then a dense linear layer of small coefficients."
     b = Builder()
@@ -386,6 +396,7 @@ def merkle_path(height: int, rounds: int = 2) -> Circuits:
         node = mix_words(b, pair, rounds)[0]
     return b.done()
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #d52e395f
 def range_proof(bits: int) -> Circuits:
     "A number is below 2^bits: each of its bits is 0 or 1, and doubling puts them together."
     b = Builder()
@@ -395,6 +406,7 @@ def range_proof(bits: int) -> Circuits:
         total = bit if total is None else b.gate("ADD", total, bit, weights=(2.0, 1.0))
     return b.done()
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #387982d8
 FAMILIES: dict[str, tuple[Callable[[int], Circuits], range]] = {  # name -> builder, sizes of at most 1,000 nodes
     "adder": (adder, range(2, 129)), "multiplier": (multiplier, range(2, 13)), "hash": (hash_rounds, range(1, 50)),
     "merkle": (merkle_path, range(1, 49)), "range_proof": (range_proof, range(4, 250)),
@@ -411,6 +423,7 @@ def read_circuit(source: Path | str | dict) -> Circuits:
     raise DataError("a circuit in JSON", found=f"{str(content)[:60]}", expected="gates and wires, or constraints",
                     remedy='write {"gates": ["ADD", ...], "wires": [[0, 1, "DATA", 1.0], ...]}')
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #99b6883f
 def to_json(circuits: Circuits, index: int = 0) -> dict:
     "One circuit of a batch in the form of gates and wires."
     c = take(circuits, [index])
@@ -424,12 +437,14 @@ def named(name: Any, names: tuple[str, ...], what: str) -> int:
         raise DataError(what, found=str(name), expected=", ".join(names), remedy=did_you_mean(str(name), names))
     return names.index(name)
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #563eea3b
 def listed(content: dict, key: str) -> list:
     "A list of the file; none where the key is missing."
     if not isinstance(found := content.get(key, []), (list, tuple)):
         raise DataError(f"{key} of a circuit", found=repr(found)[:60], expected="a list", remedy="correct the file")
     return found
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #1af95ea6
 def whole_wire(wire: Any) -> list:
     "Source, target, kind and weight."
     match wire:
@@ -440,6 +455,7 @@ def whole_wire(wire: Any) -> list:
     raise DataError("a wire of a circuit", found=repr(wire)[:60], remedy="correct the file",
                     expected="[source, target] or [source, target, kind, weight]: two whole numbers, a name, a number")
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #9dced3b8
 def from_gates(content: dict) -> Circuits:
     "A circuit of named gates, and wires [source, target, kind, weight]."
     gates = [named(g, GATES, "a gate") for g in listed(content, "gates")]
@@ -488,6 +504,7 @@ def defined(rows: list[list[dict[int, float]]]) -> dict[int, int]:
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #ff392d55
 MOST_VARIABLES, MOST_DIGITS = 1_000_000, 1000  # of a system, and of its prime
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #14160d88
 def field_of(content: dict) -> tuple[int, int | None]:
     "How many variables a constraint system has, and its prime, if any."
     variables, prime = content.get("variables", content.get("nVars")), content.get("prime")
@@ -516,6 +533,7 @@ def from_r1cs(content: dict) -> Circuits:
         constrain(b, place, *row, made.get(number))
     return b.done()
 
+# %% ../../../nbs/systems/lattice/00c_circuit.ipynb #59a0117e
 LARGEST = 1e38  # of a weight, as single precision holds it; nothing decodes long before
 
 def constrain(b: Builder, place: dict[int, int], left: dict, right: dict, out: dict, new: int | None) -> None:

@@ -29,10 +29,12 @@ from .profile import Profile, get_profile
 LEVELS = (128, 192, 256)  # bits
 EVERY, REAL = 20, 1 / 7  # an edge case in so many; share of real circuits among the others
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #7e9b61aa
 def profile_of(name: str) -> Profile:
     "The profile of a name as data and models use it, with its tables, made once in a process."
     return get_profile(name)
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #5d0dc2a9
 @dataclasses.dataclass(frozen=True)
 class Drawn:
     "What an example is made from, for B of them; each (B,) but `weights` (B, 3)."
@@ -43,6 +45,7 @@ class Drawn:
     linear: np.ndarray  # share of linear gates
     edge: np.ndarray  # whether it is an edge case, bool
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #51cb970b
 def draw_inputs(
     rng: np.random.Generator,
     ids: np.ndarray,  # (B,) numbers of the examples: levels and edge cases take turns
@@ -64,6 +67,7 @@ def family(name: str, size: int) -> Circuits:
     "A real circuit, built once in a process."
     return FAMILIES[name][0](size)
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #7093f573
 TURNS = (0, 0, 1, 0, 2)  # splits that take the sizes of a family, in turn
 
 @cache
@@ -126,6 +130,7 @@ def statistics_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Statistics:
     "The statistics of some examples of a file."
     return Statistics(*(arrays[f"circuit_{field.name}"][ids] for field in dataclasses.fields(Statistics)))
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #618c0ec9
 def circuits_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Circuits:
     "The graphs of some examples of a file."
     take = lambda name: Ragged(arrays[name], arrays[f"{name}_offset"]).take(ids)
@@ -137,6 +142,7 @@ def circuits_of(arrays: dict[str, np.ndarray], ids: np.ndarray) -> Circuits:
 # %% ../../../nbs/systems/lattice/01_data.ipynb #325dd405
 BLOCK = 250  # examples of a task
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #62d6ae32
 @dataclasses.dataclass(frozen=True)
 class Plan:
     "What makes a file."
@@ -149,6 +155,7 @@ class Plan:
     profile: str = "rlwe"
     seed: int = 0
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #3ce4341b
 def make_block(span: tuple[int, int, bool], plan: Plan) -> dict[str, np.ndarray | Ragged]:
     "Examples span[0] to span[1] - 1 of a plan; span[2]: of those beyond."
     low, high, beyond = span
@@ -160,6 +167,7 @@ def make_block(span: tuple[int, int, bool], plan: Plan) -> dict[str, np.ndarray 
     rows = labelled(circuits, inputs.level, inputs.weights, profile_of(plan.profile))
     return rows | {"edge_case": inputs.edge, "real": real, "beyond": np.full(high - low, beyond), "split": split}
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #d7da9310
 def make_blocks(plan: Plan, workers: int | None = None) -> Iterator[dict[str, np.ndarray | Ragged]]:
     "All blocks of a plan in order, by worker processes and with a progress bar."
     spans = [(low, min(low + BLOCK, many), beyond) for many, beyond in ((plan.samples, False), (plan.beyond, True))
@@ -188,6 +196,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
     return {"generator": "lattice", "version": VERSION, "seed": plan.seed,
             "parameters": {k: v for k, v in dataclasses.asdict(plan).items() if k != "seed"}}
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #6239aea0
 def build(path: Path | str, plan: Plan, workers: int | None = None) -> Path:
     "Build the HDF5 file unless it is there, with the JSON beside it, and validate it; returns its path."
     path = Path(path)
@@ -198,6 +207,7 @@ def build(path: Path | str, plan: Plan, workers: int | None = None) -> Path:
         validate(path)
     return path
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #6fb096db
 def write_records(store: Path, path: Path) -> Path:
     "Write the examples of a store as JSON: metadata, and a record an example."
     arrays, held = Store(store).arrays(), Store(store).manifest
@@ -254,6 +264,7 @@ def of_store(path: Path) -> tuple[str, Statistics, np.ndarray, np.ndarray, dict[
     refuse_other_graphs(path, arrays)
     return Store(path).manifest["parameters"]["profile"], told, arrays["level"], arrays["weights"], given
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #dc7a8bae
 def of_json(path: Path) -> tuple[str, Statistics, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     "The same of the JSON."
     content = read_json(path)
@@ -285,6 +296,7 @@ def of_its_graphs(arrays: dict[str, np.ndarray], ids: np.ndarray) -> bool:
     pairs = zip(vars(statistics(circuits)).values(), vars(told).values(), strict=True)
     return np.array_equal(stored, depths(circuits)) and all(np.allclose(a, b, rtol=1e-9) for a, b in pairs)
 
+# %% ../../../nbs/systems/lattice/01_data.ipynb #b1285b6c
 def refuse_other_graphs(path: Path, arrays: dict[str, np.ndarray], at_once: int = 1000) -> None:
     "Statistics or depths that are not those of the graphs are a `DataError`."
     for ids in np.array_split(every := np.arange(len(arrays["level"])), -(-len(every) // at_once)):

@@ -16,15 +16,18 @@ from .profile import Rlwe, Solution, allowed_growth, get_profile, is_prime, rlwe
 # %% ../../../nbs/systems/lattice/00e_joint.ipynb #bd3b3d45
 PER_UNIT = 100  # widths in a unit of sigma
 
+# %% ../../../nbs/systems/lattice/00e_joint.ipynb #e0931ae5
 @cache
 def moduli() -> np.ndarray:
     "All primes of the range, (Q,) int64."
     return np.array([q for q in range(4097, 131072, 2) if is_prime(q)])
 
+# %% ../../../nbs/systems/lattice/00e_joint.ipynb #6179ec38
 def space_size(profile: Rlwe) -> int:
     "Points of the joint space."
     return len(profile.axes["n"]) * len(moduli()) * (7 * PER_UNIT + 1)
 
+# %% ../../../nbs/systems/lattice/00e_joint.ipynb #8e6c1e78
 @cache
 def least_sigma(profile: Rlwe, level: float) -> np.ndarray:
     "The smallest secure sigma of each degree and prime, infinity where none is, (n, Q)."

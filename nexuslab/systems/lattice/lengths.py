@@ -85,6 +85,7 @@ class Widths(nn.Module):
 KNOTS = 2.0 ** (np.arange(3 * 48, 17 * 48 + 1) / 48)  # lengths of the table [bits]
 WIDER, ROOM = 32, 8  # bytes of a proof for each further bit of the widest value; bits that a modulus has above it
 
+# %% ../../../nbs/systems/lattice/01e_lengths.ipynb #81755e9b
 @cache
 def landscapes() -> tuple[Tensor, Tensor]:
     "log2 of size, prove and verify, (L, K, 3, P), and whether points hold, (L, K, P); P points of the grid of `lnp`."

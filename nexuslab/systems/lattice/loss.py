@@ -23,10 +23,12 @@ from .profile import Profile, Solution
 # %% ../../../nbs/systems/lattice/03_loss.ipynb #bd3a3048
 SPAN = 24.0  # bits from the smallest cost, 2^8, to the largest, 2^32: a cost is 0 to 1 as (log2 - 8) / 24
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #e9ecd977
 def normalised(batch: Batch, sizes: list[int]) -> Tensor:
     "The right n, log q and sigma, each 0 to 1 over its axis, (B, 3)."
     return batch.places / (torch.tensor(sizes, device=batch.places.device) - 1)
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #c2fe9078
 def losses(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Reading) -> dict[str, Tensor]:
     "The parts of the objective, each a scalar."
     if isinstance(out, Reading):
@@ -51,6 +53,7 @@ def losses(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Reading) -> 
 STRAY = 0.02  # error of a length above which it counts as an absolute one
 FARTHEST = 20.0  # of a choice's negative log-likelihood: a point excluded by a misread length is not infinitely far
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #c5f49ac3
 def reading_losses(batch: Batch, out: Reading) -> dict[str, Tensor]:
     "The parts of the objective where lengths are read."
     right, some = normalised(batch, list(out.sizes)), batch.feasible.to(out.scores.dtype)
@@ -65,6 +68,7 @@ def reading_losses(batch: Batch, out: Reading) -> dict[str, Tensor]:
 # %% ../../../nbs/systems/lattice/03_loss.ipynb #9a698fe9
 BITS_PER_BLOCK = 0.292  # core-SVP: 2^(0.292 beta), Becker et al. 2016
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #8d81a0b5
 @torch.no_grad()
 def watched(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Reading, proposals: Proposals,
             raw: Solution) -> dict[str, tuple[float, int]]:
@@ -75,6 +79,7 @@ def watched(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Reading, pr
             "hardness": raw.bits / BITS_PER_BLOCK}
     return {name: (float(row[some].mean()) if some.any() else 0.0, int(some.sum())) for name, row in rows.items()}
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #c48a0751
 def cost_estimates(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Reading, proposals: Proposals) -> Tensor:
     "log2 of size, prove and verify that the model estimates for its proposals, (B, 3)."
     if isinstance(out, Reading):
@@ -87,6 +92,7 @@ def cost_estimates(model: AdvancedGNNOptimizer, batch: Batch, out: Output | Read
 # %% ../../../nbs/systems/lattice/03_loss.ipynb #f964146c
 CLOSE = 0.05  # what counts as accurate
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #751e55e7
 @np.errstate(invalid="ignore")
 def figures(
     profile: Profile,
@@ -120,6 +126,7 @@ def still_wrong(profile: Profile, told: Statistics, done: Verified, level: np.nd
     seen = profile.check(told, *point, level, weights)
     return float((~seen.feasible[some]).mean()) if some.any() else 0.0
 
+# %% ../../../nbs/systems/lattice/03_loss.ipynb #b972b0cb
 def f1(found: np.ndarray, there: np.ndarray) -> float:
     "The harmonic mean of precision and recall; 1 where nothing is there and nothing found."
     both = int(found.sum() + there.sum())

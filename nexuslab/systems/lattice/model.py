@@ -35,6 +35,7 @@ from .profile import wishes
 # %% ../../../nbs/systems/lattice/02_model.ipynb #c41e48ae
 TOP = 60.0  # largest |h|: exp stays finite, and no modulus bears a growth of e^60
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #5e586860
 class AlongTheOrder(torch.autograd.Function):
     "The recurrence over the levels of a batch: (E, C) steps, (N, C) gains and offsets -> (N, C)."
 
@@ -100,6 +101,7 @@ def pool_states(h: Tensor, graph: Tensor, graphs: int) -> dict[str, Tensor]:
     soft = h.new_zeros(graphs, h.shape[1]).index_add(0, graph, (h - largest[graph]).exp()) / count
     return {"mean": mean, "max": largest, "soft": soft.log() + largest}
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #82e49675
 def log_sum(h: Tensor, graph: Tensor, graphs: int) -> Tensor:
     "The sum of the states of each graph on a logarithmic scale with its sign, (B, C)."
     total = h.new_zeros(graphs, h.shape[1]).index_add(0, graph, h)
@@ -161,6 +163,7 @@ class ModulusHead(nn.Module):
         below = torch.cat([(thresholds[level] - hardness[:, :, None]) * sharp[0], last], 2)
         return below, (self.feasible[level] - hardness) * sharp[1]
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #f9840db8
 LAST = 1e4  # logit of what is certain: a place is at most the last one
 
 def place_shares(logits: Tensor) -> Tensor:
@@ -168,6 +171,7 @@ def place_shares(logits: Tensor) -> Tensor:
     below = logits.sigmoid()
     return torch.diff(below, dim=-1, prepend=torch.zeros_like(below[..., :1]))
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #92e7bc26
 def log_chance(logits: Tensor, place: Tensor) -> Tensor:
     """Log-likelihood of places (B,) from the logits of P(place <= k), (B, K). P(place = k) is the product of
     sigmoid(a_k), sigmoid(-a_(k-1)) and 1 - exp(a_(k-1) - a_k): their logarithms have a gradient however far off."""
@@ -195,6 +199,7 @@ class ChoiceHead(nn.Module):
         given = torch.cat([chosen, *(x[..., None] for x in numbers)], -1)
         return self.straight(given) + self.bent(given) + self.context(context)
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #b8674132
 def blocks(batch: Batch, degrees: Tensor) -> Tensor:
     "log2 of the blocks of n coefficients that hold wires and refreshed values, (B, S)."
     refreshed = torch.as_tensor(~LINEAR, device=batch.x.device)[batch.x[:, : len(GATES)].argmax(1)]
@@ -224,6 +229,7 @@ class Output:
         modulus = (shares * expected_place(self.modulus)).sum(1)
         return torch.stack([shares @ steps(shares.shape[1]), modulus, (shares * self.width).sum(1)], 1)
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #4f9419b5
 def expected_place(logits: Tensor) -> Tensor:
     "The mean place, 0 to 1 over the axis; (...) from logits (..., K)."
     shares = place_shares(logits)
@@ -393,6 +399,7 @@ def batch_of(circuits: Circuits, told: Statistics, level: np.ndarray, weights: n
     ends = circuits.source, circuits.target
     return sorted_batch(circuits.gate, depth, graph, *ends, circuits.kind, circuits.weight, wishes)
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #8fdc9475
 def predict_circuits(
     model: AdvancedGNNOptimizer,
     circuits: Circuits,
@@ -437,6 +444,7 @@ def save(self: AdvancedGNNOptimizer, path: Path | str) -> Path:
         save_file(self.state_dict(), temporary, {"lattice": json.dumps(self.settings)})
     return Path(path)
 
+# %% ../../../nbs/systems/lattice/02_model.ipynb #ab837afc
 def load(path: Path | str) -> AdvancedGNNOptimizer:
     "A model of a file that `save` wrote, or the best one of a run; in evaluation mode."
     if not Path(path).is_file():

@@ -32,6 +32,7 @@ class Proposals:
         "n, q and sigma, each (B,)."
         return [axis[place] for axis, place in zip(profile.axes.values(), self.places.T)]
 
+# %% ../../../nbs/systems/lattice/01c_predict.ipynb #23684f05
 @dataclasses.dataclass(frozen=True)
 class Verified:
     "Answers that hold, for B circuits, and what was done for it."
@@ -45,6 +46,7 @@ class Verified:
 # %% ../../../nbs/systems/lattice/01c_predict.ipynb #d7ed8e4e
 MOVES = np.array([m for m in product(range(-2, 3), repeat=3) if 1 <= np.abs(m).sum() <= 2])
 
+# %% ../../../nbs/systems/lattice/01c_predict.ipynb #98e86bdf
 def nearby(
     profile: Profile,
     some: Statistics,  # of R circuits
@@ -132,6 +134,7 @@ def attack_bits(profile: Profile, circuits: Statistics, solution: Solution, leve
     point = (np.where(some, getattr(solution, name), axis[-1]) for name, axis in profile.axes.items())
     return {name: np.where(some, bits, np.nan) for name, bits in profile.attacks(circuits, *point, level).items()}
 
+# %% ../../../nbs/systems/lattice/01c_predict.ipynb #36327223
 def scale(ms_per_operation: float | None) -> float:
     "What counts of operations are multiplied by."
     if ms_per_operation is None:

@@ -48,6 +48,7 @@ class Solution:
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #42962ae3
 LEVELS = (40, 512)  # bits that may be asked for
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #5f2b4a00
 def as_floats(what: str, value: Any) -> np.ndarray:
     "A number or numbers as an array; what is none is a `ConfigError`."
     try:
@@ -55,6 +56,7 @@ def as_floats(what: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(what, found=repr(value)[:60], expected="numbers", remedy="give numbers, not text") from error
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #5b46bdbb
 def wishes(
     circuits: int,  # B
     lambda_bits: Any,  # one number or (B,)
@@ -145,6 +147,7 @@ def is_prime(
             return False
     return True
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #84883a57
 def ntt_primes(
     degree: int,  # n, a power of 2
     low: int,
@@ -193,6 +196,7 @@ def answer(profile: Profile, circuits: Statistics, n, q, sigma, level, weights, 
     size, prove, verify, objective = (np.where(empty, np.inf, x) for x in (*costs.T, objective))
     return Solution(n, q, sigma, told == "", told, bits, bits - level, failure, size, prove, verify, objective)
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #16449b10
 def refuse_unsound(circuits: Statistics) -> Statistics:
     "The statistics, if they are numbers of circuits that have nodes; else a `DataError`."
     for field in dataclasses.fields(circuits):
@@ -204,6 +208,7 @@ def refuse_unsound(circuits: Statistics) -> Statistics:
                             remedy="compute them with `statistics(circuits)`")
     return circuits
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #223aebc6
 def pick(circuits: Statistics, rows: Any) -> Statistics:
     "Some circuits of a batch of statistics."
     return type(circuits)(*(getattr(circuits, field.name)[rows] for field in dataclasses.fields(circuits)))
@@ -216,6 +221,7 @@ def spread_primes(low: int, high: int, many: int) -> np.ndarray:
                             and is_prime(int(aim + s * k)))
     return np.unique([near(aim) for aim in aims])
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #58419a22
 SECRETS = {"ternary": (2 / 3) ** 0.5, "normal-form": None}  # the standard deviation; None: as wide as the error
 
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #3a6c01f3
@@ -310,6 +316,7 @@ def rlwe_bits(profile: Rlwe, n, q, sigma) -> np.ndarray:
         bits[~on] = profile.bits(*points)[row.ravel()]
     return bits
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #24c3d38d
 def rlwe_judge(profile: Rlwe, some, n, q, sigma) -> dict[str, np.ndarray]:
     "What points give and cost; the failure of any of n coefficients is bounded by their sum."
     from scipy.special import log_ndtr  # late: the first row of a training needs none
@@ -327,6 +334,7 @@ def next_modulus(
     "The first prime q = 5 mod 8 above 2^exponent."
     return next(q for q in range(2**exponent + 5, 2 ** (exponent + 1), 8) if is_prime(q))
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #23dd0ccc
 @dataclasses.dataclass(frozen=True)
 class Lnp(Profile):
     "LNP proofs: ring degree 64 or 128, log2 q 24 to 60, gamma_1 4 to 300; 1,776 points."
@@ -360,21 +368,25 @@ class Lnp(Profile):
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #af8780ce
 DEGREES, LOW, HIGH = np.array([64, 128]), 16, 61  # exponents of moduli that may be proposed
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #6e62cf6d
 @cache
 def hiding_table(level: float) -> np.ndarray:
     "The MLWE rank of each degree and exponent at a level."
     return mlwe_rank(DEGREES[:, None], np.arange(LOW, HIGH + 1), core_svp_delta(level))
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #c8af0863
 def hiding_ranks(d: np.ndarray, exponent: np.ndarray, level: np.ndarray) -> np.ndarray:
     "The ranks of arrays that broadcast."
     levels, row = np.unique(level, return_inverse=True)
     tables = np.stack([hiding_table(float(x)) for x in levels])
     return tables[row.reshape(np.shape(level)), np.searchsorted(DEGREES, d), exponent.astype(int) - LOW]
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #5e0fb4ed
 def exponents(q: np.ndarray) -> np.ndarray:
     "The whole part of log2 q."
     return np.frexp(np.asarray(q, float))[1] - 1.0
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #3440c476
 def prove_all(bits, widest, d, q, gamma, level) -> tuple[dict[str, np.ndarray], Any]:
     "Costs, and whether points are secure and correct; arguments broadcast."
     exponent = exponents(q)
@@ -406,12 +418,14 @@ def lnp_best(profile: Lnp, some, level, weights, n) -> tuple[np.ndarray, ...]:
     point = (np.where(reason == 0, axis[x], 0) for axis, x in zip(profile.axes.values(), (i, j, k)))
     return *point, REASONS[reason]
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #a73e7274
 def lnp_judge(some, n, q, sigma, level) -> dict[str, np.ndarray]:
     "What points give and cost. Bits by core-SVP: of MLWE at its rank, and of MSIS by the root-Hermite factor."
     rows, proof = prove_all(some.witness_bits, some.max_bits, n, q, sigma, level)
     bits = np.where(rows["secure"], np.min([*lnp_attacks(proof, n, q).values()], axis=0), 0.0)
     return rows | {"bits": bits, "failure": np.full(len(n), -127.0)}
 
+# %% ../../../nbs/systems/lattice/00d_profile.ipynb #0a3a434c
 def lnp_attacks(proof: Any, n: np.ndarray, q: np.ndarray) -> dict[str, np.ndarray]:
     "Bits of proofs under each attack, each (B,)."
     rank, spread = proof.kmlwe * n, (2 / 3) ** 0.5

@@ -17,6 +17,7 @@ from .security import numbers, refuse_numbers, smallest
 # %% ../../../nbs/systems/lattice/00b_proof.ipynb #1df8874b
 CHALLENGES = {64: (8, 140.0), 128: (2, 59.0)}  # degree -> omega, eta
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #bfcbfa68
 def attempts(
     gamma: np.ndarray,  # width of the mask over what it hides
     signed: bool = True,  # False: the mask has a random sign
@@ -33,6 +34,7 @@ def sampled(width: np.ndarray) -> np.ndarray:
     low = 1.55 * 2.0 ** np.floor(np.log2(width / 1.55))
     return np.where(width - low <= 2 * low - width, low, 2 * low)
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #33199b79
 def challenge(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "omega and eta of each degree; another degree is a `ConfigError`."
     if not np.isin(d, list(CHALLENGES)).all():
@@ -49,6 +51,7 @@ def core_svp_delta(
     "The root-Hermite factor at which core-SVP reaches a level."
     return np.exp(log_delta(refuse_numbers("a level", lambda_bits=lambda_bits)[0] / 0.292))
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #2defe2ef
 def mlwe_rank(
     d: np.ndarray,  # ring degree
     log2_q: np.ndarray,
@@ -90,10 +93,12 @@ class Proof(NamedTuple):
 # %% ../../../nbs/systems/lattice/00b_proof.ipynb #8515fcf8
 DIVISOR = 0.9  # lazer takes an even divisor of q - 1 in (0.8, 1] times the power of two; this is the middle
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #f6c7d4f7
 def reach(d, log2_q, k, delta) -> np.ndarray:
     "log2 of the largest B that MSIS of rank k allows."
     return np.minimum(log2_q, np.sqrt(4 * k * d * log2_q * np.log2(delta)))
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #f97d0315
 def msis_rank(d, log2_q, eta, first, second, rest, delta, most=256.0) -> np.ndarray:
     "The least rank k, and `most` where none is enough: `first` is B1, `second` s2, `rest` m2 without k."
     def hard(k):
@@ -102,6 +107,7 @@ def msis_rank(d, log2_q, eta, first, second, rest, delta, most=256.0) -> np.ndar
         return bound**2 < 4 * k * d * log2_q * np.log2(delta)
     return smallest(hard, np.ones(first.shape), np.full(first.shape, most))
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #65e34d1b
 def compression(d, log2_q, omega, eta, k, first, inner, delta) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "D, gamma and whether even no compression fits; `inner` is s2 sqrt(2 m2 d)."
     room = (2.0 ** reach(d, log2_q, k, delta) / (4 * eta)) ** 2 - first**2
@@ -119,6 +125,7 @@ def coded(width: np.ndarray) -> np.ndarray:
     "Bits of a coefficient of a Gaussian of that width."
     return np.ceil(np.log2(width) + 2.5)
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #f50ddd64
 def proved(d, log2_q, s3, nbin, count, largest, lambda_bits) -> np.ndarray:
     "Whether q exceeds what the norm proofs need; `count` ring elements, `largest` norm."
     bar = 2 * np.sqrt(256 / 26) * np.sqrt(1 + lambda_bits * np.log(2) / 128) * s3
@@ -133,6 +140,7 @@ def counted(p: Proof, d, log2_q, omega, m1, l, Z, size, repeats) -> np.ndarray:
     bits = bits + np.ceil(np.log2(2 * omega + 1)) * d + 2.25 * k * d + (p.m2 - k) * d * coded(p.s2)
     return bits + (m1 + Z) * d * coded(p.s1) + 256 * coded(p.s3) + 256 * size * coded(np.maximum(p.s4, 1.55))
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #b0bd5236
 def masks(gammas, eta, d, alpha, Z, norm2, nbin, rest, inf_bound, rounded: bool) -> list[np.ndarray]:
     "s1 to s4; s4 is 0 without a proof of size. `rest` is m2 without k."
     fit, size = sampled if rounded else np.asarray, np.asarray(inf_bound) > 0
@@ -142,6 +150,7 @@ def masks(gammas, eta, d, alpha, Z, norm2, nbin, rest, inf_bound, rounded: bool)
         np.where(size, fit(gammas[3] * np.sqrt(337) * np.where(size, inf_bound, 1.0)), 0.0),
     ]
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #02c47095
 def refuse_sizes(gammas: tuple, norms: tuple, lambda_bits, delta, kmlwe, **counts) -> None:
     "Four widths and a level above 0, a root-Hermite factor above 1, norms and counts of at least 0."
     if len(gammas) != 4:
@@ -152,6 +161,7 @@ def refuse_sizes(gammas: tuple, norms: tuple, lambda_bits, delta, kmlwe, **count
     refuse_numbers("a proof", zero=True, **counts, **{f"norm {i}": norm for i, norm in enumerate(norms, 1)})
     refuse_numbers("a proof", **{"delta - 1": np.subtract(delta, 1)})
 
+# %% ../../../nbs/systems/lattice/00b_proof.ipynb #c2819ed4
 def expected(p: Proof, gammas, eta, d, alpha, Z, size, lambda_bits) -> np.ndarray:
     "Expected attempts: the product over the masks."
     tries = attempts(p.s1 / (eta * np.sqrt(alpha**2 + Z * d)), lambda_bits=lambda_bits)

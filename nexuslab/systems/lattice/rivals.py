@@ -34,6 +34,9 @@ def answers(
     known = arrays["feasible"][ids]
     return Proposals(np.stack(columns, 1) * known[:, None], known)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #026cc839
+ORDERED = {"rlwe": "circuit_growth", "lnp": "circuit_witness_bits"}  # what decides a circuit, by profile
+
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #9e4f82e3
 def pooled(
     arrays: dict[str, np.ndarray],
@@ -58,8 +61,6 @@ def pooled(
     ]
     return np.column_stack(columns + ([arrays[ORDERED[told]][ids]] if told else []))
 
-ORDERED = {"rlwe": "circuit_growth", "lnp": "circuit_witness_bits"}  # what decides a circuit, by profile
-
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #8cf1132a
 def recurrences() -> list[tuple[np.ndarray, float]]:
     "Gates that add up, and the power of a weight, of each recursion; the rule of G is none of them."
@@ -67,6 +68,7 @@ def recurrences() -> list[tuple[np.ndarray, float]]:
     but_one = (np.arange(len(GATES)) != k for k in range(len(GATES)))
     return [*((every, power) for power in (0.0, 1.0, 2.0)), *((adds, 2.0) for adds in but_one)]
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #7129f448
 def path_sums(arrays: dict[str, np.ndarray], ids: np.ndarray, at_once: int = 2000) -> np.ndarray:
     "The largest value of each recursion in some examples, (B, 10) float64."
     rows = []
@@ -80,12 +82,14 @@ def path_sums(arrays: dict[str, np.ndarray], ids: np.ndarray, at_once: int = 200
 HOLDS = 0.98  # share of circuits for which a row of the table must hold
 WEIGHED = 200  # training circuits of a level that rows are weighed on
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #f8bc7999
 def by_mean(arrays, train, asked, profile: Profile, seed: int = 0) -> Proposals:
     "The mean of the training answers, rounded, for everybody."
     told = answers(arrays, train, profile)
     place = told.places[told.feasible].mean(0).round().astype(np.int64)
     return Proposals(np.tile(place, (len(asked), 1)), np.full(len(asked), told.feasible.mean() >= 0.5))
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #2dbf3b7f
 def by_table(arrays, train, asked, profile: Profile, seed: int = 0) -> Proposals:
     "One answer a level."
     places, rng = np.zeros((len(asked), 3), np.int64), np.random.default_rng(mix(seed, "table"))
@@ -104,6 +108,7 @@ def by_table(arrays, train, asked, profile: Profile, seed: int = 0) -> Proposals
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #d5554157
 TREES = {"max_iter": 150, "learning_rate": 0.1, "early_stopping": False}
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #4ddab324
 def classified(features: np.ndarray, labels: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     "Labels of the asked rows by boosted trees; the only label where there is one."
     from sklearn.ensemble import HistGradientBoostingClassifier  # late: the first row of a training needs none
@@ -148,6 +153,7 @@ RIVALS: dict[str, Callable[..., Proposals]] = {
     "counts_and_growth": lambda *a: by_trees(*a, growth=True), "degree_then_exact": by_degree,
 }
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #deb86d4f
 def rival_figures(
     name: str,  # of RIVALS
     arrays: dict[str, np.ndarray],  # of a file
@@ -162,6 +168,7 @@ def rival_figures(
                           remedy=did_you_mean(name, RIVALS))
     return judged_on(arrays, asked, profile, RIVALS[name](arrays, train, asked, profile, seed))
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #ba65a9ca
 def judged_on(arrays, asked: np.ndarray, profile: Profile, given: Proposals) -> dict[str, float]:
     "The figures of some proposals for examples of a file."
     right, told = answers(arrays, asked, profile), statistics_of(arrays, asked)
@@ -173,6 +180,7 @@ def judged_on(arrays, asked: np.ndarray, profile: Profile, given: Proposals) -> 
 # %% ../../../nbs/systems/lattice/03b_rivals.ipynb #a0a57f8c
 TARGETS = {"rlwe": (), "lnp": ("circuit_witness_bits", "circuit_max_bits")}  # what a training aims at besides answers
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #3dbaeca6
 def dealt(
     arrays: dict[str, np.ndarray], train: np.ndarray, seed: int = 0, profile: str = "rlwe"
 ) -> dict[str, np.ndarray]:
@@ -218,6 +226,7 @@ def proposals_of(model: AdvancedGNNOptimizer, arrays, asked, profile: Profile, a
         found.append(propose(model, model(batch), batch.level))
     return Proposals(*(np.concatenate([getattr(x, name) for x in found]) for name in ("places", "feasible")))
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #fe7e5a3e
 @torch.no_grad()
 def expected_r2(model: AdvancedGNNOptimizer, arrays, asked: np.ndarray, profile: Profile, at_once: int = 64) -> float:
     "Explained variance of the expected n, log q and sigma, on axes from 0 to 1, over circuits with an answer."
@@ -226,6 +235,7 @@ def expected_r2(model: AdvancedGNNOptimizer, arrays, asked: np.ndarray, profile:
     made = np.concatenate([model(batch).expected().numpy() for batch in batches])
     return explained(profile, answers(arrays, asked, profile), made)
 
+# %% ../../../nbs/systems/lattice/03b_rivals.ipynb #72a97e0a
 def shuffled_figures(settings: dict, arrays, train, asked, profile: Profile, seed: int = 0, **how) -> dict[str, float]:
     "The figures of a network of these settings that was trained on dealt labels; `how` as in `by_shuffled`."
     with torch.random.fork_rng(devices=[]):

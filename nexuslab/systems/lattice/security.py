@@ -38,6 +38,7 @@ GATES = {  # slope and offset
 }
 COST_MODELS = (*CORE_SVP, *TOURS, *GATES)
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #970c3415
 def log2_cost(
     beta: np.ndarray,  # block sizes
     d: np.ndarray,  # dimensions, at least beta; broadcast against beta
@@ -67,6 +68,7 @@ NUMBERS = {"uniform": (1.0, np.inf), "tuniform": (0.0, 64.0)}  # of which a numb
 NAMED = {"ternary": (2 / 3) ** 0.5, "binary": 0.5}
 SPARSE = 0.5  # standard deviation up to which a secret counts as sparse
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #45b00330
 def warn_sparse() -> None:
     "Say what the estimate leaves out."
     text = "binary or sparse secret: hybrid and guessing attacks are not modelled, bits may read up to 12 too high"
@@ -106,6 +108,7 @@ class Instance(NamedTuple):
 LEAST = {"log2_q": 1.0}  # a modulus is at least 2; every other column is above 0
 ENDLESS = ("m", "columns")  # samples may be as many as one likes
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #7088bf11
 def refuse_numbers(what: str, zero: bool = False, **columns) -> list[np.ndarray]:
     "The columns as arrays of their shapes: each holds finite numbers above 0, or of at least 0 with `zero`."
     arrays = {name: np.asarray(value) for name, value in columns.items()}
@@ -164,6 +167,7 @@ def smallest(
         low = np.where(good, low, np.minimum(middle + 1, high))
     return low
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #b907d425
 def uses(a: np.ndarray, beta: np.ndarray, top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The best dimension for a block size, and ln delta."
     ld = log_delta(beta)
@@ -202,6 +206,7 @@ def dual(lwe: Instance, cost_model: str) -> list[np.ndarray]:
 # %% ../../../nbs/systems/lattice/00_security.ipynb #8bec05cd
 NEAR = np.arange(-8.0, 17)  # block sizes compared, from the crossing
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #a955d4f9
 def bdd(lwe: Instance, cost_model: str) -> list[np.ndarray]:
     "Bits, block size, dimension and dimension of the sieve, each (B,)."
     n, q, error, xi, m = lwe
@@ -240,6 +245,7 @@ class Estimate(NamedTuple):
 # %% ../../../nbs/systems/lattice/00_security.ipynb #28bdcc98
 AT_ONCE = 4096  # instances: what stays in the processor's cache
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #3e2ee371
 def known(what: str, value, names) -> np.ndarray:
     "The names as an array; an unknown one is refused with the nearest."
     array = np.asarray(value, dtype=str)
@@ -249,6 +255,7 @@ def known(what: str, value, names) -> np.ndarray:
         )
     return array
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #30cd857e
 def best_of(attacks: tuple[str, ...], lwe: Instance, cost_model: str) -> tuple[np.ndarray, np.ndarray]:
     "The cheapest of some attacks: figures (4, B) and the attack's place (B,)."
     found = np.stack([np.stack(ATTACKS[name](lwe, cost_model)) for name in attacks])  # (attacks, 4, B)
@@ -282,6 +289,7 @@ def lwe_attack(
             name[part] = np.array(tried)[place]
     return Estimate(*(x.reshape(shape) for x in figures), name.reshape(shape))
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #815c8bfc
 def lwe_bits(n, log2_q, sigma_s, sigma_e, m=np.inf, attack="primal", cost_model="adps16") -> np.ndarray:
     "Bits of security only; the arguments of `lwe_attack`."
     return lwe_attack(n, log2_q, sigma_s, sigma_e, m, attack, cost_model).bits
@@ -314,10 +322,12 @@ def sis_attack(
     bits = np.where(trivial, 0.0, np.where(finds(beta), log2_cost(beta, d, cost_model), np.inf))
     return Estimate(bits, beta, d, np.zeros(n.shape), np.full(n.shape, "sis"))
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #dd2d8127
 def mlwe_bits(rank, degree, log2_q, sigma_s, sigma_e, samples=np.inf, **how) -> np.ndarray:
     "Bits of MLWE: `rank` and `samples` count ring elements of a `degree`; `how` as in `lwe_bits`."
     return lwe_bits(np.multiply(rank, degree), log2_q, sigma_s, sigma_e, np.multiply(samples, degree), **how)
 
+# %% ../../../nbs/systems/lattice/00_security.ipynb #85649899
 def msis_bits(rank, degree, log2_q, bound, columns=np.inf, **how) -> np.ndarray:
     "Bits of MSIS: `rank` and `columns` count ring elements of a `degree`."
     return sis_attack(np.multiply(rank, degree), log2_q, bound, np.multiply(columns, degree), **how).bits

@@ -89,6 +89,7 @@ class LatticeLoss(Section):
     choice: float = Field(0.05, ge=0, description="likelihoods of the right choices")
     lengths: float = Field(1.0, gt=0, description="error of the two lengths that profile lnp reads")
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #38b210a7
 class LatticeConfig(Config):
     "A run of the lattice system."
 
@@ -119,11 +120,13 @@ def base() -> LatticeConfig:
         track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1, examine_every=100),
     )
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #c9ca1441
 def changed(cfg: LatticeConfig, preset: str, **sections: dict) -> LatticeConfig:
     "A preset with some fields of some sections changed."
     parts = {name: getattr(cfg, name).model_copy(update=values) for name, values in sections.items()}
     return cfg.model_copy(update={"preset": preset, **parts})
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #b301b15a
 def growth() -> LatticeConfig:
     "The same with ln G among the inputs, and no messages along the order."
     return changed(base(), "growth", model={"growth": True, "order": False})
@@ -132,6 +135,7 @@ def shallow() -> LatticeConfig:
     "The same without either: what attention layers see by themselves."
     return changed(base(), "shallow", model={"order": False, "num_layers": 3, "hidden_dim": 32})
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #97e28296
 def lnp() -> LatticeConfig:
     "Proofs of Lantern's kind in place of encrypted evaluation."
     return changed(base(), "lnp", data={"profile": "lnp", "num_samples": 12_000, "beyond": 300},
@@ -147,6 +151,7 @@ def smoke() -> LatticeConfig:
         budget={"epochs": 2}, schedule={"warmup_steps": 2}, track={"log_every": 2}, checkpoint={"examine_every": None},
     )
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #a647855f
 def debug() -> LatticeConfig:
     "The smallest network on few circuits."
     return changed(smoke(), "debug", data={"num_samples": 120}, model={"hidden_dim": 4}, budget={"epochs": 1})
@@ -160,6 +165,7 @@ def paper() -> LatticeConfig:
         budget={"epochs": 100}, stop={"enabled": True, "patience": 10},
     )
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #2dea57e1
 PRESETS = {"base": base, "growth": growth, "shallow": shallow, "lnp": lnp, "paper": paper, "smoke": smoke,
            "debug": debug}
 
@@ -201,6 +207,7 @@ def answered(
     joined = lambda parts: Proposals(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("places", "feasible")))
     return joined(made), joined(right), np.concatenate(off), np.concatenate(expected)
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #bdcf1019
 def split_figures(model: AdvancedGNNOptimizer, source: LatticeSet, batch_size: int) -> dict[str, float]:
     "The figures of a split."
     made, right, off, expected = answered(model, source, batch_size)
@@ -219,6 +226,7 @@ def objective(model: AdvancedGNNOptimizer, batch: Batch, weights: LatticeLoss) -
              for name, value in losses(model, batch, out).items()}
     return sum(p.weight * p.value for p in parts.values()), parts, out
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #dcc1f2b1
 def judged(model: AdvancedGNNOptimizer, batch: Batch, out: Output) -> tuple[dict[str, Part], dict[str, tuple]]:
     "What is logged of raw proposals, and what the metrics are fed."
     made, profile = propose(model, out, batch.level), profile_of(model.profile)
@@ -276,6 +284,7 @@ def circuits_from(inputs: Any) -> Circuits:
 # %% ../../../nbs/systems/lattice/04_task.ipynb #08654179
 SHUFFLED = 200  # steps of the network that is trained on dealt labels
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #68678de8
 def shuffled(train: LatticeSet, asked: LatticeSet, cfg: LatticeConfig) -> Costly:
     "The figures of a run's network after a short training on the answers of other circuits."
     steps = cfg.budget.steps or cfg.budget.epochs * -(-train.size // cfg.loader.batch_size)
@@ -382,6 +391,7 @@ class LatticeAnswers(CanPredict):
         circuits = stack([adder(16), hash_rounds(8)]) if inputs is None else circuits_from(inputs)
         return predict_circuits(model, circuits, lambda_bits, weights)
 
+# %% ../../../nbs/systems/lattice/04_task.ipynb #32e4e8bb
 class LatticeTask(LatticeCircuits, LatticeTraining, LatticeAnswers, Task):
     "A graph network that proposes lattice parameters, verified."
 

@@ -31,6 +31,7 @@ from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, once_a_checkpoint
 # %% ../../../nbs/systems/lattice/05_views.ipynb #44f12d4a
 MOST = 2000  # test circuits that are answered
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #a1e449ed
 @dataclass(frozen=True)
 class Scene:
     "B test circuits, what a model proposes for them, and what is right."
@@ -133,6 +134,7 @@ def regrets(scene: Scene) -> plt.Figure:
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return fig
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #ed364126
 def histogram(scene: Scene) -> plt.Figure:
     "How many valid answers have which regret; exact ones are counted in the title."
     fig, ax = plt.subplots(figsize=(6.5, 3.4))
@@ -151,6 +153,7 @@ def reliability(stated: np.ndarray, right: np.ndarray, bins: int = 10) -> pd.Dat
     mean = lambda values: np.bincount(place, values, bins)[keep] / count[keep]
     return pd.DataFrame({"stated": mean(stated), "right": mean(right.astype(float)), "count": count[keep]})
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #cbd2b50d
 def calibration(scene: Scene) -> plt.Figure:
     "Stated probabilities against how often they are right; the area of a dot is the number of circuits."
     some = scene.right.feasible
@@ -247,6 +250,7 @@ def landscape(profile: Profile, chosen: Solution | None = None) -> plt.Figure:
     axs[0, 0].set(ylabel="σ" if profile.name == "rlwe" else "γ₁", yscale="linear" if profile.name == "rlwe" else "log")
     return fig
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #06a52504
 def lengths(profile: Profile, n: int, bits: int = 1400, widest: int = 10) -> np.ndarray:
     "KiB of the proof of a typical circuit over gamma_1 and modulus, (24, 37); NaN where a point does not hold."
     typical = dict.fromkeys(("nodes", "wires", "nonlinear", "growth", "depth"), np.ones(1)) | {
@@ -261,6 +265,7 @@ KNOBS = {  # statistics that a profile depends on: label, least, most, whether t
     "lnp": {"witness_bits": ("log₁₀ bits", 0.0, 5.0, True), "max_bits": ("widest [bits]", 1.0, 32.0, False)},
 }
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #2a1a1d59
 def shown_as(value: float, low: float, high: float, logarithmic: bool) -> float:
     "A statistic on its slider."
     return float(np.clip(np.log10(max(value, 1)) if logarithmic else value, low, high))
@@ -298,6 +303,7 @@ def what_if(profile: Profile, told: Statistics) -> ipywidgets.VBox:
 CARD = ("violations_raw", "violations_repaired", "regret_mean", "regret_p95", "n_exact", "repaired_share",
         "infeasible_f1", "parameter_accuracy", "metrics_accuracy")
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #2fac8112
 def model_card(run: Run) -> pd.DataFrame:
     "What the model is for, what it learnt from, its test figures, and what it is not for."
     tree, model = run.tree, run.load()[0]
@@ -325,12 +331,14 @@ def captioned(draw: Callable, of_run: Callable[[Run], Any]) -> Callable[[Run], A
     of_run.__doc__ = draw.__doc__
     return of_run
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #5dab8a29
 def first_answer(run: Run) -> plt.Figure:
     "The front of the first test circuit that has an answer."
     scene = look(run)
     row = np.flatnonzero(scene.right.feasible)[:1]
     return front(scene.profile, pick(scene.told, row), float(scene.level[row[0]]), pick(scene.verified.solution, row))
 
+# %% ../../../nbs/systems/lattice/05_views.ipynb #0b6834d0
 VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "curves": captioned(curves, lambda run: curves(run.history())),
     "regret": captioned(regrets, lambda run: regrets(look(run))),
