@@ -9,6 +9,7 @@ __all__ = ['SHOWN', 'LARGE', 'ROWS', 'FEW', 'DEEPEST', 'LOOKED', 'VIEWS', 'Scene
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #014a4d69
 from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,19 @@ import pandas as pd
 import torch
 
 from ...config import flatten
-from ...core import DataError
+from ...checkpoint import steps_kept
+from ...core import DataError, mix
 from ...metrics import wilson
 from ...run import Run, find_runs
-from .data import Batch, Code, class_residue, class_share, long_step, make_batch
+from nexuslab.systems.collatz.data import (
+    COUNTED, TEST, Batch, Classes, Code, class_numbers, class_residue, class_share, long_step, make_batch, side_of,
+)
 from .errors import LABELS, explain, taxonomy
 from .inside import attention_maps, partners, probe_checkpoints, restored, some
 from nexuslab.systems.collatz.metrics import (
     CLASS_SCALAR,
     all_or_nothing,
+    best_cost,
     depth_order,
     exact_by,
     judged_classes,
@@ -34,6 +39,7 @@ from nexuslab.systems.collatz.metrics import (
     right_rows,
 )
 from .model import CollatzTransformer
+from .trajectory import exact_long_step
 from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, once_a_checkpoint
 from .rivals import race
 
@@ -293,10 +299,63 @@ def learning_order(run: Run) -> dict[str, float]:
         "  classes learnt": len(learnt), "  fewest validation numbers of a learnt class": min(learnt, default=np.nan),
     }
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #1ef0c8fb
+DRAWN, LEAST = 256, 200  # numbers of a class that are drawn, and with how few it is not judged
+
+def unshown(run: Run) -> np.ndarray:
+    "Numbers of every class with enough of them that the training of a run never showed, (M,) int64; shallow first."
+    cfg = run.config
+    (start, stop), rng = cfg.data.start_range, np.random.default_rng(mix(cfg.seed, "law"))
+    counted = stop - start < 2 * COUNTED
+    seen = np.unique(run.task.seen(run.task.data(cfg, run.root), cfg)) if counted else None
+    found = []
+    for k, k_prime, first, step, count in zip(*dataclasses.astuple(Classes.within(start, stop, 16))):
+        if counted:
+            n = np.setdiff1d(first + step * np.arange(count), seen, assume_unique=True)
+        else:
+            n = np.unique(class_numbers(k, k_prime, 64 * DRAWN, stop, rng, start))
+            n = n[side_of(n) == TEST]
+        found += [rng.permutation(n)[:DRAWN]] if len(n) >= LEAST else []
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #beffed7e
+def asked_of_classes(run: Run) -> pd.DataFrame:
+    "Share right of every class at every checkpoint kept, of the numbers drawn for it: a row a class, a column a step."
+    n, steps = unshown(run), steps_kept(run.path / "checkpoints")
+    truth = np.array([exact_long_step(x) for x in n.tolist()]).reshape(-1, 3)
+    index, found = pd.MultiIndex.from_arrays(truth[:, 1:].T, names=["k", "k_prime"]), {}
+    for step in steps if len(n) else ():
+        model, cfg, _ = run.load(f"step_{step}")
+        tokens = torch.cat([model.generate(cfg.code().encode_input(rows)) for rows in torch.from_numpy(n).split(ROWS)])
+        right = cfg.code().decode(tokens)[0].numpy() == truth[:, 0]
+        found[step] = pd.Series(right, index).groupby(level=[0, 1]).mean()
+    sizes = pd.Series(1, index).groupby(level=[0, 1]).sum()
+    return pd.DataFrame({"n": sizes} | found)
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #7103e5a0
+def drawn_law(run: Run) -> dict[str, float]:
+    "The law by the numbers drawn for it, with nothing left out, and by how many examples the run has seen."
+    table, seen = asked_of_classes(run), run.task.seen(run.task.data(run.config, run.root), run.config)
+    counts = {"examples drawn by the training": len(seen), "  distinct numbers": len(np.unique(seen))}
+    if table.shape[1] < 2 or len(table) < 3:
+        return counts | {"classes with numbers drawn for the law": 0}
+    steps, last = [c for c in table if c != "n"], table[max(c for c in table if c != "n")]
+    reached = [min((s for s in steps if row[s] >= 0.9), default=np.nan) for _, row in table.iterrows()]
+    times = table.index.to_frame(index=False).assign(step=reached)
+    cost, best = best_cost(times)
+    return counts | {
+        "classes with numbers drawn for the law": len(table), "  fewest numbers of a class": table["n"].min(),
+        "  deepest, k + k'": max(a + b for a, b in table.index), "  checkpoints asked": len(steps),
+        "  above 95 %": int((last > 0.95).sum()), "  below 5 %": int((last < 0.05).sum()),
+        "  share above 95 % or below 5 %": float(((last > 0.95) | (last < 0.05)).mean()),
+        "  classes learnt": int(times.step.notna().sum()), "  rank correlation of k + k'": depth_order(times),
+        "  of 2k + k'": depth_order(times, 2.0), "  of c k + k', c fitted": best, "  that c": cost,
+    }
+
 # %% ../../../nbs/systems/collatz/05_views.ipynb #0a3fde20
 def law(scene: Scene, run: Run) -> pd.DataFrame:
     """Accuracy and its place on the ladder, the share of settled classes, and the rank correlation of depth and
-    learning time."""
+    learning time: by the test split and the record, and by numbers drawn for each class."""
     total, (low, high) = float(scene.right.mean()), wilson(int(scene.right.sum()), len(scene.right))
     below = [s for s, share in rungs().items() if share <= total]
     rows = {
@@ -304,7 +363,8 @@ def law(scene: Scene, run: Run) -> pd.DataFrame:
         "  test numbers": len(scene.right),
         "plateau below it, depth": below[-1] if below else np.nan, "  its share": rungs()[below[-1]] if below else 0.0,
     }
-    return pd.DataFrame({scene.name: rows | settled(scene) | learning_order(run)}).rename_axis("figure")
+    rows |= settled(scene) | learning_order(run) | drawn_law(run)
+    return pd.DataFrame({scene.name: rows}).rename_axis("figure")
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #f53b9e12
 def classes(scene: Scene, run: Run) -> pd.DataFrame:
