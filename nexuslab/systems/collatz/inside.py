@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from ...checkpoint import find_checkpoint, steps_kept
 from ...core import ConfigError, DataError, did_you_mean, mix
 from ...data import Source
+from ...evaluate import untrained_model
 from ...metrics import wilson
 from ...run import Run
 from .data import Batch, Code, class_numbers, long_step, make_batch, spell
@@ -372,14 +373,17 @@ def probe_checkpoints(
     fit: int = 2500,  # numbers of the validation split to fit on
     score: int = 1200,  # numbers of the test split to score on
 ) -> pd.DataFrame:
-    "One row a checkpoint and layer: the probe's scores, and `task`, the share of right answers on the same numbers."
+    """One row a checkpoint and layer: the probe's scores, `untrained`, those of the run's own network at step 0, and
+    `task`, the share of right answers on the same numbers."""
     steps, tables = steps_kept(run.path / "checkpoints"), []
     if not steps:
         find_checkpoint(run.path / "checkpoints", "last")  # says what is wrong and what to do
     splits = run.task.data(run.config, run.root)
     fitted, held = some(splits.val, fit), some(splits.test, score)
+    before = probe_layers(untrained_model(run.task, run.config, splits), fitted, held, seed=run.config.seed)["accuracy"]
     for step in spread(steps, most):
         model, cfg, _ = run.load(f"step_{step}")
-        table = probe_layers(model, fitted, held, seed=cfg.seed).assign(step=step, task=right(model, held).mean())
+        table = probe_layers(model, fitted, held, seed=cfg.seed).assign(untrained=before, step=step)
+        table["task"] = right(model, held).mean()
         tables.append(table.set_index("step", append=True).swaplevel())
     return pd.concat(tables)

@@ -476,6 +476,7 @@ def probes(table: pd.DataFrame) -> plt.Figure:
     spans = np.stack([last["accuracy"] - last["low"], last["high"] - last["accuracy"]])
     left.errorbar(place, last["accuracy"], spans, color=BLUE, marker="o", capsize=3, label="probe for (k, k′)")
     left.plot(place, last["control"], color=ORANGE, marker="s", ls="--", label="control: shuffled labels")
+    left.plot(place, last["untrained"], color=GREEN, marker="^", ls="-.", label="the same network, untrained")
     left.axhline(last["majority"].iloc[0], color=GREY, ls=":", label="most frequent class")
     left.axhline(last["task"].iloc[0], color="black", lw=1.2, label="task: every digit right")
     left.set_xticks(place, last.index)
@@ -591,6 +592,17 @@ def reached(run: Run) -> float:
     known = evaluations(run)["value"]
     return float(known.max()) if len(known) else float("nan")
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #2e2af43b
+def published_order(shares: dict[int, float]) -> float:
+    "Spearman's rank correlation of shares by base with the published ones; NaN for fewer than three bases of both."
+    published = {base: share for share, group in PUBLISHED.items() for base in group}
+    both = [base for base, share in shares.items() if base in published and share == share]
+    if len(both) < 3:
+        return float("nan")
+    from scipy.stats import spearmanr  # late: it takes a second
+
+    return float(spearmanr([shares[b] for b in both], [published[b] for b in both]).statistic)
+
 # %% ../../../nbs/systems/collatz/05_views.ipynb #11e11bd2
 def bases(run: Run) -> plt.Figure:
     "Exact match of the runs of a study by base, on the ladder, with their curves."
@@ -600,6 +612,7 @@ def bases(run: Run) -> plt.Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(1, 1.1), sharey=True)
     place = np.arange(len(found))
     shares = [reached(r) for r in found.values()]
+    order = published_order(dict(zip(found, shares, strict=True)))
     left.bar(place, np.nan_to_num(shares), color=list(colours.values()), width=0.6)
     left.scatter(
         place, [published.get(b, np.nan) for b in found], marker="D", facecolors="none", edgecolors="black", s=45,
@@ -626,6 +639,7 @@ def bases(run: Run) -> plt.Figure:
     fig.suptitle(
         f"Bases, {seen:,} examples each"
         + ("" if len(found) > 1 else "\nno other run differs from this one in the base alone")
+        + (f"\nrank correlation with the published shares {order:.2f}" if order == order else "")
     )
     return fig
 
