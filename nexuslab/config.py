@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .core import MAX_DEPTH, ConfigError, depth_of, did_you_mean, project_root, read_yaml
+from .core import MAX_DEPTH, ConfigError, depth_of, did_you_mean, project_root, read_yaml, refuse_name
 
 # %% ../nbs/engine/01_config.ipynb #4afe3f8d
 class Section(BaseModel):
@@ -651,6 +651,10 @@ def resolve(
     file: Path | str | None = None,  # YAML, whole (a run's config.yaml) or in part
 ) -> Config:
     "The configuration of a run: default < preset < file < overrides. Raises `ConfigError` before anything is built."
+    refuse_name(task, "a Task", "get_task(name)")
+    if not isinstance(overrides or {}, dict):
+        raise ConfigError("overrides", found=repr(overrides)[:80], expected="a dictionary of keys and values",
+                          remedy='{"lr": 0.01}')
     layers = {"the file": read_layer(file) if file else {}, "the overrides": dict(overrides or {})}
     refuse_deep(layers)
     agreed("system", {"the task": task.name, **popped(layers, "system")})

@@ -173,6 +173,12 @@ def naming_files(
                         expected="files that can be read and written",
                         remedy=ADVICE.get(error.errno, "check the place and the disk, and do it again")) from error
 
+# %% ../nbs/engine/00_core.ipynb #4712e12e
+def refuse_name(given: Any, kind: str, remedy: str) -> None:
+    "Refuse a name, a path, a number, a dictionary or nothing, where an object is asked for."
+    if given is None or isinstance(given, (str, os.PathLike, dict, int)):
+        raise ConfigError(f"what was given as {kind}", found=repr(given)[:80], expected=kind, remedy=remedy)
+
 # %% ../nbs/engine/00_core.ipynb #86df95d1
 def system_modules() -> dict[str, str]:
     "System name -> the module or package that holds it."

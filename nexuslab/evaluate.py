@@ -26,7 +26,7 @@ from .checkpoint import Saved, fitting, model_of, open_checkpoint
 from .config import Config, difference, validated
 from nexuslab.core import (
     ConfigError, DataError, FormatError, NexusError, RunError, digest, file_digest, is_there, mix, naming_files, plain,
-    read_sealed, system_modules, visible, write_sealed,
+    read_sealed, refuse_name, system_modules, visible, write_sealed,
 )
 from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
@@ -49,6 +49,8 @@ def evaluate(
 ) -> dict[str, float]:
     "Figures of a checkpoint on a split; written to evaluation.json with those of untrained models and baselines."
     started = time.perf_counter()
+    refuse_name(task, "a Task", "get_task(name)")
+    refuse_name(run, "a Run", "Run.open(path)")
     evaluated(run)  # raises where the figures could not be added
     saved, test, figures = assessed(task, run, split, checkpoint, splits, device, data_path, precision)
     folder = run.root / "data" / task.name / "baselines"

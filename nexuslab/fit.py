@@ -21,7 +21,7 @@ from torch import nn
 
 from .checkpoint import load_weights, open_checkpoint
 from .config import Config
-from .core import CheckpointError, ConfigError, NexusError, RunError, naming_files
+from .core import CheckpointError, ConfigError, NexusError, RunError, naming_files, refuse_name
 from .data import Key, Splits, load
 from .listen import Console, Listener, Mirror, go_blind
 from .resume import restore, save, take_up
@@ -91,6 +91,9 @@ def fit(
 @contextlib.contextmanager
 def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[Loop]:
     "The loop, set up, in a run that no other process trains in."
+    for given, kind, remedy in ((task, "a Task", "get_task(name)"), (cfg, "a Config", "resolve(task, preset)"),
+                                (run, "a Run", "Run.create(cfg) or Run.open(path)")):
+        refuse_name(given, kind, remedy)
     try:
         refuse_other_group(cfg)
         loop = set_up(task, cfg, run, splits)

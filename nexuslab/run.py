@@ -54,7 +54,7 @@ from .config import SHORT, Config, Track, flatten, validated
 from nexuslab.core import (
     MAX_YAML, SEAL, ConfigError, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest,
     file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes,
-    read_json, read_sealed, sync_folder, visible, write_sealed,
+    read_json, read_sealed, refuse_name, sync_folder, visible, write_sealed,
 )
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
@@ -326,6 +326,7 @@ def create_run(
     root: Path | str | None = None,  # the project root
 ) -> Run:
     "A new directory with configuration and environment."
+    refuse_name(cfg, "a Config", "resolve(task, preset, overrides)")
     root = Path(root or project_root())
 
     def fill(folder: Path) -> None:
@@ -415,6 +416,8 @@ def open_run(
     "A run that exists; also called `Run.open`. A whole name comes before longer ones that contain it."
     if isinstance(run, Run):
         return run
+    if not isinstance(run, (str, os.PathLike)):
+        raise RunError(f"a {said}", found=repr(run)[:80], expected="a path, a name, or last", remedy='Run.open("last")')
     root = Path(root or project_root())
     for place in (Path(run), root / run, root / "runs" / run):
         if os.path.isfile(place / "config.yaml"):  # Path.is_file raises for names that are too long

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, overlay
 from nexuslab.core import (
-    ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, visible, whole_number,
+    ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, refuse_name, visible, whole_number,
 )
 from .store import Store, write_store
 from .run import Run, refuse_links, write_picture
@@ -48,6 +48,8 @@ def sample(
     **how,  # keyword-only parameters of the system's `sample`
 ) -> Path:
     "Draw new examples and write them with a contact sheet; returns the HDF5 file, which `read_samples` opens."
+    refuse_name(task, "a Task", "get_task(name)")
+    refuse_name(run, "a Run", "Run.open(path)")
     if not isinstance(task, CanSample):
         raise ConfigError(f"sampling from {task.name}", found="a system that makes no new examples",
                           expected="a system that is a CanSample",
@@ -327,6 +329,8 @@ def predict(
     **how,  # keyword-only parameters of the system's `predict`
 ) -> pd.DataFrame:
     "One row an input: the answer, and the truth where it is known; `attrs` of the table say where they come from."
+    refuse_name(task, "a Task", "get_task(name)")
+    refuse_name(run, "a Run", "Run.open(path)")
     if not isinstance(task, CanPredict):
         raise ConfigError(
             f"predicting with {task.name}", found="a system that answers no inputs",
