@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from .checkpoint import Saved, model_of, open_checkpoint
 from .config import Config, accepts_boolean, overlay
 from nexuslab.core import (
-    ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, refuse_name, visible, whole_number,
+    ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, refuse_name, visible,
+    whole_number,
 )
 from .store import Store, write_store
 from .run import Run, refuse_links, write_picture
