@@ -41,6 +41,7 @@ from nexuslab.systems.circuits.reconstruct import (
     rate,
     reconstruct,
     separation,
+    shannon_bound,
     to_circuits,
     verdict,
 )
@@ -72,13 +73,15 @@ class CircuitModel(Section):
     kind: Literal["graph", "slot"] = Field(
         "graph", description="graph: message passing; slot: a dense network over flattened slots, as a peer"
     )
-    latent: tuple[int, int, int] = Field((8, 8, 8), description="dimensions for topology, values, and poles and zeros")
+    latent: tuple[int, int, int] = Field((8, 8, 8), description="dimensions for topology, resistors, and reactances")
     hidden: int = Field(48, ge=4, description="width of the node states (graph) or of the layers (slot)")
     rounds: int = Field(2, ge=1, description="rounds of messages (graph)")
-    read: int = Field(64, ge=4, description="hidden width of the graph's reader and half that of the root head (graph)")
-    beam: int = Field(
-        1, ge=1,
-        description="readings kept where the greedy one does not use up the latent vector; 1 is always greedy (graph)",
+    read: int = Field(64, ge=4, description="width of the graph's reader and half that of the root head (graph)")
+    precision: float = Field(
+        0.02, gt=0, lt=1, description="relative deviation of the values that a sample decodes to (graph)"
+    )
+    margin: float = Field(
+        3.5, ge=1, description="deviations of the posterior inside the region that decodes to its graph (graph)"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the hidden layers")
 
@@ -87,8 +90,10 @@ class CircuitLoss(Section):
     "Weights of the objective."
 
     reconstruction: float = Field(1.0, ge=0, description="graph and values")
-    transfer: float = Field(0.5, ge=0, description="poles and zeros")
-    kl: float = Field(0.05, ge=0, description="divergence from the prior, after the warm-up")
+    transfer: float = Field(0.5, ge=0, description="poles and zeros, as the head reads them")
+    kl: float = Field(
+        0.05, ge=0, description="divergence from the prior, after the warm-up; the graph model's follows from its graph term"
+    )
     zeros: float = Field(0.5, ge=0, description="zeros, relative to poles")
     warmup: float = Field(0.1, gt=0, le=1, description="share of the steps over which the divergence is warmed up")
 
@@ -146,8 +151,8 @@ def ladders() -> CircuitConfig:
     "Random networks: topologies by the thousand, and test circuits whose topology was never seen."
     return base().model_copy(update={
         "preset": "ladders", "data": CircuitData(population="ladders"),
-        "model": CircuitModel(latent=(28, 10, 10), rounds=3, read=96, beam=16),
-        "loss": CircuitLoss(transfer=0.05, kl=0.001), "budget": Budget(epochs=36), "track": Track(log_every=100),
+        "model": CircuitModel(latent=(30, 12, 14), rounds=3),
+        "loss": CircuitLoss(transfer=0.05), "budget": Budget(epochs=14), "track": Track(log_every=100),
         "checkpoint": Checkpoint(eval_every=2),
     })
 
@@ -208,11 +213,15 @@ def came_back(
     seed: int,
     given: bool = False,  # decode the values only, at the true graph
 ) -> dict[str, float]:
-    "Figures of circuits decoded from the posterior mean, from a sample of the posterior, and its rate [nats]."
+    """Figures of circuits decoded from the posterior mean, from a sample of the posterior, and its rate [nats]; beside it
+    Shannon's bound at the error of the sample, where every graph is known and the error leaves a bound."""
     draw = mix(seed, "posterior") % 2**32
     mean, sampled = (reconstruct(model, source.flat, rows, seed=s, given=given)[1] for s in (None, draw))
     beside = {f"{k}_sampled": v for k, v in judge(source.arrays, rows, sampled).figures().items()}
-    return judge(source.arrays, rows, mean).figures() | beside | {"rate_nats": rate(model, source.flat, rows)}
+    nats = rate(model, source.flat, rows)
+    bound = shannon_bound(source.arrays, rows, beside["value_error_median_sampled"])
+    told = {"shannon_nats": bound, "rate_over_bound": nats / bound} if 0 < bound < float("inf") else {}
+    return judge(source.arrays, rows, mean).figures() | beside | {"rate_nats": nats} | told
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #ed1592ad
 def latent_figures(model: CircuitVAE, source: Circuits, seed: int) -> dict[str, float]:
@@ -248,7 +257,10 @@ def make_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
     if m.kind == "slot":
         return SlotVAE(meta["nodes"], m.latent, m.hidden, m.dropout)
     poles, zeros = max(1, meta["poles"]), max(1, meta["zeros"])
-    return GraphVAE(meta["nodes"], m.latent, m.hidden, m.rounds, m.read, poles, zeros, beam=m.beam, dropout=m.dropout)
+    return GraphVAE(
+        meta["nodes"], m.latent, m.hidden, m.rounds, m.read, poles, zeros, meta["statistics"], m.precision, m.margin,
+        m.dropout,
+    )
 
 def at_the_true_graph(model: CircuitVAE, splits: Splits, split: str, seed: int) -> dict[str, float]:
     "Figures of the values that a model decodes when it is told the graph."
@@ -304,7 +316,7 @@ def train_peer(
     return model.eval()
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a0440944
-FIGURES = 2  # raised when the figures that are kept are others
+FIGURES = 3  # raised when the figures that are kept are others
 
 def peer_figures(
     splits: Splits,
@@ -405,7 +417,7 @@ class CircuitFigures:
 
     def directions(self, cfg):
         more = "graph_exact*", "parts_shared*", "pole_within*", "silhouette*", "purity*", "prior_*"
-        less = "pole_error*", "value_error*", "reconstruction", "transfer", "graph", "value", "poles", "zeros", "origin"
+        less = "rate_over_bound*", "pole_error*", "value_error*", "reconstruction", "transfer", "graph", "value", "poles", "zeros", "origin"
         return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #229e6d27
