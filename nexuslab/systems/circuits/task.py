@@ -152,7 +152,7 @@ def ladders() -> CircuitConfig:
     return base().model_copy(update={
         "preset": "ladders", "data": CircuitData(population="ladders"),
         "model": CircuitModel(latent=(30, 12, 14), rounds=3),
-        "loss": CircuitLoss(transfer=0.05), "budget": Budget(epochs=14), "track": Track(log_every=100),
+        "loss": CircuitLoss(transfer=0.05), "budget": Budget(epochs=27), "track": Track(log_every=100),
         "checkpoint": Checkpoint(eval_every=2),
     })
 
@@ -457,7 +457,7 @@ class CircuitTraining(CircuitFigures):
             "optim.lr": trial.suggest_float("optim.lr", 5e-4, 1e-2, log=True),
             "model.hidden": trial.suggest_categorical("model.hidden", [32, 48, 64]),
             "model.rounds": trial.suggest_int("model.rounds", 1, 3),
-            "loss.kl": trial.suggest_float("loss.kl", 5e-3, 0.2, log=True),
+            "model.read": trial.suggest_categorical("model.read", [32, 64, 96]),
         }
 
     def baselines(self, splits, split, cfg):
