@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECADES', 'GAUSSIAN_MEDIAN', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', 'parts_shared', 'Errors',
-           'judge', 'posteriors', 'rate', 'reconstruct', 'graph_entropy', 'shannon_bound', 'mean_circuit',
-           'nearest_circuits', 'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed',
-           'draw_prior', 'dealt_anew', 'prior_figures', 'separation']
+           'judge', 'posteriors', 'rate', 'reconstruct', 'shannon_bound', 'mean_circuit', 'nearest_circuits',
+           'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed', 'draw_prior',
+           'dealt_anew', 'prior_figures', 'separation']
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #eab766db
 from collections.abc import Mapping, Sequence
@@ -182,9 +182,7 @@ def reconstruct(
         circuits += to_circuits(read, flat.statistics)
     return z, circuits
 
-# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #c8039e79
-GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |x| for a standard normal x
-
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #99a24f5b
 def graph_entropy(
     arrays: dict[str, np.ndarray],
     rows: np.ndarray,  # (n,) items
@@ -194,6 +192,9 @@ def graph_entropy(
     frequency = dict(zip(names.tolist(), (count / count.sum()).tolist(), strict=True))
     shares = np.array([frequency.get(name, 0.0) for name in arrays["topology"][rows].tolist()])
     return float(-np.log(shares).mean()) if (shares > 0).all() else float("inf")
+
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #c8039e79
+GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |x| for a standard normal x
 
 def shannon_bound(
     arrays: dict[str, np.ndarray],
@@ -350,7 +351,7 @@ def prior_figures(
     drawn: list[Circuit | None],
     known: Mapping[int, str],  # topology hash -> family, of the training split
 ) -> dict[str, float]:
-    "Shares of valid and of clean draws; among the valid ones of different and of new typed graphs, and of new clean ones."
+    "Shares of valid and of clean draws; of different and of new graphs among the valid, of new ones among the clean."
     names = [topology_hash(c) for c in drawn if verdict(c) == "valid"]
     clean = [topology_hash(c) for c, told in zip(drawn, appraise(drawn, known), strict=True) if told == "clean"]
     count = max(1, len(names))

@@ -92,7 +92,7 @@ class CircuitLoss(Section):
     reconstruction: float = Field(1.0, ge=0, description="graph and values")
     transfer: float = Field(0.5, ge=0, description="poles and zeros, as the head reads them")
     kl: float = Field(
-        0.05, ge=0, description="divergence from the prior, after the warm-up; the graph model's follows from its graph term"
+        0.05, ge=0, description="divergence, after the warm-up; that of the graph model follows from its graph term"
     )
     zeros: float = Field(0.5, ge=0, description="zeros, relative to poles")
     warmup: float = Field(0.1, gt=0, le=1, description="share of the steps over which the divergence is warmed up")
@@ -213,8 +213,8 @@ def came_back(
     seed: int,
     given: bool = False,  # decode the values only, at the true graph
 ) -> dict[str, float]:
-    """Figures of circuits decoded from the posterior mean, from a sample of the posterior, and its rate [nats]; beside it
-    Shannon's bound at the error of the sample, where every graph is known and the error leaves a bound."""
+    """Figures of circuits decoded from the posterior mean and from a sample of the posterior, and its rate [nats]; beside
+    it Shannon's bound at the error of the sample, where every graph is known and the error leaves a bound."""
     draw = mix(seed, "posterior") % 2**32
     mean, sampled = (reconstruct(model, source.flat, rows, seed=s, given=given)[1] for s in (None, draw))
     beside = {f"{k}_sampled": v for k, v in judge(source.arrays, rows, sampled).figures().items()}
@@ -417,7 +417,10 @@ class CircuitFigures:
 
     def directions(self, cfg):
         more = "graph_exact*", "parts_shared*", "pole_within*", "silhouette*", "purity*", "prior_*"
-        less = "rate_over_bound*", "pole_error*", "value_error*", "reconstruction", "transfer", "graph", "value", "poles", "zeros", "origin"
+        less = (
+            "rate_over_bound*", "pole_error*", "value_error*", "reconstruction", "transfer", "graph", "value", "poles",
+            "zeros", "origin",
+        )
         return dict.fromkeys(more, "max") | dict.fromkeys(less, "min")
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #229e6d27
