@@ -542,10 +542,11 @@ def draw_distortion(
     bound = [shannon_bound(scene.source.arrays, rows, e) for e in errors]
     ax.plot(100 * errors, bound, color="black", label="Shannon's bound")
     ax.plot(100 * table["median"], table["rate [nats]"], "o-", color=PALETTE[0], label=OWN)
-    for k, (name, told) in enumerate(peers.items(), 1):
-        if "rate_nats" in told and told["graph_exact_sampled"] > 0.9 and told["value_error_median_sampled"] < 1:
-            error, colour = 100 * told["value_error_median_sampled"], PALETTE[k % len(PALETTE)]
-            ax.plot(error, told["rate_nats"], "s", color=colour, label=name)
+    for name, told in peers.items():
+        if "rate_nats" in told and "true graph" not in name and told["value_error_median_sampled"] < 1:
+            share = f"{name}, {told['graph_exact_sampled']:.3f} of the graphs exact"
+            colour = ORANGE if name == "untrained" else "gray"
+            ax.plot(100 * told["value_error_median_sampled"], told["rate_nats"], "s", color=colour, label=share)
     ax.set(xscale="log", xlabel="median error of a sample's values [%]", ylabel="rate [nats]", ylim=(0, None))
     ax.set_title("What samples of the posterior cost, and how exactly they decode")
     ax.legend()
