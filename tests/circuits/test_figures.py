@@ -254,7 +254,7 @@ def test_numbers_of_nodes_change_no_figure(ladders, kind):
 def test_values_cost_what_shannon_says(ladders, precision):
     """An untrained model: the rate of the two value branches against the bound at the error of the samples."""
     arrays, rows = ladders.test.arrays, np.arange(200)
-    model = GraphVAE(11, (20, 12, 14), 8, read=8, poles=9, zeros=9, statistics=arrays["statistics"], precision=precision)
+    model = GraphVAE(11, (20, 12, 14), 8, read=8, statistics=arrays["statistics"], precision=precision)
     errors = judge(arrays, rows, reconstruct(model, ladders.test.flat, rows, seed=0, given=True)[1])
     error = np.median(errors.value)
     assert error == pytest.approx(GAUSSIAN_MEDIAN * precision, rel=0.1)

@@ -213,8 +213,8 @@ def came_back(
     seed: int,
     given: bool = False,  # decode the values only, at the true graph
 ) -> dict[str, float]:
-    """Figures of circuits decoded from the posterior mean and from a sample of the posterior, and its rate [nats]; beside
-    it Shannon's bound at the error of the sample, where every graph is known and the error leaves a bound."""
+    """Figures of circuits decoded from the posterior mean and from a sample of the posterior, and its rate [nats];
+    beside it Shannon's bound at the error of the sample, where every graph is known and the error leaves a bound."""
     draw = mix(seed, "posterior") % 2**32
     mean, sampled = (reconstruct(model, source.flat, rows, seed=s, given=given)[1] for s in (None, draw))
     beside = {f"{k}_sampled": v for k, v in judge(source.arrays, rows, sampled).figures().items()}
