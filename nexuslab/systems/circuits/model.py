@@ -655,8 +655,8 @@ def too_narrow(found: int, nodes: int) -> ConfigError:
     )
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #df18340a
-class GraphVAE(CircuitVAE):
-    "A circuit as a box of decisions and scores of values."
+class GraphParts(CircuitVAE):
+    "The parts of a graph model."
 
     def __init__(
         self,
@@ -679,6 +679,10 @@ class GraphVAE(CircuitVAE):
         self.reader = GraphReader(nodes, hidden, read, rounds, dropout)
         self.scores = ValueScores(latent[1:], statistics, precision)
         self.roots = RootHead(sum(latent), read, poles, zeros, dropout)
+
+# %% ../../../nbs/systems/circuits/02_model.ipynb #9d06fdb6
+class GraphVAE(GraphParts):
+    "A circuit as a box of decisions and scores of values."
 
     def study(self, batch):
         with torch.autocast(batch.graph.device.type, enabled=False):  # borders are compared to the sixth digit
