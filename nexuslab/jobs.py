@@ -112,6 +112,30 @@ def purpose_of(verb: str) -> str:
     first = "".join(json.loads(job_notebooks()[verb].read_text(encoding="utf-8"))["cells"][0]["source"])
     return re.split(r"[:.](?: `|\n|$)", first.partition("> ")[2])[0].strip()
 
+# %% ../nbs/engine/20_jobs.ipynb #04fba0af
+def add_choices(parser: Parser, notebook: Path, arguments: list[str]) -> None:
+    "Options for the choices of the system that is named, if there is one that the job does not declare."
+    known = {option for action in parser._actions for option in action.option_strings}
+    flags = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    if "how" not in parameters_of(notebook) or flags <= known:
+        return
+    from nexuslab.design import offered_by, run_of_system  # late: these import torch
+    from nexuslab.task import get_task
+
+    said = {"run": "last"} | dict(zip((w.lstrip("-") for w in arguments), arguments[1:], strict=False))
+    first = next((word for word in arguments[:1] if not word.startswith("-")), said["run"])
+    system = said.get("system") or run_of_system(first, None).tree["system"]
+    for name in sorted({name for names in offered_by(get_task(system)).values() for name in names}):
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"how.{name}", type=parse_yaml, metavar=name.upper(),
+                            help=f"a choice of {system}")
+
+# %% ../nbs/engine/20_jobs.ipynb #b9dd5d6b
+def with_choices(said: dict[str, Any]) -> dict[str, Any]:
+    "What was said, with the choices of the system in `how`."
+    chosen = {name.removeprefix("how."): value for name, value in said.items() if name.startswith("how.")}
+    rest = {name: value for name, value in said.items() if not name.startswith("how.")}
+    return rest | ({"how": joined(said.get("how") or {}, chosen)} if chosen else {})
+
 # %% ../nbs/engine/20_jobs.ipynb #18f0e159
 def said_by(
     verb: str,  # train, evaluate ...
@@ -127,7 +151,8 @@ def said_by(
                             help=f"the same as --{subject}: a name, a part of it, a path, or last")
     add_options(parser, notebook)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
-    said = vars(parser.parse_args(arguments))
+    add_choices(parser, notebook, arguments)
+    said = with_choices(vars(parser.parse_args(arguments)))
     said.pop("json", None)  # for `main`
     dry, changes = said.pop("dry_run", False), said.pop("override", [])
     if "subject" in said:

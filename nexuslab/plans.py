@@ -336,11 +336,12 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 # %% ../nbs/engine/18_plans.ipynb #62da3ac6
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
-    from nexuslab.run import Run  # late: these import torch
+    from nexuslab.design import run_of_system  # late: these import torch
+    from nexuslab.run import Run
     from nexuslab.task import get_task
     from nexuslab.views import known_views
 
-    run = Run.open(given["run"])
+    run = run_of_system(given["run"], given.get("system")) if verb == "sample" else Run.open(given["run"])
     task, rows = get_task(run.tree["system"]), {"run": run.path, "state": run.status["state"]}
     if "checkpoint" in given:
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
@@ -369,9 +370,12 @@ def plan_of_evaluation(task, run, given: dict[str, Any], chosen: set[str]) -> di
 # %% ../nbs/engine/18_plans.ipynb #73202c13
 def plan_of_sample(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "What the job 06_sample would do with a run."
-    from nexuslab.sample import seed_of, size_of, understood  # late: these import torch
+    from nexuslab.design import wants_design  # late: these import torch
+    from nexuslab.sample import seed_of, size_of, understood
     from nexuslab.setup import placed
 
+    if wants_design(task, given["how"]):
+        return plan_of_design(task, run, given, chosen)
     predicting = wants_answers(task, given, chosen)
     made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
     rows = {"answers to": given["inputs"]} if predicting else made
@@ -381,6 +385,25 @@ def plan_of_sample(task, run, given: dict[str, Any], chosen: set[str]) -> dict[s
     if predicting:
         task.refuse(run.config, rows["how"])
     return rows | {"writes": given["output"] or run.path / "samples"}
+
+# %% ../nbs/engine/18_plans.ipynb #91fb0765
+def check_design(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "The number and the choices of a design that 06_sample is asked for; a parameter that it leaves unused is refused."
+    from nexuslab.design import SEVERAL  # late: these import torch
+    from nexuslab.sample import seed_of, understood
+
+    if unused := sorted({"checkpoint", "inputs", "device", "precision", "chunk"} & chosen):
+        raise ConfigError(f"design of {task.name}", found=", ".join(f"{k} = {given[k]!r}" for k in unused),
+                          expected="none of these: no weights are asked", remedy=f"leave {' and '.join(unused)} out")
+    n = whole_number("n", given["n"]) if "n" in chosen else SEVERAL
+    how = understood(task.design, given["how"])
+    task.refuse_design(how)
+    return {"n": n, "seed": seed_of(run.config, given["seed"]), "how": how}
+
+# %% ../nbs/engine/18_plans.ipynb #f009e33f
+def plan_of_design(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "What the job 06_sample would do for a design."
+    return check_design(task, run, given, chosen) | {"writes": given["output"] or run.path / "samples"}
 
 # %% ../nbs/engine/18_plans.ipynb #29fab55d
 def check_parameters(verb: str, given: dict[str, Any], chosen: set[str]) -> None:

@@ -443,6 +443,7 @@ REFUSED = {
     },
     "sample": {
         "run": ["nosuch"],
+        "system": ["nosuch", "toy_tokens"],
         "checkpoint": ["step_999"],
         "inputs": [[27]],
         "n": [0, -3, 2.5, "many", True, None],

@@ -10,12 +10,13 @@ __all__ = ['FIGURES', 'TASK', 'CircuitData', 'CircuitModel', 'CircuitLoss', 'Cir
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from ...design import CanDesign
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
 from ...core import DataError, mix
 from ...data import Source, Splits
@@ -471,7 +472,7 @@ class CircuitTraining(CircuitFigures):
         return guesses(splits, split) | beside
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
-class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
+class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, CanDesign, HasLatent):
     "A graph variational autoencoder that holds an analogue filter."
 
     def views(self):
@@ -493,6 +494,28 @@ class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, HasLatent):
     def sample(self, model, n, cfg, meta, at):
         z = at.normal((n, sum(model.latent)), "latent").to(next(model.parameters()).device)
         return as_samples(to_circuits(model.decode(z), np.asarray(meta["statistics"])))
+
+    def refuse_design(self, how):
+        from nexuslab.systems.circuits.design import asked_of  # late: training designs nothing
+
+        asked_of(how)
+
+    def design(
+        self, n, cfg, splits, folder, seed, *,
+        kind: Literal["low_pass", "high_pass", "band_pass", "band_stop"] | None = None, f0: float | None = None,
+        q: float | None = None, order: int | None = None, ripple: float | None = None, mask: str | None = None, response: str | None = None,
+        load: Annotated[float, Field(gt=0)] | None = None, series: Literal["E12", "E24", "E96", "none"] = "E24",
+        parts: Annotated[int, Field(ge=2)] | None = None, tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05,
+        within: Annotated[float, Field(gt=0)] = 1.0, budget: Annotated[int, Field(ge=100)] = 2000,
+    ):
+        from nexuslab.systems.circuits.design import Library, Wish, asked_for, design_circuits  # late
+
+        asked = asked_for(kind, f0, q, order, ripple, mask, response)
+        wish = Wish(load, None if series == "none" else series, tolerance, within)
+        library = Library(splits.train.arrays, splits.train.members)
+        table, reason = design_circuits(library, folder, n, seed, asked, wish, parts, budget)
+        table.attrs["reason"] = reason
+        return table
 
     def contact_sheet(self, samples, cfg, meta):
         return picture([c for c in as_circuits(samples) if analysed(c) is not None][:12])
