@@ -247,7 +247,7 @@ def test_few_names_are_exported():
 
 
 def test_chapters_of_a_system_stand_in_the_order_of_dependence():
-    """A chapter imports only those before it, but a task names its views and designs; a number is a topic in every system."""
+    """A chapter imports only those before it, but a task names views and designs; a number is a topic."""
     topics, examined = {"data": 1, "model": 2, "task": 4, "views": 5}, 0
     for folder in sorted(p for p in (ROOT / "nbs" / "systems").iterdir() if p.is_dir()):
         names = {p.stem.split("_", 1)[1]: p.stem for p in folder.glob("0*.ipynb")}

@@ -471,8 +471,40 @@ class CircuitTraining(CircuitFigures):
         beside = {"untrained, true graph": given} | peer_baseline(splits, split, cfg)
         return guesses(splits, split) | beside
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #64faeda0
+class CircuitDesigns(CanDesign):
+    "What a designer may ask, as a kind, a mask or a response."
+
+    def refuse_design(self, how):
+        from nexuslab.systems.circuits.design import asked_of  # late: training designs nothing
+
+        asked_of(how)
+
+    def design(
+        self, n, cfg, splits, folder, seed, *,
+        kind: Literal["low_pass", "high_pass", "band_pass", "band_stop"] | None = None,
+        f0: float | None = None,  # Hz
+        q: float | None = None, order: int | None = None,
+        ripple: float | None = None,  # dB
+        mask: str | None = None, response: str | None = None,  # files
+        load: Annotated[float, Field(gt=0)] | None = None,  # ohm
+        series: Literal["E12", "E24", "E96", "none"] = "E24",
+        parts: Annotated[int, Field(ge=2)] | None = None,  # at most
+        tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05,  # of every part
+        within: Annotated[float, Field(gt=0)] = 1.0,  # dB at which a built circuit is refused
+        budget: Annotated[int, Field(ge=100)] = 2000,  # analyses of the search
+    ):
+        from nexuslab.systems.circuits.design import Library, Wish, asked_for, design_circuits  # late
+
+        asked = asked_for(kind, f0, q, order, ripple, mask, response)
+        wish = Wish(load, None if series == "none" else series, tolerance, within)
+        library = Library(splits.train.arrays, splits.train.members)
+        table, reason = design_circuits(library, folder, n, seed, asked, wish, parts, budget)
+        table.attrs["reason"] = reason
+        return table
+
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
-class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, CanDesign, HasLatent):
+class CircuitTask(CircuitSet, CircuitTraining, CircuitDesigns, Task, CanSample, HasLatent):
     "A graph variational autoencoder that holds an analogue filter."
 
     def views(self):
@@ -494,28 +526,6 @@ class CircuitTask(CircuitSet, CircuitTraining, Task, CanSample, CanDesign, HasLa
     def sample(self, model, n, cfg, meta, at):
         z = at.normal((n, sum(model.latent)), "latent").to(next(model.parameters()).device)
         return as_samples(to_circuits(model.decode(z), np.asarray(meta["statistics"])))
-
-    def refuse_design(self, how):
-        from nexuslab.systems.circuits.design import asked_of  # late: training designs nothing
-
-        asked_of(how)
-
-    def design(
-        self, n, cfg, splits, folder, seed, *,
-        kind: Literal["low_pass", "high_pass", "band_pass", "band_stop"] | None = None, f0: float | None = None,
-        q: float | None = None, order: int | None = None, ripple: float | None = None, mask: str | None = None, response: str | None = None,
-        load: Annotated[float, Field(gt=0)] | None = None, series: Literal["E12", "E24", "E96", "none"] = "E24",
-        parts: Annotated[int, Field(ge=2)] | None = None, tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05,
-        within: Annotated[float, Field(gt=0)] = 1.0, budget: Annotated[int, Field(ge=100)] = 2000,
-    ):
-        from nexuslab.systems.circuits.design import Library, Wish, asked_for, design_circuits  # late
-
-        asked = asked_for(kind, f0, q, order, ripple, mask, response)
-        wish = Wish(load, None if series == "none" else series, tolerance, within)
-        library = Library(splits.train.arrays, splits.train.members)
-        table, reason = design_circuits(library, folder, n, seed, asked, wish, parts, budget)
-        table.attrs["reason"] = reason
-        return table
 
     def contact_sheet(self, samples, cfg, meta):
         return picture([c for c in as_circuits(samples) if analysed(c) is not None][:12])
