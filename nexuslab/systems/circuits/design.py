@@ -251,7 +251,8 @@ def design(
         in_series(wish.series)
     solutions, _ = search(target, proposals, 2 * n, budget, wish.load)
     made = [finish_design(target, s, wish) for s in solutions]
-    return sorted(made, key=lambda d: d.row["error_db"] + PART * d.row["parts"])[:n]
+    errors = [d.row["error_db"] + PART * d.row["parts"] * (d.row["error_db"] <= wish.within) for d in made]
+    return [made[k] for k in np.argsort(errors, kind="stable")[:n]]
 
 # %% ../../../nbs/systems/circuits/06d_design.ipynb #e44d4892
 def why_not(design: Design, wish: Wish) -> str | None:
