@@ -53,7 +53,8 @@ def wants_design(
     "Whether these choices ask for a design."
     offered = offered_by(task)
     others = {name for verb, names in offered.items() if verb != "design" for name in names}
-    return bool({*(how or {})} & {*offered.get("design", [])} - others)
+    said = how if isinstance(how, dict) else {}  # anything else is refused when it is read
+    return bool({*said} & {*offered.get("design", [])} - others)
 
 # %% ../nbs/engine/09b_design.ipynb #a94ed490
 SEVERAL = 4  # designs where no number is chosen
