@@ -24,7 +24,7 @@ from nexuslab.systems.circuits.fit import (
     DB, Limits, Networks, Target, circuit_of, graph_of, improve, levels, logs_of, race, stack, start_fits, usual_limits,
 )
 from .population import RANGES
-from .propose import Library, Proposal, by_chance, nearest, textbook
+from .propose import IMPEDANCE, Library, Proposal, by_chance, nearest, textbook
 from .schematic import UNITS, draw_circuit, with_prefix
 from .specification import read_mask, wanted_filter, wanted_response
 
@@ -90,12 +90,21 @@ def neighbours(values: np.ndarray, x: np.ndarray, low: np.ndarray, high: np.ndar
     return np.stack([values[np.clip(above - 1, first, last)], values[above]], -1)
 
 # %% ../../../nbs/systems/circuits/06d_design.ipynb #e4ad910d
-WAYS = 8  # kept while values are fixed
+WAYS = 12  # kept while values are fixed
+ROOM = np.log(5.0)  # how far the impedance is moved each way
 AGAIN = 3  # steps of least squares after each
 
 def fixed_order(networks: Networks, free: np.ndarray) -> list[int]:
     "The parts of one network in the order in which they are fixed: inductors, capacitors, resistors."
     return [p for kind in (2, 1, 0) for p in np.flatnonzero(free & (networks.kind[0] == kind))]
+
+def at_other_impedances(one: Networks, u: np.ndarray, p: int, values: np.ndarray, limits: Limits) -> np.ndarray:
+    "The circuit scaled so that part p takes every value of a series in turn, where all parts stay in range, (B, P)."
+    sign = IMPEDANCE[one.kind[0]]
+    steps = (values - u[p]) * sign[p]
+    moved = u + steps[np.abs(steps) < ROOM][:, None] * sign
+    inside = ((moved >= limits.low - 1e-9) & (moved <= limits.high + 1e-9)).all(1)
+    return np.concatenate([u[None], moved[inside]])
 
 def snap(
     target: Target,
@@ -105,10 +114,12 @@ def snap(
 ) -> list[Circuit]:
     "The circuit with values of a series, the best ways first."
     values, graph = in_series(series), graph_of(circuit)
-    u = logs_of([circuit])
-    limits = usual_limits(stack([graph]), load)
-    low, high = limits.low, limits.high
-    for p in fixed_order(stack([graph]), stack([graph]).held[0] & (low[0] < high[0])):
+    one = stack([graph])
+    limits = usual_limits(one, load)
+    order = fixed_order(one, one.held[0] & (limits.low[0] < limits.high[0]))
+    u = at_other_impedances(one, logs_of([circuit])[0], order[0], values, limits) if load is None else logs_of([circuit])
+    low, high = (np.repeat(x, len(u), 0) for x in (limits.low, limits.high))
+    for p in order:
         both = neighbours(values, u[:, p], low[:, p], high[:, p]).ravel()
         u, low, high = (np.repeat(x, 2, 0) for x in (u, low, high))
         u[:, p] = low[:, p] = high[:, p] = both
@@ -119,8 +130,8 @@ def snap(
         kept = kept[np.sort(np.unique(fits.u[kept].round(9), axis=0, return_index=True)[1])][:WAYS]
         u, low, high = fits.u[kept], low[kept], high[kept]
     networks = stack([graph] * len(u))
-    order = np.argsort(start_fits(networks, u, target, Limits(u, u)).worst, kind="stable")
-    return [written_out(circuit_of(networks, u, row)) for row in order]
+    nearest_first = np.argsort(start_fits(networks, u, target, Limits(u, u)).worst, kind="stable")
+    return [written_out(circuit_of(networks, u, row)) for row in nearest_first]
 
 def written_out(circuit: Circuit) -> Circuit:
     "The circuit with 12 digits of each value, so that 7.5 mH is written so."
