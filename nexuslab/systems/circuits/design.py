@@ -117,7 +117,8 @@ def snap(
     one = stack([graph])
     limits = usual_limits(one, load)
     order = fixed_order(one, one.held[0] & (limits.low[0] < limits.high[0]))
-    u = at_other_impedances(one, logs_of([circuit])[0], order[0], values, limits) if load is None else logs_of([circuit])
+    u = logs_of([circuit])
+    u = at_other_impedances(one, u[0], order[0], values, limits) if load is None else u
     low, high = (np.repeat(x, len(u), 0) for x in (limits.low, limits.high))
     for p in order:
         both = neighbours(values, u[:, p], low[:, p], high[:, p]).ravel()
