@@ -33,8 +33,13 @@ def styled(match: re.Match) -> str:
     return match[0]
 
 
+BRACKETS = {r"\lfloor": "⌊", r"\rfloor": "⌋", r"\lceil": "⌈", r"\rceil": "⌉"}  # unknown to the converter as commands
+
+
 def mathml(latex: str, display: str) -> str:
     """An equation; what the converter does not know is a warning, and so fails the build."""
+    for command, sign in BRACKETS.items():
+        latex = re.sub(re.escape(command) + r"(?![A-Za-z])", sign, latex)
     try:
         written = convert(latex, display=display)
     except Exception as error:  # the converter raises many kinds, none with a common base
