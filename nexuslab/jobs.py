@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nexuslab.core import (
-    ConfigError, NexusError, did_you_mean, is_there, module_of, naming_files, parse_yaml, plain, project_root, visible,
+    ConfigError, NexusError, RunError, did_you_mean, is_there, module_of, naming_files, parse_yaml, plain, project_root,
+    visible,
 )
 from nexuslab.parameters import (
     READERS, counted, edited, job_notebooks, joined, parameters_of, parse_changes,
@@ -124,7 +125,10 @@ def add_choices(parser: Parser, notebook: Path, arguments: list[str]) -> None:
 
     said = {"run": "last"} | dict(zip((w.lstrip("-") for w in arguments), arguments[1:], strict=False))
     first = next((word for word in arguments[:1] if not word.startswith("-")), said["run"])
-    system = said.get("system") or run_of_system(first, None).tree["system"]
+    try:
+        system = said.get("system") or run_of_system(first, None).tree["system"]
+    except RunError:  # said later; an unknown option is answered first
+        return
     for name in sorted({name for names in offered_by(get_task(system)).values() for name in names}):
         parser.add_argument(f"--{name.replace('_', '-')}", dest=f"how.{name}", type=parse_yaml, metavar=name.upper(),
                             help=f"a choice of {system}")

@@ -352,6 +352,7 @@ class Asked:
     f0: float  # Hz: corner or centre
     load: float | None  # ohm, where a file says it
     title: str
+    filter: dict | None = None  # arguments of `wanted_filter`, where a kind was asked for
 
 def shape_of(target: Target) -> tuple[str, float]:
     "The kind of a corridor, and its corner or centre [Hz]."
@@ -384,7 +385,8 @@ def asked_for(
     if kind is not None:
         target = wanted_filter(kind, f0, 0.7071 if q is None else q, order, ripple)
         words = f"q {0.7071 if q is None else q:g}" if order is None else f"order {order}"
-        return Asked(target, kind, f0, None, f"{kind.replace('_', '-')}, {with_prefix(f0, 'Hz')}, {words}")
+        told = {"kind": kind, "f0": f0, "q": 0.7071 if q is None else q, "order": order, "ripple": ripple}
+        return Asked(target, kind, f0, None, f"{kind.replace('_', '-')}, {with_prefix(f0, 'Hz')}, {words}", told)
     target, load = (read_mask(mask), None) if mask is not None else wanted_response(response)
     return Asked(target, *shape_of(target), load, Path(mask or response).name)
 
@@ -414,6 +416,21 @@ def proposals_for(
     return in_turn([textbook(asked.kind, asked.f0, load, parts), known, by_chance(each // 4, seed, load, parts)])
 
 # %% ../../../nbs/systems/circuits/06d_design.ipynb #6e9f015f
+FACTOR, FARTHEST = 1.5, 12  # of a change, and how many of them together
+
+def within_reach(asked: Asked, wish: Wish, parts: int | None) -> tuple[float, float] | None:
+    "Frequency [Hz] and quality nearest to those asked for that a ladder of the textbook meets; None for none near."
+    steps = range(-FARTHEST, FARTHEST + 1)
+    changes = [(a, b) for a in steps for b in steps if abs(a) + abs(b) <= FARTHEST]
+    changes.sort(key=lambda change: abs(change[0]) + abs(change[1]))
+    for a, b in changes:
+        f0, q = asked.filter["f0"] * FACTOR**a, asked.filter["q"] * FACTOR**b
+        books = textbook(asked.kind, f0, wish.load, parts)[:24]
+        if search(wanted_filter(**asked.filter | {"f0": f0, "q": q}), books, 1, 400, wish.load)[0][0].error <= GOOD:
+            return f0, q
+    return None
+
+# %% ../../../nbs/systems/circuits/06d_design.ipynb #87a643d9
 def design_circuits(
     library: Library,
     folder: Path,  # exists and is empty
@@ -428,4 +445,8 @@ def design_circuits(
     wish = replace(wish, load=asked.load if wish.load is None else wish.load)
     proposals = proposals_for(asked, library, wish.load, parts, seed, budget)
     made = design(asked.target, proposals, n, wish, budget)
-    return write_designs(folder, asked.target, made, asked.title), why_not(made[0], wish)
+    reason = why_not(made[0], wish)
+    if reason and asked.filter:
+        near = within_reach(asked, wish, parts)
+        reason += f". Within reach: {with_prefix(near[0], 'Hz')} with q = {near[1]:.3g}" if near else ""
+    return write_designs(folder, asked.target, made, asked.title), reason
