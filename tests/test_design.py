@@ -71,11 +71,20 @@ def test_a_mask_and_a_response(home, monkeypatch, capsys, tmp_path):
     level = 20 * np.log10(np.abs(response(circuit, np.array([1e3, 5e3, 1e4, 1e5, 1e6]))))
     assert (level[:3] > -7.5).all() and (level[3:] < -24).all()
 
+    task, run = get_task("circuits"), run_of_system("last", "circuits", home)
+    folders = []
+    for stop in (25, 35):
+        mask.write_text(f"from_hz,to_hz,lower_db,upper_db\n1e3,1e4,-20,1\n1e5,1e6,,-{stop}\n")
+        table, folder = design(task, run, 1, mask=str(mask), series="none")
+        told = json.loads((folder / "circuits.json").read_text())
+        assert told[0]["error_db"] == pytest.approx(table.error_db[0])
+        folders.append(folder)
+    assert folders[0] != folders[1]
+
     known = merge([("R", 1, 3, 220.0), ("L", 3, 2, 1e-3), ("C", 2, 0, 1e-8), ("R", 2, 0, 1e3)])
     hz = np.geomspace(1e3, 1e6, 80)
     curve = tmp_path / "curve.csv"
     pd.DataFrame({"hz": hz, "db": 20 * np.log10(np.abs(response(known, hz)))}).to_csv(curve, index=False)
-    task, run = get_task("circuits"), run_of_system("last", "circuits", home)
     table, folder = design(task, run, 1, response=str(curve), series="none", output=tmp_path / "curved")
     assert table.before_series_db[0] < 0.5 and table.error_db[0] < 0.5
 
@@ -84,6 +93,8 @@ def test_what_cannot_be_designed_is_answered(home, monkeypatch, capsys, tmp_path
     options = ["--kind", "band_pass", "--f0", "100", "--q", "50", "--parts", "5", "--n", "1"]
     code, said = ask(home, monkeypatch, capsys, *options)
     assert code == 0 and "not reached" in said.out and "at the end of their ranges" in said.out
+    code, said = ask(home, monkeypatch, capsys, *options[:6], "--parts", "2", "--n", "1")  # no ladder is so small
+    assert code == 0 and "not reached" in said.out and "Within reach" not in said.out
     for options, told in {
         ("--kind", "band_pass"): "f0", ("--f0", "1e3"): "a kind with f0", ("--mask", "none.csv"): "none.csv",
         ("--kind", "comb", "--f0", "1e3"): "kind", ("--kind", "low_pass", "--f0", "1e3", "--q", "-1"): "q",

@@ -426,7 +426,8 @@ def within_reach(asked: Asked, wish: Wish, parts: int | None) -> tuple[float, fl
     for a, b in changes:
         f0, q = asked.filter["f0"] * FACTOR**a, asked.filter["q"] * FACTOR**b
         books = textbook(asked.kind, f0, wish.load, parts)[:24]
-        if search(wanted_filter(**asked.filter | {"f0": f0, "q": q}), books, 1, 400, wish.load)[0][0].error <= GOOD:
+        target = wanted_filter(**asked.filter | {"f0": f0, "q": q})
+        if books and search(target, books, 1, 400, wish.load)[0][0].error <= GOOD:
             return f0, q
     return None
 

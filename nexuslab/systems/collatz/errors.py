@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'MAGNITUDE', 'MAX_K', 'MAX_K_PRIME', 'LABELS', 'ASKED', 'exact_shift', 'near_shift', 'other_loop',
-           'places_wrong', 'Verdicts', 'explain', 'widest_gap', 'plant', 'random_answers', 'taxonomy']
+           'Verdicts', 'explain', 'widest_gap', 'plant', 'random_answers', 'taxonomy']
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #0df96ffe
 from dataclasses import dataclass
@@ -58,17 +58,21 @@ def other_loop(
     return found[0], found[1]
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #e9740410
-def places_wrong(
-    value: np.ndarray,  # (B,) int64 answers, not negative
-    kappa: np.ndarray,  # (B,) int64 truths
+def wrong_digits(
+    value: np.ndarray,  # (B,) int64, not negative
+    kappa: np.ndarray,  # (B,) int64, not negative
     base: int,  # of the digits
 ) -> np.ndarray:
-    "In how many places the digits of two numbers differ; shape (B,)."
-    a, b, wrong = value.copy(), kappa.copy(), np.zeros(len(value), np.int64)
-    while ((a > 0) | (b > 0)).any():
+    "Where the digits of two numbers differ, the last digits first; shape (places, B), bool."
+    a, b, rows = value.copy(), kappa.copy(), []
+    while not rows or ((a > 0) | (b > 0)).any():
         (a, x), (b, y) = np.divmod(a, base), np.divmod(b, base)
-        wrong += x != y
-    return wrong
+        rows.append(x != y)
+    return np.array(rows)
+
+def places_wrong(value: np.ndarray, kappa: np.ndarray, base: int) -> np.ndarray:
+    "In how many places the digits of two numbers differ; shape (B,)."
+    return wrong_digits(value, kappa, base).sum(0)
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #1e02f80c
 def inner_block(
@@ -77,14 +81,10 @@ def inner_block(
     base: int,  # of the digits
 ) -> np.ndarray:
     "Whether the wrong digits stand side by side, with right digits of kappa on both sides; shape (B,), bool."
-    a, b, place = value.copy(), kappa.copy(), 0
-    first, last, wrong, length = np.full(len(value), -1), np.full(len(value), -1), a * 0, a * 0
-    while ((a > 0) | (b > 0)).any():
-        length = np.where(b > 0, place + 1, length)
-        (a, x), (b, y) = np.divmod(a, base), np.divmod(b, base)
-        first, last = np.where((x != y) & (first < 0), place, first), np.where(x != y, place, last)
-        wrong, place = wrong + (x != y), place + 1
-    return (wrong > 0) & (first > 0) & (last < length - 1) & (last - first + 1 == wrong)
+    wrong = wrong_digits(value, kappa, base)
+    first, last, count = wrong.argmax(0), len(wrong) - 1 - wrong[::-1].argmax(0), wrong.sum(0)
+    length = (kappa >= np.array([base**p for p in range(len(wrong))])[:, None]).sum(0)  # digits of kappa
+    return (count > 0) & (first > 0) & (last < length - 1) & (last - first + 1 == count)
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #8bbd85c5
 LABELS = (
