@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NexusError', 'ConfigError', 'FormatError', 'FileError', 'DataError', 'ModelError', 'RunError', 'CheckpointError',
-           'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'naming_files',
-           'system_modules', 'atomic_path', 'plain', 'write_json', 'read_json', 'read_yaml', 'digest', 'file_digest',
-           'write_sealed', 'read_sealed', 'mix']
+           'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'is_checkout',
+           'naming_files', 'system_modules', 'atomic_path', 'plain', 'write_json', 'read_json', 'read_yaml', 'digest',
+           'file_digest', 'write_sealed', 'read_sealed', 'mix']
 
 # %% ../nbs/engine/00_core.ipynb #4e62db9e
 import contextlib
@@ -141,11 +141,12 @@ def project_root(
     if home:
         return Path(home).expanduser().resolve()
     here = Path(start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, Path(nexuslab.__file__).resolve().parents[1]):
-        settings = folder / "settings.ini"
-        if settings.is_file() and "lib_name = nexuslab" in settings.read_text(encoding="utf-8"):
-            return folder
-    return here
+    return next(filter(is_checkout, (here, *here.parents, Path(nexuslab.__file__).resolve().parents[1])), here)
+
+def is_checkout(folder: Path) -> bool:
+    "Whether a folder is a checkout of nexuslab."
+    settings = folder / "settings.ini"
+    return settings.is_file() and "lib_name = nexuslab" in settings.read_text(encoding="utf-8")
 
 # %% ../nbs/engine/00_core.ipynb #1a1d407d
 ADVICE = {
@@ -178,6 +179,17 @@ def refuse_name(given: Any, kind: str, remedy: str) -> None:
     "Refuse a name, a path, a number, a dictionary or nothing, where an object is asked for."
     if given is None or isinstance(given, (str, os.PathLike, dict, int)):
         raise ConfigError(f"what was given as {kind}", found=repr(given)[:80], expected=kind, remedy=remedy)
+
+# %% ../nbs/engine/00_core.ipynb #27fe4d3b
+def refuse_other_kind(given: Any, kinds: type | tuple[type, ...], what: str, expected: str, remedy: str) -> None:
+    "Refuse what is of none of these kinds."
+    if not isinstance(given, kinds):
+        raise ConfigError(what, found=repr(given)[:80], expected=expected, remedy=remedy)
+
+def as_path(given: Path | str, what: str) -> Path:
+    "A path; anything else is refused by what it was given as."
+    refuse_other_kind(given, (str, os.PathLike), what, "a path", 'write it as text: "folder/name"')
+    return Path(given)
 
 # %% ../nbs/engine/00_core.ipynb #86df95d1
 def system_modules() -> dict[str, str]:

@@ -80,6 +80,10 @@ class Tensors(Source):
     "A source over tensors whose first axis is the example: a batch is a tuple of rows."
 
     def __init__(self, *tensors: torch.Tensor):
+        if not tensors or not all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
+            told = ", ".join(f"{type(t).__name__} {repr(t)[:40]}" for t in tensors) or "none"
+            raise DataError("what Tensors holds", found=told, expected="tensors with a row an example",
+                            remedy="Tensors(x, y), with torch.as_tensor(...) around arrays and lists")
         self.tensors, self.size = tensors, len(tensors[0])
 
     def batch(self, ids, setting, generator):

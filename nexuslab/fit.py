@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import psutil
@@ -21,7 +22,9 @@ from torch import nn
 
 from .checkpoint import load_weights, open_checkpoint
 from .config import Config
-from .core import CheckpointError, ConfigError, NexusError, RunError, naming_files, refuse_name
+from nexuslab.core import (
+    CheckpointError, ConfigError, NexusError, RunError, naming_files, refuse_name, refuse_other_kind,
+)
 from .data import Key, Splits, load
 from .listen import Console, Listener, Mirror, go_blind
 from .resume import restore, save, take_up
@@ -60,7 +63,7 @@ def fit(
     splits: Splits | None = None,  # the data, if it is at hand already
 ) -> Result:
     "Train: batch, forward, loss, backward, clip, optimise, schedule, follow, log, evaluate, checkpoint, stop."
-    with begun(task, cfg, run, splits) as loop:
+    with begun(task, cfg, run, splits, listeners) as loop:
         changed = restore(loop, resume) if resume else refuse_used(loop)
         with signals(loop), recording(loop, listeners, changed):
             batches = load(loop.splits.train, loop.plan, loop.progress.step, loop.total_steps)
@@ -89,11 +92,17 @@ def fit(
 
 # %% ../nbs/engine/08_fit.ipynb #5fb0e3d4
 @contextlib.contextmanager
-def begun(task: Task, cfg: Config, run: Run, splits: Splits | None) -> Iterator[Loop]:
+def begun(
+    task: Task, cfg: Config, run: Run, splits: Splits | None, listeners: Sequence[Listener]
+) -> Iterator[Loop]:
     "The loop, set up, in a run that no other process trains in."
     for given, kind, remedy in ((task, "a Task", "get_task(name)"), (cfg, "a Config", "resolve(task, preset)"),
                                 (run, "a Run", "Run.create(cfg) or Run.open(path)")):
         refuse_name(given, kind, remedy)
+    refuse_other_kind(splits, (Splits, NoneType), "splits", "Splits, or None", "leave it out: task.data(cfg, root)")
+    refuse_other_kind(listeners, Sequence, "listeners", "a list of Listeners", "listeners=[...]")
+    for listener in listeners:
+        refuse_other_kind(listener, Listener, "a listener", "a Listener", "write a class with on_row and close")
     try:
         refuse_other_group(cfg)
         loop = set_up(task, cfg, run, splits)

@@ -26,9 +26,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nexuslab
 from . import core
 from nexuslab.core import (
-    SEAL, STOPPING, Interrupted, NexusError, atomic_path, digest, plain, project_root, read_json,
+    SEAL, STOPPING, ConfigError, Interrupted, NexusError, atomic_path, digest, is_checkout, plain, project_root,
+    read_json,
 )
 from nexuslab.parameters import (
     RELEASED, command_line, edited, job_notebooks, parameters_of, released_notebook,
@@ -62,7 +64,10 @@ def completed(
     "papermill's arguments for a job with our output address, which keeps an output that was asked for, and our engine."
     places = positions_of_paths(arguments)
     verbs = {path.resolve(): verb for verb, path in job_notebooks().items()}
-    verb = verbs.get(Path(arguments[places[0]]).resolve()) if places else None
+    asked = Path(arguments[places[0]]).resolve() if places else None
+    verb = verbs.get(asked)
+    if asked and verb is None:
+        refuse_other_checkout(asked)
     output = arguments[places[1]] if len(places) == 2 else ""
     if verb is None or len(places) > 2 or output == "-" or "://" in output or "--help-notebook" in arguments:
         return arguments
@@ -72,6 +77,17 @@ def completed(
     engine = [] if "--engine" in arguments else ["--engine", "nexuslab"]
     address = new_report(verb) + (f"?{Path(output).resolve()}" if output else "")
     return [*kept[: places[0] + 1], address, *engine, *kept[places[0] + 1 :]]
+
+# %% ../nbs/engine/19_kernels.ipynb #2285a960
+def refuse_other_checkout(
+    notebook: Path,  # that is no job of this package
+) -> None:
+    "Refuse a job's notebook of another checkout than the one that this package stands in."
+    ours, theirs = Path(nexuslab.__file__).resolve().parents[1], notebook.parent.parent
+    if theirs != ours and notebook.is_file() and is_checkout(theirs):
+        raise ConfigError(f"{notebook} belongs to another checkout", found=f"the package nexuslab of {ours}",
+                          expected=f"that of {theirs}",
+                          remedy="activate that checkout's environment, and take the other one out of PYTHONPATH")
 
 # %% ../nbs/engine/19_kernels.ipynb #6dfd486c
 def new_report(verb: str) -> str:
@@ -144,7 +160,11 @@ class RunStore:
 # %% ../nbs/engine/19_kernels.ipynb #04cc1983
 PAPERMILL = Path(sys.argv[0]).stem == "papermill"  # this chapter was loaded by papermill's own command
 if PAPERMILL:
-    sys.argv[1:] = completed(sys.argv[1:])
+    try:
+        sys.argv[1:] = completed(sys.argv[1:])
+    except ConfigError as error:
+        print(f"nexuslab: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 # %% ../nbs/engine/19_kernels.ipynb #23d7e4da
 GRACE_SECONDS = 300.0  # how long a kernel may take to save and end after a signal, before it is killed

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from .batch import examples_of
 from .config import Config
-from .core import ConfigError, ModelError, digest
+from .core import ConfigError, ModelError, digest, refuse_other_kind
 from .data import Splits, as_source, fingerprint_of, said_by_loader
 from .optim import make_optimizer
 from .task import HasOptimizer, StepOut, Task, register
@@ -107,7 +107,8 @@ def of_kind(name: str, value: Any, kind: Any, expected: str) -> Any:
 # %% ../nbs/engine/08a_own.ipynb #8b1a5a1b
 def own_config(name: str, config: Config | None, train: Any, val: Any = None) -> Config:
     "The configuration of a task of one's own, with what its loaders say; what the two say differently is refused."
-    config = config or Config(system=name)
+    config = Config(system=name) if config is None else config
+    refuse_other_kind(config, Config, "config of OwnTask", "a Config", f"Config(system={name!r}, optim=Optim(lr=0.01))")
     if config.system != name:
         found, remedy = f"a configuration of {config.system!r}", f"Config(system={name!r}, ...)"
         raise ConfigError(f"the task {name!r}", found=found, expected=name, remedy=remedy)

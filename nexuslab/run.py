@@ -52,9 +52,9 @@ __all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Re
 import nexuslab
 from .config import SHORT, Config, Track, flatten, validated
 from nexuslab.core import (
-    MAX_YAML, SEAL, ConfigError, FormatError, NexusError, RunError, atomic_path, clear_left, did_you_mean, digest,
-    file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root, read_bytes,
-    read_json, read_sealed, refuse_name, sync_folder, visible, write_sealed,
+    MAX_YAML, SEAL, ConfigError, FormatError, NexusError, RunError, as_path, atomic_path, clear_left, did_you_mean,
+    digest, file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root,
+    read_bytes, read_json, read_sealed, refuse_name, sync_folder, visible, write_sealed,
 )
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
@@ -327,7 +327,7 @@ def create_run(
 ) -> Run:
     "A new directory with configuration and environment."
     refuse_name(cfg, "a Config", "resolve(task, preset, overrides)")
-    root = Path(root or project_root())
+    root = project_root() if root is None else as_path(root, "the project root")
 
     def fill(folder: Path) -> None:
         for name in ("checkpoints", "samples", "figures"):
@@ -418,7 +418,7 @@ def open_run(
         return run
     if not isinstance(run, (str, os.PathLike)):
         raise RunError(f"a {said}", found=repr(run)[:80], expected="a path, a name, or last", remedy='Run.open("last")')
-    root = Path(root or project_root())
+    root = project_root() if root is None else as_path(root, "the project root")
     for place in (Path(run), root / run, root / "runs" / run):
         if os.path.isfile(place / "config.yaml"):  # Path.is_file raises for names that are too long
             return Run(place)
@@ -922,7 +922,7 @@ class Run:
     "A run directory: the configuration, the record, the checkpoints and the results of one training."
 
     def __init__(self, path: Path | str):
-        self.path = Path(path).resolve()
+        self.path = as_path(path, "a run's directory").resolve()
 
     def __repr__(self) -> str:
         return f"Run({run_name(self)}: {self.status.get('state')})"

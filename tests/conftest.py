@@ -12,7 +12,8 @@ ROOT = HERE.parent
 TOYS = HERE / "toys"
 
 sys.path.insert(0, str(TOYS))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])])
+# This checkout comes first in the processes that tests start: PYTHONPATH may name another one.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TOYS), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["MPLBACKEND"] = "agg"
 os.environ["WANDB_SILENT"] = "true"
 torch.set_num_threads(1)

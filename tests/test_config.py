@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import Field
 from tiny import Scripted, train
 from torch import nn
 
@@ -380,7 +380,7 @@ def test_every_accepted_optimiser_is_made(optim, schedule):
     """What the configuration accepts, the optimiser and the schedule take; what they refuse, it refuses."""
     try:
         optim, schedule = Optim(**optim), Schedule(**schedule)
-    except ValidationError:
+    except ConfigError:
         return
     found = make_optimizer(optim, nn.Linear(2, 3))
     assert sum(len(g["params"]) for g in found.param_groups) == 2

@@ -118,6 +118,19 @@ def test_unknown_parameter_stops_before_any_work(home):
     assert not find_runs(home) and not (home / "data").exists()
 
 
+def test_papermill_refuses_the_notebook_of_another_checkout(home, tmp_path):
+    """With PYTHONPATH naming one checkout, and the notebook in another, papermill would take it for its output."""
+    other = tmp_path / "other" / "nbs" / "03_train.ipynb"
+    other.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "nbs" / "03_train.ipynb", other)
+    shutil.copy(ROOT / "settings.ini", other.parents[1])
+    before = other.read_bytes()
+    done = subprocess.run([BIN / "papermill", other, *SMOKE], cwd=tmp_path, stdin=subprocess.PIPE, capture_output=True,
+                          text=True, timeout=180)
+    assert done.returncode == 2 and "belongs to another checkout" in done.stderr and str(ROOT) in done.stderr
+    assert "Traceback" not in done.stderr and other.read_bytes() == before and not find_runs(home)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -16,12 +16,13 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from pydantic import ValidationError
 from tiny import Scripted, train
 
 from nexuslab.checkpoint import save_checkpoint
 from nexuslab.config import Config, resolve
-from nexuslab.core import LEFT, FileError, FormatError, NexusError, RunError, digest, held, read_json, write_json
+from nexuslab.core import (
+    LEFT, ConfigError, FileError, FormatError, NexusError, RunError, digest, held, read_json, write_json,
+)
 from nexuslab.dashboard import Follower, difference_table, row_of
 from nexuslab.store import ensure_store
 from nexuslab.evaluate import evaluate, evaluation_table, kept_figures, write_evaluation
@@ -429,7 +430,7 @@ def test_names_of_studies(home):
     for name in ("..", ".", "a/b", "../x", ".hidden", "s" * 101):
         with pytest.raises(StudyError, match="study name"):
             tune(task, task.config, trials=1, study_name=name, root=home)
-    with pytest.raises(ValidationError, match="system"):
+    with pytest.raises(ConfigError, match="system"):
         Config(system="../../../esc")
     assert not list(home.rglob("*"))
 
