@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NexusError', 'ConfigError', 'FormatError', 'FileError', 'DataError', 'ModelError', 'RunError', 'CheckpointError',
-           'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'is_checkout',
-           'naming_files', 'system_modules', 'atomic_path', 'plain', 'write_json', 'read_json', 'read_yaml', 'digest',
-           'file_digest', 'write_sealed', 'read_sealed', 'mix']
+           'TrainingError', 'Interrupted', 'did_you_mean', 'whole_number', 'project_root', 'naming_files',
+           'system_modules', 'atomic_path', 'plain', 'write_json', 'read_json', 'read_yaml', 'digest', 'file_digest',
+           'write_sealed', 'read_sealed', 'mix']
 
 # %% ../nbs/engine/00_core.ipynb #4e62db9e
 import contextlib
@@ -143,6 +143,7 @@ def project_root(
     here = Path(start or Path.cwd()).resolve()
     return next(filter(is_checkout, (here, *here.parents, Path(nexuslab.__file__).resolve().parents[1])), here)
 
+# %% ../nbs/engine/00_core.ipynb #aff5efef
 def is_checkout(folder: Path) -> bool:
     "Whether a folder is a checkout of nexuslab."
     settings = folder / "settings.ini"
