@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from .config import Config
 from nexuslab.core import (
@@ -23,15 +24,21 @@ from nexuslab.core import (
 from .data import Splits
 from .run import Run, find_runs, refuse_links
 from .sample import seed_of, understood
-from .task import CanPredict, CanSample, Task
+from .task import CanPredict, CanSample, Task, register
 
 # %% ../nbs/engine/09b_design.ipynb #bc3401b4
 class CanDesign(ABC):
     "A system that makes things to a specification. Keyword-only parameters of its `design` are what a user may ask."
 
     @abstractmethod
-    def design(self, n: int, cfg: Config, splits: Splits, folder: Path, seed: int) -> pd.DataFrame:
-        "Write n designs into an empty folder; returns a row for each. `attrs['reason']` says what is out of reach."
+    def design(
+        self, n: int, cfg: Config, splits: Splits, folder: Path, seed: int, model: nn.Module | None
+    ) -> pd.DataFrame:
+        "Write n designs into an empty folder; returns a row for each. `attrs['reason']` is printed below the table."
+
+    def asks_model(self, how: dict[str, Any]) -> bool:  # (a search needs none)
+        "Whether these choices need the trained model; else `design` gets none."
+        return False
 
     def refuse_design(self, how: dict[str, Any]) -> None:  # noqa: B027 (most systems refuse nothing more)
         "Raise `ConfigError` for choices that do not belong together, before any work."
@@ -67,6 +74,7 @@ def design(
     n: int = SEVERAL,  # how many
     seed: int | None = None,  # of the search; the run's by default
     output: Path | str | None = None,  # a folder that does not exist; in samples/ of the run by default
+    checkpoint: str = "best",  # best, last, step_N or a path, where the trained model is asked
     **how,  # keyword-only parameters of the system's `design`
 ) -> tuple[pd.DataFrame, Path]:
     "Designs to a specification: the table, and the folder with their files."
@@ -81,10 +89,12 @@ def design(
     place = Path(output) if output else run.path / "samples" / "design"
     make_folder(place.parent)
     clear_left(place.parent)
+    register(task)
+    model = run.load(checkpoint)[0] if task.asks_model(how) else None
     splits = task.data(run.config, run.root)
     with held(place, folder=True) as temporary:
         try:
-            table = task.design(n, run.config, splits, temporary, seed, **how)
+            table = task.design(n, run.config, splits, temporary, seed, model, **how)
             folder = place if output else place.with_name(f"design-{content_of(temporary)}")
             if not os.path.lexists(folder):  # else the same was designed before
                 os.replace(temporary, folder)

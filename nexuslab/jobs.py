@@ -118,7 +118,7 @@ def add_choices(parser: Parser, notebook: Path, arguments: list[str]) -> None:
     "Options for the choices of the system that is named, if there is one that the job does not declare."
     known = {option for action in parser._actions for option in action.option_strings}
     flags = {word.split("=")[0] for word in arguments if word.startswith("--")}
-    if "how" not in parameters_of(notebook) or flags <= known:
+    if "how" not in parameters_of(notebook) or flags <= known - {"--help"} and "-h" not in arguments:
         return
     from nexuslab.design import offered_by, run_of_system  # late: these import torch
     from nexuslab.task import get_task

@@ -392,11 +392,12 @@ def check_design(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str
     from nexuslab.design import SEVERAL  # late: these import torch
     from nexuslab.sample import seed_of, understood
 
-    if unused := sorted({"checkpoint", "inputs", "device", "precision", "chunk"} & chosen):
-        raise ConfigError(f"design of {task.name}", found=", ".join(f"{k} = {given[k]!r}" for k in unused),
-                          expected="none of these: no weights are asked", remedy=f"leave {' and '.join(unused)} out")
     n = whole_number("n", given["n"]) if "n" in chosen else SEVERAL
     how = understood(task.design, given["how"])
+    idle = {"inputs", "device", "precision", "chunk"} | (set() if task.asks_model(how) else {"checkpoint"})
+    if unused := sorted(idle & chosen):
+        raise ConfigError(f"design of {task.name}", found=", ".join(f"{k} = {given[k]!r}" for k in unused),
+                          expected="none of these: they change no design", remedy=f"leave {' and '.join(unused)} out")
     task.refuse_design(how)
     return {"n": n, "seed": seed_of(run.config, given["seed"]), "how": how}
 

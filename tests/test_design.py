@@ -11,8 +11,9 @@ from nexuslab.core import ConfigError, DataError
 from nexuslab.design import design, run_of_system, wants_design
 from nexuslab.jobs import main
 from nexuslab.run import Run
-from nexuslab.systems.circuits.analysis import from_netlist, merge, response, response_kind
+from nexuslab.systems.circuits.analysis import content_hash, from_netlist, merge, response, response_kind
 from nexuslab.systems.circuits.design import SERIES
+from nexuslab.systems.circuits.variations import read_netlist
 from nexuslab.task import get_task
 
 
@@ -121,3 +122,66 @@ def test_only_what_a_design_knows_asks_for_one(home):
         path = home / "bad.csv"
         path.write_text("a,b\n1,2\n")
         design(task, run, 1, mask=str(path))
+
+
+FILTER = """Pi section, as it stands on paper
+Vs in 0 AC 1
+R1 in a 330
+L1 a out
++ 2.2mH ; the coil
+C1 out gnd 22nF
+RL OUT 0 1k
+.ac dec 20 100 1meg
+.end
+"""
+
+
+def test_a_netlist_of_ones_own(home, monkeypatch, capsys, tmp_path):
+    """Read, analysed, encoded, varied: the given circuit stands first, ngspice agrees with all, the draws are clean."""
+    path = tmp_path / "own.cir"
+    path.write_text(FILTER)
+    options = ["--netlist", str(path), "--n", "2", "--spread", "0.05", "--output", str(tmp_path / "varied")]
+    code, said = ask(home, monkeypatch, capsys, *options)
+    assert code == 0, said.err
+    assert "nats" in said.out and "the mean decodes to the same graph" in said.out
+    table = pd.read_csv(tmp_path / "varied" / "table.csv")
+    assert table.proposed_by.tolist() == ["given", "decoded from the mean", "draw", "draw"]
+    assert table.same_graph[0] and table.error_db[0] < 1e-9 and table.values_apart[1] < 1e-3
+    back = from_netlist((tmp_path / "varied" / "design_1.cir").read_text())
+    assert content_hash(back) == content_hash(from_netlist(FILTER))
+    told = json.loads((tmp_path / "varied" / "encoding.json").read_text())
+    poles = np.array(told["poles_rad_per_s"]) @ [1, 1j]
+    w, q = np.sqrt((1 + 0.33) / (2.2e-3 * 22e-9)), 330 / 2.2e-3 + 1 / (1e3 * 22e-9)  # of the second order by hand
+    assert np.allclose([np.abs(poles[0]) ** 2, -2 * poles[0].real], [w**2, q], rtol=1e-9)
+    assert not told["zeros_rad_per_s"]
+    if shutil.which("ngspice"):
+        assert (table.ngspice_apart_db < 1e-3).all()
+
+
+def test_a_netlist_that_is_refused(home, monkeypatch, capsys, tmp_path):
+    """What is wrong is said with its line or its node, before anything is written."""
+    path = tmp_path / "own.cir"
+    for (old, new), told in {
+        ("L1 a out", "M1 a out 0 0 nmos"): "line 4", ("22nF", "22x"): "line 6", ("330", "-330"): "line 3",
+        ("330", "0"): "line 3", ("R1 in", "R1 inn"): "input 'in'",
+        ("OUT 0 1k", "OUT 0 1k\nR2 x y 1k"): "node x of line 8", (FILTER, ""): "no R, C or L",
+        ("C1 out gnd", "C1 out a"): None, ("Vs in 0", "Vs in out"): "line 2",
+    }.items():
+        path.write_text(FILTER.replace(old, new))
+        with pytest.raises(DataError) as error:
+            read_netlist(path)
+        assert told in str(error.value) and "own.cir" in str(error.value), (new, error.value)
+    chain = [f"R{k} {f'n{k}' if k else 'in'} n{k + 1} 9" for k in range(9)]
+    path.write_text("\n".join(["nine in a row", *chain, "R10 n9 out 9", "R11 out 0 9", ""]))
+    code, said = ask(home, monkeypatch, capsys, "--netlist", str(path), "--output", str(tmp_path / "none"))
+    assert code != 0 and "12 nodes" in said.err and "at most" in said.err and not (tmp_path / "none").exists()
+
+
+def test_a_netlist_and_other_choices(home, monkeypatch, capsys, tmp_path):
+    (tmp_path / "own.cir").write_text(FILTER)
+    for options in (["--q", "3", "--netlist", str(tmp_path / "own.cir")], ["--spread", "0.1"]):
+        code, said = ask(home, monkeypatch, capsys, *options)
+        assert code != 0 and "leave" in said.err
+    with pytest.raises(SystemExit):
+        main(["sample", "--system", "circuits", "--help"])
+    assert "--netlist" in capsys.readouterr().out

@@ -190,6 +190,43 @@ def test_netlists_round_trip(ladders):
         assert analysis.content_hash(read) == analysis.content_hash(example.circuit)
 
 
+SUFFIXES = {1e-12: "p", 1e-9: "n", 1e-6: "u", 1e-3: "m", 1.0: "", 1e3: "k", 1e6: "MEG"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_netlist_means_the_same_however_it_is_written(ladders, data):
+    "Names, letter case, suffixes, units, comments, continuations and the order of lines change nothing."
+    circuit = ladders[data.draw(st.integers(0, len(ladders) - 1))].circuit
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    names = {0: rng.choice(["0", "GND"]), 1: "In", 2: "OUT"} | {k: f"net{k}" for k in range(3, circuit.n_nodes)}
+    lines = []
+    for k, (kind, i, j, value) in enumerate(circuit.parts):
+        scale = rng.choice(list(SUFFIXES))
+        written = f"{value / scale:.17g}{SUFFIXES[scale]}" + rng.choice(["", {"R": "ohm", "C": "F", "L": "H"}[kind]])
+        if scale == 1.0 and kind == "C":  # a bare F is femto
+            written = written.rstrip("F")
+        ends = rng.permutation([i, j])
+        breaks = rng.choice([" ", "\n+ ", "\n* a note\n+", " \t"], 3)
+        lines.append(f"{kind}{k}{breaks[0]}{names[ends[0]]}{breaks[1]}{names[ends[1]]}{breaks[2]}{written}"
+                     + rng.choice(["", " ; note", " $ note", "\n"]))
+    source = rng.choice(["Vs in 0 ac 1", "V1 IN gnd dc 0 AC 1", "* none"])
+    text = "\n".join(["title", *rng.permutation([source, *lines]), ".ac dec 10 1 1k", ".END", "Q1 a b c"])
+    read = analysis.from_netlist(text)
+    assert analysis.same_graph(read, circuit)
+    both = (analysis.canonical(c).value for c in (read, circuit))
+    assert np.allclose(*both, rtol=1e-12, atol=0, equal_nan=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="RCLVMQinout0gnd. 1kµ+*;$\n-=", max_size=80))
+def test_any_text_is_a_netlist_or_refused_by_name(text):
+    try:
+        assert analysis.from_netlist(text).parts
+    except DataError as error:
+        assert error.expected
+
+
 @settings(max_examples=200)
 @given(
     parts=st.lists(

@@ -473,15 +473,19 @@ class CircuitTraining(CircuitFigures):
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #64faeda0
 class CircuitDesigns(CanDesign):
-    "What a designer may ask, as a kind, a mask or a response."
+    "What a designer may ask, as a kind, a mask or a response; or a netlist to be varied."
+
+    def asks_model(self, how):
+        return how.get("netlist") is not None
 
     def refuse_design(self, how):
         from nexuslab.systems.circuits.design import asked_of  # late: training designs nothing
+        from nexuslab.systems.circuits.variations import read_alone
 
-        asked_of(how)
+        read_alone(how) if {"netlist", "spread"} & how.keys() else asked_of(how)
 
     def design(
-        self, n, cfg, splits, folder, seed, *,
+        self, n, cfg, splits, folder, seed, model, *,
         kind: Literal["low_pass", "high_pass", "band_pass", "band_stop"] | None = None,
         f0: float | None = None,  # Hz
         q: float | None = None, order: int | None = None,
@@ -493,9 +497,15 @@ class CircuitDesigns(CanDesign):
         tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05,  # of every part
         within: Annotated[float, Field(gt=0)] = 1.0,  # dB at which a built circuit is refused
         budget: Annotated[int, Field(ge=100)] = 2000,  # analyses of the search
+        netlist: str | None = None,  # a SPICE file
+        spread: Annotated[float, Field(ge=0, le=3)] = 0.1,  # of draws about a netlist's code, the prior's being 1
     ):
         from nexuslab.systems.circuits.design import Library, Wish, asked_for, design_circuits  # late
+        from nexuslab.systems.circuits.variations import vary_circuit
 
+        if netlist is not None:
+            about = splits.train.arrays, splits.meta["statistics"], folder, n, seed
+            return vary_circuit(model, *about, netlist, spread, Wish(None, None, tolerance, within))
         asked = asked_for(kind, f0, q, order, ripple, mask, response)
         wish = Wish(load, None if series == "none" else series, tolerance, within)
         library = Library(splits.train.arrays, splits.train.members)
