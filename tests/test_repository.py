@@ -247,7 +247,7 @@ def test_few_names_are_exported():
 
 
 def test_chapters_of_a_system_stand_in_the_order_of_dependence():
-    """A chapter imports only those before it, but a task names views and designs; a number is a topic."""
+    """A chapter imports only those before it, but a task names views, designs, variations; a number is a topic."""
     topics, examined = {"data": 1, "model": 2, "task": 4, "views": 5}, 0
     for folder in sorted(p for p in (ROOT / "nbs" / "systems").iterdir() if p.is_dir()):
         names = {p.stem.split("_", 1)[1]: p.stem for p in folder.glob("0*.ipynb")}
@@ -256,7 +256,8 @@ def test_chapters_of_a_system_stand_in_the_order_of_dependence():
         for name, stem in names.items():
             top, late = imports_of(ROOT / "nexuslab" / "systems" / folder.name / f"{name}.py")
             for module in top + late:
-                usual = (name, module in late) == ("task", True) and module[2:3] in (("views",), ("design",))
+                named = module[2:3] in (("views",), ("design",), ("variations",))
+                usual = (name, module in late) == ("task", True) and named
                 if module[:2] == ("systems", folder.name) and not usual:
                     assert names[module[2]] < stem, f"{folder.name}/{stem} imports {names[module[2]]}"
                     examined += 1
