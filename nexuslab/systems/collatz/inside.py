@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'FEATURES', 'SHRINKAGE', 'watchable', 'hooked', 'cached', 'log_probability', 'transplant',
-           'transplant_each', 'restored', 'partners', 'attention_maps', 'made', 'commanded', 'Probe', 'fit_probe',
-           'stream', 'loop_label', 'probe_layers', 'spread', 'some', 'right', 'probe_checkpoints']
+           'transplant_each', 'restored', 'restored_heads', 'partners', 'attention_maps', 'made', 'commanded', 'Probe',
+           'fit_probe', 'stream', 'loop_label', 'probe_layers', 'spread', 'some', 'right', 'probe_checkpoints']
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #83277ff1
 import contextlib
@@ -25,7 +25,7 @@ from ...data import Source
 from ...evaluate import untrained_model
 from ...metrics import wilson
 from ...run import Run
-from .data import Batch, Code, class_numbers, long_step, make_batch, spell
+from .data import TEST, Batch, Code, class_numbers, long_step, make_batch, side_of, spell
 from .metrics import right_rows
 from .model import CollatzTransformer, widened
 from .step import StepNetwork
@@ -104,29 +104,102 @@ def transplant_each(donor: Tensor) -> Callable[[Tensor], Tensor]:
         return out.flatten(0, 1)
     return act
 
-# %% ../../../nbs/systems/collatz/03c_inside.ipynb #0a6e5aee
-def restored(
-    model: CollatzTransformer,
-    clean: Batch,
-    corrupt: Batch,  # the same size; row by row the partners
-    names: Sequence[str] | None = None,  # modules; all that can be watched by default
-) -> dict[str, np.ndarray]:
-    "How much of the clean answer a patch restores: module name -> (L,), one number a position."
-    with cached(model, names) as donors:
-        top = log_probability(model, clean.inputs, clean.targets).mean()
-    donors = dict(donors)
-    floor = log_probability(model, corrupt.inputs, clean.targets).mean()
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #990c3072
+def first_call(act: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    "The same act on the first output alone: an encoder-decoder embeds twice, and the number comes first."
+    calls = []
+    def once(out: Tensor) -> Tensor | None:
+        calls.append(1)
+        return act(out) if len(calls) == 1 else None
+    return once
+
+@torch.no_grad()
+def donated(model: CollatzTransformer, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    "What each module put out for a batch; of the embedding, its first output."
+    kept: dict[str, Tensor] = {}
+    keep = {name: first_call(lambda out, name=name: kept.update({name: out.detach()})) for name in names}
+    with hooked(model, keep):
+        model(batch.inputs, batch.targets)
+    return kept
+
+def bounds(model: CollatzTransformer, clean: Batch, corrupt: Batch) -> tuple[Tensor, Tensor]:
+    "Mean log-probability [nats] of the clean answers on the corrupt inputs and on the clean ones; refused where equal."
+    floor, top = (log_probability(model, batch.inputs, clean.targets).mean() for batch in (corrupt, clean))
     if not abs(top - floor) > 1e-6:
         raise DataError(
             "pairs to patch", found="the model is as sure of the clean answer on both inputs",
             expected="pairs that make a difference", remedy="choose pairs with different answers, or train the model",
         )
+    return floor, top
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #0a6e5aee
+def restored(
+    model: CollatzTransformer,
+    clean: Batch,
+    corrupt: Batch,  # the same size; row by row the partners
+    names: Sequence[str] | None = None,  # modules; the embedding and all that can be watched by default
+    source: Batch | None = None,  # whose activations are carried over; None: those of `clean`
+) -> dict[str, np.ndarray]:
+    "How much of the clean answer a patch restores: module name -> (L,), one number a position."
+    floor, top = bounds(model, clean, corrupt)
+    donors = donated(model, source or clean, names or ["embed", *watchable(model)])
     effect = {}
     for name, donor in donors.items():
         copies = donor.shape[1]
-        with hooked(model, {name: transplant_each(donor)}):
+        with hooked(model, {name: first_call(transplant_each(donor))}):
             scores = log_probability(model, corrupt.inputs.repeat(copies, 1), clean.targets.repeat(copies, 1))
         effect[name] = ((scores.view(copies, -1).mean(1) - floor) / (top - floor)).cpu().numpy()
+    return effect
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #86cee88c
+@contextlib.contextmanager
+def fed_to(model: nn.Module, name: str, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    "Replace what a module is given by what a function makes of it; afterwards the model is as before."
+    handle = dict(model.named_modules())[name].register_forward_pre_hook(lambda _, given: (act(given[0]),))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+def of_head(act: Callable[[Tensor], Tensor], part: slice) -> Callable[[Tensor], Tensor]:
+    "Let an act see and change the channels of one head alone."
+    def changed(mixed: Tensor) -> Tensor:
+        mixed = mixed.clone()
+        mixed[..., part] = act(mixed[..., part])
+        return mixed
+    return changed
+
+@torch.no_grad()
+def mixtures(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    "What the heads of each attention put out, side by side, (B, L, H E)."
+    kept: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(fed_to(model, f"{name}.out", lambda x, name=name: kept.setdefault(name, x.detach())))
+        model(batch.inputs, batch.targets)
+    return kept
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #a55b6800
+def restored_heads(
+    model: CollatzTransformer,
+    clean: Batch,
+    corrupt: Batch,  # the same size; row by row the partners
+    source: Batch | None = None,  # whose activations are carried over; None: those of `clean`
+) -> dict[str, np.ndarray]:
+    "How much each head restores: attention -> (H, L + 1), a column a position, the last for all positions at once."
+    floor, top = bounds(model, clean, corrupt)
+    names, effect = [name for name in watchable(model) if name.endswith((".attention", ".cross"))], {}
+    for name, donor in mixtures(model, source or clean, names).items():
+        copies, heads = donor.shape[1], dict(model.named_modules())[name].heads
+        size, rows = donor.shape[2] // heads, []
+        for part in (slice(h * size, (h + 1) * size) for h in range(heads)):
+            scores = []
+            for act, many in ((transplant_each, copies), (lambda d: transplant(d, slice(None)), 1)):
+                with fed_to(model, f"{name}.out", of_head(act(donor[..., part]), part)):
+                    found = log_probability(model, corrupt.inputs.repeat(many, 1), clean.targets.repeat(many, 1))
+                scores.append(found.view(many, -1).mean(1))
+            rows.append((torch.cat(scores) - floor) / (top - floor))
+        effect[name] = torch.stack(rows).cpu().numpy()
     return effect
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #f66c0da5
@@ -254,6 +327,82 @@ def steering_table(
         rows[k, k_prime] = {
             "exact": exact, "all but the last digit": but_last, "within 1 %": near[0], "random, within 1 %": near[1],
             "right as it is": right,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #20866329
+FITTED, RATE = 160, 0.1  # steps, and their size in standard deviations of the states
+
+def fitted_shift(
+    model: CollatzTransformer,
+    inputs: Tensor,  # (N, L_in)
+    targets: Tensor,  # (N, L_out) what it is to answer
+    block: str = "blocks.0",
+    seed: int = 0,
+) -> Tensor:
+    "The vectors (L, D) that, added to what a block puts out, make a model answer the targets; by Adam."
+    generator = torch.Generator().manual_seed(mix(seed, "shift"))
+    with torch.no_grad(), cached(model, [block]) as kept:
+        model(inputs[:512])
+    shift = torch.zeros_like(kept[block][0]).requires_grad_()
+    optimiser = torch.optim.Adam([shift], rate := RATE * float(kept[block].std()))
+    for step in range(FITTED):
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / FITTED)
+        rows = torch.randint(len(inputs), (128,), generator=generator)
+        with hooked(model, {block: lambda out: out + shift}):
+            loss = cross_entropy(model(inputs[rows]).transpose(1, 2), targets[rows])
+        (shift.grad,) = torch.autograd.grad(loss, [shift])
+        optimiser.step()
+    return shift.detach()
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #2f586280
+def false_rule(n: Tensor, climbs: Tensor, falls: Tensor) -> Tensor:
+    "What so many climbs by 7/5 instead of 3/2, and then falls, would make of each number, rounded down, (B,) int64."
+    rows = zip(n.tolist(), climbs.tolist(), falls.tolist(), strict=True)
+    return torch.tensor([(7**a * (x + 1) - 5**a) // 5**a >> b for x, a, b in rows])
+
+def sided(k: int, k_prime: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor]:
+    "Distinct numbers of a class, at random: of the training's side and of the test's."
+    n = np.unique(class_numbers(k, k_prime, 1 << 15, stop, np.random.default_rng(mix(seed, "sides")), start))
+    n = np.random.default_rng(mix(seed, "order")).permutation(n)
+    return torch.from_numpy(n[side_of(n) > TEST]), torch.from_numpy(n[side_of(n) == TEST])
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #e214b976
+@torch.no_grad()
+def moved(model: CollatzTransformer, inputs: Tensor, block: str, shift: Tensor | float) -> Tensor:
+    "The tokens that a model writes with a shift (L, D) added to what a block puts out."
+    with hooked(model, {block: lambda out: out + shift}):
+        return model.generate(inputs)
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #cab3055c
+def forced_table(
+    model: CollatzTransformer,
+    before: CollatzTransformer,  # the same network, untrained
+    code: Code, start: int, stop: int, classes: Sequence[tuple[int, int]] = STEERED, block: str = "blocks.0",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a class: of its test numbers, at most 512, the share answered exactly as by one climb more, with the
+    fitted vector and with those of the three controls; and the share right as it is."""
+    shifts, numbers, rows = {}, {c: sided(*c, start, stop, seed) for c in classes}, {}
+    answers = lambda net, n, shift: code.decode(moved(net, code.encode_input(n), block, shift))[0]
+    for k, k_prime in classes:
+        known, test = (n[:8192] for n in numbers[k, k_prime])
+        lengths = lambda n: (n, torch.full_like(n, k + 1), torch.full_like(n, k_prime))
+        inputs = code.encode_input(known)
+        for name, net, rule in (("fitted", model, made), ("untrained", before, made), ("false rule", model, false_rule)):
+            targets = code.encode_output(rule(*lengths(known)))
+            shifts[name, k, k_prime] = fitted_shift(net, inputs, targets, block, seed)
+    for i, (k, k_prime) in enumerate(classes):
+        n = numbers[k, k_prime][1][:512]
+        lengths = n, torch.full_like(n, k + 1), torch.full_like(n, k_prime)
+        other = classes[(i + 1 + len(classes) // 3) % len(classes)]
+        share = lambda found, aim: float((found == aim).double().mean())
+        rows[k, k_prime] = {
+            "exact": share(answers(model, n, shifts["fitted", k, k_prime]), made(*lengths)),
+            "another class": share(answers(model, n, shifts["fitted", *other]), made(*lengths)),
+            "untrained": share(answers(before, n, shifts["untrained", k, k_prime]), made(*lengths)),
+            "false rule": share(answers(model, n, shifts["false rule", k, k_prime]), false_rule(*lengths)),
+            "right as it is": share(answers(model, n, 0.0), torch.as_tensor(long_step(n).kappa)), "numbers": len(n),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
