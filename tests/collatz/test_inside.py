@@ -11,12 +11,15 @@ from nexuslab.systems.collatz.inside import (
     attention_maps,
     cached,
     fit_probe,
+    fitted_shift,
     hooked,
     log_probability,
     loop_label,
+    moved,
     partners,
     probe_layers,
     restored,
+    restored_heads,
     right,
     spread,
     stream,
@@ -111,6 +114,42 @@ def test_pairs_that_make_no_difference_are_refused():
     model, clean, _ = built("aligned")
     with pytest.raises(DataError, match="pairs to patch"):
         restored(model, clean, clean, ["blocks.1"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_patch_from_the_corrupt_input_does_nothing(kind):
+    """Embedding, blocks and heads alike: what is put there was there."""
+    model, clean, _ = built(kind)
+    corrupt = make_batch(code_for(24, STOP), odd(48, 1), np.arange(48))
+    by_module, by_head = restored(model, clean, corrupt, source=corrupt), restored_heads(model, clean, corrupt, corrupt)
+    assert next(iter(by_module)) == "embed" and set(by_module) == {"embed", *watchable(model)}
+    assert all(np.allclose(x, 0, atol=1e-3) for x in (*by_module.values(), *by_head.values()))
+    assert set(by_head) == {name for name in watchable(model) if name.endswith((".attention", ".cross"))}
+    assert all(x.shape[0] == 4 for x in by_head.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_head_that_is_not_heard_restores_nothing():
+    """A model whose first attention does not hear one of its heads: that head carries nothing, the others something."""
+    model, clean, code = built("aligned")
+    corrupt = make_batch(code, odd(48, 1), np.arange(48))
+    block = model.blocks[0]
+    with torch.no_grad():
+        block.attention.out.weight[:, :8] = 0  # head 0 is not heard
+    effect = restored_heads(model, clean, corrupt)["blocks.0.attention"]
+    assert np.allclose(effect[0], 0, atol=1e-4) and (abs(effect[1:, -1]) > 1e-4).all()
+
+
+def test_a_fitted_shift_asks_for_what_the_network_can_give():
+    """An untrained network gives any constant, and the weights are left as they were."""
+    model, batch, code = built("aligned")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    wish = code.encode_output(torch.full((48,), 12345))
+    shift = fitted_shift(model, batch.inputs, wish)
+    assert torch.equal(moved(model, batch.inputs, "blocks.0", shift), wish)
+    assert torch.equal(moved(model, batch.inputs, "blocks.0", 0.0), model.generate(batch.inputs))
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+    assert not shift.requires_grad
 
 
 @pytest.mark.parametrize("base", [2, 3, 6, 10, 11, 24, 57])

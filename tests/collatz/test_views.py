@@ -35,7 +35,7 @@ from nexuslab.systems.collatz.views import (
 from nexuslab.task import get_task
 from nexuslab.views import render_views
 
-TABLES = {"law", "classes", "taxonomy_table"}
+TABLES = {"law", "classes", "taxonomy_table", "patching_table"}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_a_run_that_is_all_right_or_all_wrong_is_drawn(runs, right):
 
 @pytest.mark.parametrize("kind", ["encoder", "causal", "encoder_decoder", "looped", "step"])
 def test_what_depends_on_the_kind_is_drawn_for_each(runs, kind):
-    assert len(drawn(runs[kind], ["attention", "patching", "taxonomy_table"])) == 3
+    by_head = ["heads"] if kind in ("encoder_decoder", "looped", "step") else []  # the contract draws it for aligned
+    names = ["attention", "patching", "taxonomy_table", *by_head]
+    assert len(drawn(runs[kind], names)) == len(names)
 
 
 def test_a_run_that_kept_only_best_and_last(runs, tmp_path):
@@ -197,7 +199,7 @@ def test_a_patch_of_the_last_block_answers_for_its_digit(runs):
     """In an encoder nothing mixes positions after the last block: what its positions restore adds up to all."""
     effects = patching_effects(look(runs["aligned"]), 0)
     assert list(effects) == ["stream", "attention", "MLP"]
-    assert np.isclose(effects["stream"].loc[max(effects["stream"].index)].sum(), 1, atol=0.05)
+    assert np.isclose(effects["stream"].iloc[-1].sum(), 1, atol=0.05)
 
 
 def test_runs_of_a_study(runs, tmp_path):

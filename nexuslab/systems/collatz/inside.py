@@ -114,12 +114,12 @@ def first_call(act: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Ten
     return once
 
 @torch.no_grad()
-def donated(model: CollatzTransformer, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    "What each module put out for a batch; of the embedding, its first output."
+def donated(model: CollatzTransformer, inputs: Tensor, told: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    "What each module puts out for inputs (B, L_in), told an answer (B, L_out); of the embedding, its first output."
     kept: dict[str, Tensor] = {}
     keep = {name: first_call(lambda out, name=name: kept.update({name: out.detach()})) for name in names}
     with hooked(model, keep):
-        model(batch.inputs, batch.targets)
+        model(inputs, told)
     return kept
 
 def bounds(model: CollatzTransformer, clean: Batch, corrupt: Batch) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ def restored(
 ) -> dict[str, np.ndarray]:
     "How much of the clean answer a patch restores: module name -> (L,), one number a position."
     floor, top = bounds(model, clean, corrupt)
-    donors = donated(model, source or clean, names or ["embed", *watchable(model)])
+    donors = donated(model, (source or clean).inputs, clean.targets, names or ["embed", *watchable(model)])
     effect = {}
     for name, donor in donors.items():
         copies = donor.shape[1]
@@ -170,13 +170,13 @@ def of_head(act: Callable[[Tensor], Tensor], part: slice) -> Callable[[Tensor], 
     return changed
 
 @torch.no_grad()
-def mixtures(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    "What the heads of each attention put out, side by side, (B, L, H E)."
+def mixtures(model: nn.Module, inputs: Tensor, told: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    "What the heads of each attention put out, side by side, (B, L, H E), told an answer (B, L_out)."
     kept: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(fed_to(model, f"{name}.out", lambda x, name=name: kept.setdefault(name, x.detach())))
-        model(batch.inputs, batch.targets)
+        model(inputs, told)
     return kept
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #a55b6800
@@ -189,7 +189,7 @@ def restored_heads(
     "How much each head restores: attention -> (H, L + 1), a column a position, the last for all positions at once."
     floor, top = bounds(model, clean, corrupt)
     names, effect = [name for name in watchable(model) if name.endswith((".attention", ".cross"))], {}
-    for name, donor in mixtures(model, source or clean, names).items():
+    for name, donor in mixtures(model, (source or clean).inputs, clean.targets, names).items():
         copies, heads = donor.shape[1], dict(model.named_modules())[name].heads
         size, rows = donor.shape[2] // heads, []
         for part in (slice(h * size, (h + 1) * size) for h in range(heads)):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'LARGE', 'ROWS', 'FEW', 'DEEPEST', 'LOOKED', 'VIEWS', 'Scene', 'look', 'draw_race', 'ladder',
            'learning_curves', 'residue_name', 'residues', 'settled', 'learning_order', 'law', 'classes',
-           'position_names', 'attention', 'probes', 'patching', 'bases']
+           'position_names', 'attention', 'probes', 'patching', 'patching_table', 'bases']
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #014a4d69
 from collections.abc import Callable
@@ -27,7 +27,10 @@ from nexuslab.systems.collatz.data import (
     COUNTED, TEST, Batch, Classes, Code, class_numbers, class_residue, class_share, long_step, make_batch, side_of,
 )
 from .errors import LABELS, explain, taxonomy
-from .inside import attention_maps, partners, probe_checkpoints, restored, some
+from ...evaluate import untrained_model
+from nexuslab.systems.collatz.inside import (
+    attention_maps, partners, probe_checkpoints, restored, restored_heads, some,
+)
 from nexuslab.systems.collatz.metrics import (
     CLASS_SCALAR,
     all_or_nothing,
@@ -516,51 +519,123 @@ def pairs(scene: Scene, place: int) -> tuple[Batch, Batch]:
     return tuple(make_batch(scene.code, x.n.numpy()[chosen], chosen) for x in (clean, corrupt))
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #c0685818
-def patching_effects(scene: Scene, place: int) -> dict[str, pd.DataFrame]:
+def shuffled_source(batch: Batch, code: Code) -> Batch:
+    "The batch with each row in the place of another: activations of the wrong number."
+    return make_batch(code, batch.n.roll(1).numpy(), np.arange(batch.size))
+
+def patching_effects(
+    scene: Scene,
+    place: int,  # of the digit in which the partners differ
+    model: CollatzTransformer | None = None,  # None: the scene's
+    shuffled: bool = False,  # whether the activations are those of another pair
+) -> dict[str, pd.DataFrame]:
     "How much a patch restores: stream, attention and MLP, each a table of modules (rows) by positions."
     clean, corrupt = pairs(scene, place)
-    effect = restored(scene.model, clean, corrupt)
+    source = shuffled_source(clean, scene.code) if shuffled else None
+    effect = restored(model or scene.model, clean, corrupt, source=source)
     groups: dict[str, dict] = {"stream": {}, "attention": {}, "MLP": {}}
     for name, values in effect.items():
         kind = "MLP" if name.endswith(".mlp") else "attention" if name.endswith((".attention", ".cross")) else "stream"
         groups[kind][name.removesuffix(".mlp").removesuffix(".attention")] = pd.Series(values)
-    return {kind: pd.DataFrame(rows).T.sort_index() for kind, rows in groups.items()}
+    tables = {kind: pd.DataFrame(rows).T.sort_index() for kind, rows in groups.items()}
+    embedded = ["embed", *tables["stream"].index.drop("embed")]
+    return tables | {"stream": tables["stream"].loc[embedded]}
 
-# %% ../../../nbs/systems/collatz/05_views.ipynb #f6deaf6f
-def patching(scene: Scene) -> plt.Figure:
-    "Heat maps of what a patch restores, for pairs that differ in the units and for pairs that differ one place higher."
-    places = [
-        p for p in (0, 1, 2) if len(partners(scene.batch.n.numpy()[:2048], scene.code.base, p, scene.stop)[0]) >= 8
-    ][:2]
+# %% ../../../nbs/systems/collatz/05_views.ipynb #724abcd1
+def places_of(scene: Scene) -> list[int]:
+    "Up to two places in which test numbers have partners: the units, or the lowest above."
+    several = lambda p: len(partners(scene.batch.n.numpy()[:2048], scene.code.base, p, scene.stop)[0]) >= 8
+    places = [p for p in (0, 1, 2) if several(p)][:2]
     if not places:
         raise DataError(
             "pairs to patch", found=f"fewer than 8 pairs among {len(scene.batch.n)} test numbers",
             expected="pairs that differ in one digit and in the loop length", remedy="raise data.test_size",
         )
+    return places
+
+def patch_map(ax, table: pd.DataFrame, title: str):
+    "A table of restored shares as a map with its figures; returns the image."
+    shown = ax.imshow(table.to_numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        if table.shape[1] <= 16 and np.isfinite(value) and abs(value) >= 0.05:
+            colour = "white" if abs(value) > 0.6 else "black"
+            text = f"{value:.1f}".replace("0.", ".")
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_title(title)
+    return shown
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #f6deaf6f
+def patching(scene: Scene) -> plt.Figure:
+    "Heat maps of what a patch restores, for pairs that differ in the units and for pairs that differ one place higher."
+    places = places_of(scene)
     found = [patching_effects(scene, place) for place in places]
     length = max(t.shape[1] for effects in found for t in effects.values())
-    fig, axes = plt.subplots(
-        len(places), 3,
-        figsize=(3 * (0.32 * length + 1.1) + 1, len(places) * (0.34 * len(found[0]["stream"]) + 1.2) + 0.5),
-        squeeze=False,
-    )
+    size = (3 * (0.3 * length + 1.3) + 1, len(places) * (0.34 * len(found[0]["stream"]) + 0.9) + 0.6)
+    fig, axes = plt.subplots(len(places), 3, figsize=size, squeeze=False, layout="constrained")
     for line, effects, place in zip(axes, found, places, strict=True):
         for ax, (kind, table) in zip(line, effects.items(), strict=True):
-            shown = ax.imshow(table.to_numpy(), cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-            for (i, j), value in np.ndenumerate(table.to_numpy()):
-                if length <= 16 and np.isfinite(value) and abs(value) >= 0.05:
-                    ax.text(
-                        j, i, f"{value:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7,
-                        color="white" if abs(value) > 0.6 else "black",
-                    )
+            shown = patch_map(ax, table, f"{kind}, digit {place} differs" if place else f"{kind}, the units differ")
             step = -(-length // 14)
             ax.set_xticks(range(0, table.shape[1], step), position_names(scene, table.shape[1])[::step])
-            ax.set_yticks(range(len(table)), table.index, fontsize=8)
-            ax.set_title(f"{kind}, digit {place} differs" if place else f"{kind}, the units differ")
-        line[1].set_xlabel("position")
+    fig.supxlabel("position")
     fig.colorbar(shown, ax=axes, label="restored (0 nothing, 1 all)", shrink=0.9)
-    fig.suptitle(f"Activation patching, {PAIRS} pairs · {scene.title}")
+    fig.suptitle(f"Activations patched into numbers that differ in one digit, {PAIRS} pairs")
     return fig
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #06631026
+def before_training(run: Run) -> CollatzTransformer:
+    "The network of a run at step 0."
+    return untrained_model(run.task, run.config, run.task.data(run.config, run.root)).eval()
+
+def head_effects(scene: Scene, before: CollatzTransformer, place: int) -> dict[str, pd.DataFrame]:
+    "What each head restores, by position and at all positions: of the model and of its two controls."
+    clean, corrupt = pairs(scene, place)
+    other, found = shuffled_source(clean, scene.code), {}
+    asked = {"the model": (scene.model, None), "shuffled source": (scene.model, other), "untrained": (before, None)}
+    for name, (model, source) in asked.items():
+        effect = restored_heads(model, clean, corrupt, source)
+        labels = [f"{part.removesuffix('.attention')}, {h}" for part, x in effect.items() for h in range(len(x))]
+        widest = max(x.shape[1] for x in effect.values())  # a decoder's and an encoder's lengths differ
+        rows = [np.concatenate([np.pad(r[:-1], (0, widest - len(r)), constant_values=np.nan), r[-1:]])
+                for x in effect.values() for r in x]
+        found[name] = pd.DataFrame(rows, labels, [*range(widest - 1), "all"])
+    return found
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #923fcbcd
+def heads(scene: Scene, before: CollatzTransformer) -> plt.Figure:
+    "What each head carries of the difference of two numbers, beside a shuffled source and the untrained network."
+    places = places_of(scene)
+    found = [head_effects(scene, before, place) for place in places]
+    high, wide = found[0]["the model"].shape
+    size = 3 * (0.3 * wide + 0.5) + 2, len(places) * (0.24 * high + 0.8) + 0.6
+    fig, axes = plt.subplots(len(places), 3, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for line, effects, place in zip(axes, found, places, strict=True):
+        for ax, (name, table) in zip(line, effects.items(), strict=True):
+            shown = patch_map(ax, table, f"{name}, digit {place}")
+            step = -(-wide // 14)
+            names = [*position_names(scene, wide - 1)[::step], "all"]
+            ax.set_xticks([*range(0, wide - 1, step), wide - 1], names)
+    axes[0][0].set_ylabel("block, head")
+    fig.supxlabel("position (all: at all of them at once)")
+    fig.colorbar(shown, ax=axes, label="restored (0 nothing, 1 all)", shrink=0.9)
+    fig.suptitle("Heads patched into numbers that differ in one digit")
+    return fig
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #21f7118b
+def patching_table(scene: Scene, before: CollatzTransformer) -> pd.DataFrame:
+    "The most that one patch restores, part by part: of the model, by a shuffled source, and in the untrained network."
+    columns = {}
+    for place in places_of(scene):
+        for name, how in {"model": {}, "shuffled": {"shuffled": True}, "untrained": {"model": before}}.items():
+            tables = patching_effects(scene, place, **how)
+            parts = {f"{kind} {row}": values.max() for kind, t in tables.items() for row, values in t.iterrows()}
+            columns[f"digit {place}", name] = pd.Series(parts)
+        for name, table in zip(("model", "shuffled", "untrained"), head_effects(scene, before, place).values(), strict=True):
+            block = table.index.str.rsplit(",", n=1).str[0]
+            best = table["all"].groupby(block.to_numpy(), sort=False).max().add_prefix("best head, all positions, ")
+            columns[f"digit {place}", name] = pd.concat([columns[f"digit {place}", name], best])
+    return pd.DataFrame(columns).rename_axis("part patched")
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #6ab001eb
 PUBLISHED = {  # share right in arXiv 2511.10811, the middle of each group of bases
@@ -681,5 +756,9 @@ VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "attention": _captioned(attention, lambda run: of_blocks(run) or attention(look(run))),
     "probes": _captioned(probes, lambda run: of_blocks(run) or probes(probe_checkpoints(run))),
     "patching": _captioned(patching, lambda run: of_one_pass(run) or patching(look(run))),
+    "heads": _captioned(heads, lambda run: of_one_pass(run) or heads(look(run), before_training(run))),
+    "patching_table": _captioned(
+        patching_table, lambda run: of_one_pass(run) or patching_table(look(run), before_training(run))
+    ),
     "bases": bases,
 }
