@@ -389,7 +389,8 @@ def forced_table(
         known, test = (n[:8192] for n in numbers[k, k_prime])
         lengths = lambda n: (n, torch.full_like(n, k + 1), torch.full_like(n, k_prime))
         inputs = code.encode_input(known)
-        for name, net, rule in (("fitted", model, made), ("untrained", before, made), ("false rule", model, false_rule)):
+        fits = ("fitted", model, made), ("untrained", before, made), ("false rule", model, false_rule)
+        for name, net, rule in fits:
             targets = code.encode_output(rule(*lengths(known)))
             shifts[name, k, k_prime] = fitted_shift(net, inputs, targets, block, seed)
     for i, (k, k_prime) in enumerate(classes):

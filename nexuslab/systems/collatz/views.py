@@ -631,7 +631,8 @@ def patching_table(scene: Scene, before: CollatzTransformer) -> pd.DataFrame:
             tables = patching_effects(scene, place, **how)
             parts = {f"{kind} {row}": values.max() for kind, t in tables.items() for row, values in t.iterrows()}
             columns[f"digit {place}", name] = pd.Series(parts)
-        for name, table in zip(("model", "shuffled", "untrained"), head_effects(scene, before, place).values(), strict=True):
+        by_head = head_effects(scene, before, place).values()
+        for name, table in zip(("model", "shuffled", "untrained"), by_head, strict=True):
             block = table.index.str.rsplit(",", n=1).str[0]
             best = table["all"].groupby(block.to_numpy(), sort=False).max().add_prefix("best head, all positions, ")
             columns[f"digit {place}", name] = pd.concat([columns[f"digit {place}", name], best])
