@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'OWN', 'announce', 'tell', 'printable', 'in_parts', 'finish', 'live_chart', 'resumed', 'system_of',
            'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'stop_if_interrupted', 'known_split',
            'wants_answers', 'runs_to_compare', 'architectures_to_compare', 'plan_of_comparison', 'dry_run',
-           'plan_of_training', 'plan_of_run', 'check_parameters']
+           'plan_of_training', 'plan_of_run', 'files_to_compare', 'told_options', 'check_parameters']
 
 # %% ../nbs/engine/18_plans.ipynb #4392c074
 import os
@@ -337,11 +337,12 @@ def plan_of_training(verb: str, given: dict[str, Any], chosen: set[str]) -> dict
 def plan_of_run(verb: str, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
     "The run, its checkpoint, and the files that would be written, of a job on a trained run."
     from nexuslab.design import run_of_system  # late: these import torch
-    from nexuslab.run import Run
     from nexuslab.task import get_task
     from nexuslab.views import known_views
 
-    run = run_of_system(given["run"], given.get("system")) if verb == "sample" else Run.open(given["run"])
+    if verb == "evaluate" and (files := files_to_compare(given, chosen)):
+        return files
+    run = run_of_system(given["run"], given.get("system"))
     task, rows = get_task(run.tree["system"]), {"run": run.path, "state": run.status["state"]}
     if "checkpoint" in given:
         rows["checkpoint"] = run.checkpoint(given["checkpoint"]).name
@@ -366,6 +367,30 @@ def plan_of_evaluation(task, run, given: dict[str, Any], chosen: set[str]) -> di
                               remedy="leave one of them out: a file of your own takes the place of a split")
     rows["beside it"] = "untrained models and baselines" if given["untrained"] else "baselines"
     return rows | {"writes": run.path / "evaluation.json"}
+
+# %% ../nbs/engine/18_plans.ipynb #acadae38
+def files_to_compare(given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    "What 04_evaluate is asked to compare: system, two files, and the picture; nothing where a run is asked about."
+    from nexuslab.files import known_files  # late: these import torch
+    from nexuslab.task import get_task
+
+    asked = {name: given[name] for name in ("real_data", "generated_data", "output") if given[name] is not None}
+    if not asked:
+        return {}
+    needed = {name: given[name] for name in ("system", "real_data", "generated_data")}
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise ConfigError(" and ".join(missing), found=f"none, but {' and '.join(asked)}",
+                          expected="system, real_data and generated_data", remedy=told_options(missing))
+    if both := sorted(chosen & {"run", "split", "checkpoint", "device", "data_path", "untrained", "precision"}):
+        raise ConfigError(" and ".join(both), found="two files beside it", expected="a run, or two files",
+                          remedy=f"leave {' and '.join(both)} out, or {' and '.join(asked)}")
+    task = get_task(given["system"])
+    real, generated, output = known_files(task, given["real_data"], given["generated_data"], given["output"])
+    return {"system": task.name, "real": real, "generated": generated, "output": output}
+
+def told_options(names: list[str]) -> str:
+    "Options of the command that are to be given."
+    return "give " + " ".join(f"--{name.replace('_', '-')} ..." for name in names)
 
 # %% ../nbs/engine/18_plans.ipynb #73202c13
 def plan_of_sample(task, run, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:

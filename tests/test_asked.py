@@ -440,6 +440,9 @@ REFUSED = {
         "device": ["cuda:99", "gpu", "cpu:0", "", None],
         "precision": ["fp8", "", None],
         "data_path": ["mine.txt"],
+        "system": ["nosuch", "toy_tokens"],
+        # the toys compare no files; test_icecube compares some
+        "real_data": ["real.h5"], "generated_data": ["made.h5"], "output": ["figure.png"],
     },
     "sample": {
         "run": ["nosuch"],

@@ -1,4 +1,5 @@
 """The IceCube system beyond what its notebooks show: places, arithmetic, calls, files, and the guide's loop."""
+import shutil
 import sys
 import textwrap
 
@@ -181,3 +182,39 @@ def test_architectures_are_compared_by_the_command(tmp_path, monkeypatch, capfd)
     assert [row.partition(" [")[0] for row in table.index] == [
         "parameters", "memory", "forward", "training step", "sampling, 20 calls"]
     assert {"costs.png", "comparison.html"} <= {path.name for path in (tmp_path / "runs" / ".compare").iterdir()}
+
+
+def test_two_files_are_compared_by_the_command(events, tmp_path, monkeypatch, capfd):
+    """The guide's form, without a run: figures, control and picture; a bad file is refused before a kernel starts."""
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    monkeypatch.delenv("NEXUSLAB_REPORT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    signal, label = (np.concatenate([rows] * (-(-80 // len(events[0])))) for rows in events)
+    write_events("real.h5", signal, label)
+    write_events("made.h5", np.where(signal > 0, 1.1 * signal, 0)[::-1], label[::-1])
+    write_events("few.h5", signal[:39], label[:39])
+    write_events("wrong.h5", np.where(signal > 0, -signal, 0), label)
+    for name, what in (("headless.h5", "label"), ("narrow.h5", "input")):
+        shutil.copy("real.h5", name)
+        with h5py.File(name, "a") as file:
+            held = file[what][:]
+            del file[what]
+            if name == "narrow.h5":
+                file[what] = held[:, :, :-1]
+    asked = ["evaluate", "--system", "icecube", "--real-data", "real.h5", "--output", "figure.png", "--generated-data"]
+    started = []
+    monkeypatch.setattr("papermill.execute_notebook", lambda *a, **k: started.append(a))
+    for wrong, told in (("none.h5", "nothing at"), ("headless.h5", "label"), ("narrow.h5", "5159"),
+                        ("few.h5", "at least 40"), ("real.h5 --run last", "run"), ("real.h5 --output a.pdf", ".png")):
+        options = [word for word in asked if word not in ("--output", "figure.png")] if "--output" in wrong else asked
+        assert main([*options, *wrong.split()]) == 2
+        assert told in capfd.readouterr().err and not started, wrong
+    monkeypatch.undo()
+    monkeypatch.setenv("NEXUSLAB_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main([*asked, "wrong.h5"]) != 0 and "charge" in capfd.readouterr().err
+    assert main([*asked, "made.h5"]) == 0
+    table = pd.read_csv("figure.csv", index_col=0)
+    assert [name.partition(",")[0] for name in table] == ["generated", "real against real"]
+    assert table.loc["ks"].iloc[0] > 0 and table.loc["exact_zeros"].iloc[0] == 1
+    assert (tmp_path / "figure.png").stat().st_size > 10_000 and (tmp_path / "figure.report.ipynb").exists()

@@ -24,6 +24,7 @@ from torch import Tensor
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
 from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
+from ...files import CanCompareFiles
 from ...store import Store, store_path
 from nexuslab.systems.icecube.data import (
     PLACES, EventFile, FromFile, Plan, Simulated, build, check_events, manifest, split_ids,
@@ -398,8 +399,18 @@ class IceCubeSamples(CanSample):
         return picture(samples["input"], samples["label"])
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #4e1799d7
-class IceCubeTask(IceCubeTraining, IceCubeSamples, HasArchitectures):
+class IceCubeTask(IceCubeTraining, IceCubeSamples, HasArchitectures, CanCompareFiles):
     "A diffusion model of neutrino events."
+
+    def refuse_files(self, real, generated):
+        from nexuslab.systems.icecube.views import refuse_few  # late: a training needs none of it
+
+        refuse_few(real), refuse_few(generated)
+
+    def compare_files(self, real, generated):
+        from nexuslab.systems.icecube.views import compare_files  # late: as above
+
+        return compare_files(real, generated)
 
     def architectures(self):
         return list(get_args(IceCubeModel.model_fields["architecture"].annotation))
