@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'OWN', 'announce', 'tell', 'printable', 'in_parts', 'finish', 'live_chart', 'resumed', 'system_of',
            'configured', 'with_parent', 'refuse_study', 'planned', 'begin', 'stop_if_interrupted', 'known_split',
            'wants_answers', 'runs_to_compare', 'architectures_to_compare', 'plan_of_comparison', 'dry_run',
-           'plan_of_training', 'plan_of_run', 'files_to_compare', 'told_options', 'check_parameters']
+           'plan_of_training', 'plan_of_run', 'check_parameters']
 
 # %% ../nbs/engine/18_plans.ipynb #4392c074
 import os
