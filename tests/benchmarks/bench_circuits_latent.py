@@ -161,7 +161,7 @@ def as_proposals(circuits):
     return [Proposal(graph_of(c), logs_of([c])[0], "") for c in circuits]
 
 
-def searched(model, statistics, library, arrays, row, budget, rng):
+def searched(model, statistics, library, arrays, row, budget, rng, tpe):
     """The least distance [dB] that each way of searching finds for the response of one circuit."""
     true = circuit_at(arrays, row)
     target, width = own_target(true), sum(model.latent)
@@ -182,7 +182,7 @@ def searched(model, statistics, library, arrays, row, budget, rng):
               "nearest training circuits": nearest(library, target, f0, budget // 10),
               "true graph": [Proposal(graph_of(true), u, "") for u in logs_of([true]) + rng.normal(0, 2, (5, size))]}
     told |= {f"least squares, {k}": race_of(target, v, 1, budget)[0][0].error for k, v in starts.items()}
-    if budget <= 200:
+    if tpe and budget <= 200:  # a minute of processor time: each of 56 numbers has a density of its own
         seed = int(rng.integers(2**31))
         told["latent, TPE"] = by_tpe(latent, width, -3, 3, budget, seed)
         told["values of the true graph, TPE"] = by_tpe(values, size, 0, 1, budget, seed)
@@ -190,7 +190,7 @@ def searched(model, statistics, library, arrays, row, budget, rng):
     return told
 
 
-def search(name, n, seed):
+def search(name, n, seed, tpe=False):
     """Responses of test circuits: searches of the latent space and of log values, at equal numbers of analyses."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     model, statistics, splits, _, _ = opened(name)
@@ -198,10 +198,9 @@ def search(name, n, seed):
     library = Library(splits.train.arrays, splits.train.members)
     rows = rng.choice(splits.test.members, n, replace=False)
     for budget in (200, 2000):
-        told, begun = [], time.process_time()
+        told = []
         for row in rows:
-            told.append(searched(model, statistics, library, arrays, row, budget, rng))
-            print(len(told), f"{time.process_time() - begun:.0f} s", flush=True)
+            told.append(searched(model, statistics, library, arrays, row, budget, rng, tpe))
         table = pd.DataFrame(told)
         told = {f"solved, {budget}": (table <= SOLVED).mean(), f"median dB, {budget}": table.median()}
         tables.append(pd.DataFrame(told))
@@ -215,7 +214,8 @@ if __name__ == "__main__":
     parser.add_argument("run")
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tpe", action="store_true", help="search with Optuna's estimator too")
     said = parser.parse_args()
-    begun = time.process_time()
-    found = {"published": published, "paths": paths, "search": search}[said.what](said.run, said.n, said.seed)
+    begun, more = time.process_time(), {"tpe": said.tpe} if said.what == "search" else {}
+    found = {"published": published, "paths": paths, "search": search}[said.what](said.run, said.n, said.seed, **more)
     print(found.round(4).to_string(), f"\n{time.process_time() - begun:.0f} s of processor time")

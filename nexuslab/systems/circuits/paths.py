@@ -105,6 +105,7 @@ class Path:
         "What the population's tests say of each circuit between the ends."
         return appraise(self.circuits[1:-1], {})
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #91a6e3dd
 def settled(a: Circuit, b: Circuit, share: float) -> Circuit:
     "The clean bridge nearest to a share, or the bridge at it where none of those tried is clean."
     near = [share, *SHARES[np.argsort(np.abs(SHARES - share))[: TRIED - 1]]]

@@ -139,6 +139,7 @@ def through(
         ]}
     return pd.DataFrame(rows)
 
+# %% ../../../nbs/systems/circuits/08_published.ipynb #bdba5d02
 def published_table(
     model: CircuitVAE,
     arrays: dict[str, np.ndarray],  # of the file that it was trained with
