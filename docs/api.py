@@ -253,9 +253,9 @@ def table(rows: list[Row], head: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Text of a docstring or a comment as Markdown: what Markdown would take for markup is escaped, code spans are not.
-    """
-    parts = re.split(r"(`[^`]*`)", text)
+    """Text of a docstring or a comment as Markdown: what Markdown would take for markup is escaped, code spans are not,
+    and a formula is shown as code."""
+    parts = re.split(r"(`[^`]*`)", re.sub(r"\$([^$\n]+)\$", r"`\1`", text))
     return "".join(p if p.startswith("`") else re.sub(r"([*_<>\[\]$#{}~^])", r"\\\1", p) for p in parts)
 
 

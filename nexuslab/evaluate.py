@@ -53,17 +53,12 @@ def evaluate(
     refuse_name(run, "a Run", "Run.open(path)")
     evaluated(run)  # raises where the figures could not be added
     saved, test, figures = assessed(task, run, split, checkpoint, splits, device, data_path, precision)
-    folder = run.root / "data" / task.name / "baselines"
-    beside = untrained_models(test, folder) if untrained else []
     entry = {
         "checkpoint": checkpoint, "step": saved.manifest["step"], "manifest": saved.seal,
         "examples": test.source.size, "precision": test.precision, "figures": figures,
-        "baselines": baselines_of(test, folder),
+        **what_stands_beside(test, run, figures, untrained),
         "changed": changed_since(saved, test.cfg),
     }
-    if beside:
-        entry["baselines"] = {"untrained": beside[0]} | parent_figures(test, run, folder) | entry["baselines"]
-        entry["untrained"] = compared(figures, beside, test.aims(figures))
     if missing := left_out(run):
         entry["record"] = missing
         warnings.warn(f"{visible(run.path.name)}: {missing}", stacklevel=2)
@@ -327,6 +322,16 @@ def parent_figures(test: Assessment, run: Run, folder: Path) -> dict[str, dict[s
     except NexusError as error:
         warnings.warn(f"the run that this one began with is left out: {error.brief}", stacklevel=3)
         return {}
+
+# %% ../nbs/engine/09_evaluate.ipynb #e6cecf23
+def what_stands_beside(test: Assessment, run: Run, figures: dict[str, float], untrained: bool) -> dict[str, Any]:
+    "The baselines of an evaluation, and what the untrained models reach, if they are asked."
+    folder = run.root / "data" / run.tree["system"] / "baselines"
+    beside, baselines = untrained_models(test, folder) if untrained else [], baselines_of(test, folder)
+    if not beside:
+        return {"baselines": baselines}
+    return {"baselines": {"untrained": beside[0]} | parent_figures(test, run, folder) | baselines,
+            "untrained": compared(figures, beside, test.aims(figures))}
 
 # %% ../nbs/engine/09_evaluate.ipynb #cb217099
 def inherited_figures(test: Assessment, run: Run) -> dict[str, float]:

@@ -52,18 +52,22 @@ def reproduce(
         splits = task.data(cfg, home)
         found += differences_of_data(run, task, splits)
         torch.set_num_threads(run.environment["hardware"]["threads"])
-        result = train(task, cfg, Run.create(cfg, home))
-        if state_name(result.reason) != "finished":
-            kind = Interrupted if state_name(result.reason) == "interrupted" else RunError
-            raise kind(f"reproduction of {run.path.name}", found=f"{result.reason} at step {result.step}",
-                       expected="a training that comes to its end", remedy=f"nexuslab reproduce {run.path.name}")
-        again, changes = result.run, changes_on_resume(run)
+        again, changes = whole_run(train(task, cfg, Run.create(cfg, home)), run), changes_on_resume(run)
         others = differences_of_history(run.history(), again.history())
         others += differences_of_figures(run, again, task, splits)
     found += [*changes, *others] if others else []
     same = f"nothing differs: {len(run.history())} rows and every figure of {run.path.name} came out again"
     write("\n".join(found or [*changes, same]))
     return found
+
+# %% ../nbs/engine/10a_reproduce.ipynb #f78976bf
+def whole_run(result: Result, run: Run) -> Run:
+    "The run of a training that repeated another and came to its end; one that ended early is refused."
+    if (state := state_name(result.reason)) != "finished":
+        kind = Interrupted if state == "interrupted" else RunError
+        raise kind(f"reproduction of {run.path.name}", found=f"{result.reason} at step {result.step}",
+                   expected="a training that comes to its end", remedy=f"nexuslab reproduce {run.path.name}")
+    return result.run
 
 # %% ../nbs/engine/10a_reproduce.ipynb #a4385477
 def changes_on_resume(run: Run) -> list[str]:

@@ -318,19 +318,25 @@ def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> tuple[torch.optim
         group["scale"] = float(group["lr"]) / peak
     return optimizer, peak
 
+# %% ../nbs/engine/08c_setup.ipynb #da300c32
+def own_device(compute: Compute) -> tuple[torch.device, str]:
+    "The device and the precision that this process trains with, and its threads; what was asked in vain is told."
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    device = pick_device(compute.device)
+    if device.type == "cuda" and device.index is None:
+        device = own_gpu(torch.cuda.device_count())
+    precision, why = pick_precision(compute.precision, device)
+    if why:
+        print(why)
+    return device, precision
+
 # %% ../nbs/engine/08c_setup.ipynb #cbd18f7a
 def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> Loop:
     "Build everything the loop works with, untrained."
     enrol(task)
     rank, world = ranks()
-    if cfg.compute.threads:
-        torch.set_num_threads(cfg.compute.threads)
-    device = pick_device(cfg.compute.device)
-    if device.type == "cuda" and device.index is None:
-        device = own_gpu(torch.cuda.device_count())
-    precision, why = pick_precision(cfg.compute.precision, device)
-    if why:
-        print(why)
+    device, precision = own_device(cfg.compute)
     splits = splits or task.data(cfg, run.root)
     refuse_other_order(task, cfg, splits)
     model = new_model(task, cfg, splits)

@@ -79,10 +79,11 @@ class Ragged:
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return self.values[np.repeat(starts, lengths) + within], lengths
 
-# %% ../nbs/engine/02b_store.ipynb #5c72af33
+# %% ../nbs/engine/02b_store.ipynb #52df299b
 CHUNK_BYTES = 1 << 18  # 256 KiB: a read of a few rows stays cheap and the fletcher32 overhead small
 FORMAT = 1  # of the store; raised when the layout changes
 
+# %% ../nbs/engine/02b_store.ipynb #5c72af33
 class Column:
     "An array in a file that grows by blocks of rows."
 

@@ -152,12 +152,17 @@ def evaluate_source(
                 count(averages, checked(one))
                 for name, arguments in one.out.items():
                     measures.feed(name, arguments)
+    return averages, figures_of_metrics(measures, averages, rank)
+
+# %% ../nbs/engine/08e_watch.ipynb #3c9270e9
+def figures_of_metrics(measures: Measures, averages: Averages, rank: int) -> dict[str, float]:
+    "What the metrics say, on the first process; a name that is taken is refused, a metric that was never fed told."
     figures = measures.compute() if rank == 0 else {}
     for name in (measures.names | figures.keys()) & (OWN_NAMES | averages.compute().keys()):
         refuse_name(name, "metric")
     if rank == 0 and (idle := measures.members.keys() - measures.fed):
-        warnings.warn(f"never fed by the step, and left out: metric {', '.join(sorted(idle))}", stacklevel=2)
-    return averages, figures
+        warnings.warn(f"never fed by the step, and left out: metric {', '.join(sorted(idle))}", stacklevel=3)
+    return figures
 
 # %% ../nbs/engine/08e_watch.ipynb #29d59cc9
 def collected(out: StepOut | None, rank: int, world: int, device: torch.device) -> list[StepOut]:

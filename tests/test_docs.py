@@ -66,6 +66,11 @@ def test_a_summary_is_whole():
     assert len(summaries) > 60 and all(text.endswith((".", "`")) for text in summaries if text)
 
 
+def test_a_docstring_is_shown_as_it_was_meant():
+    """What Markdown would take for markup is escaped; code and formulas are code."""
+    assert api.prose("between $n$ and `k_1`, not a*b*c") == "between `n` and `k_1`, not a\\*b\\*c"
+
+
 def test_every_chapter_is_a_page_and_listed(site):
     chapters = [c.name for c in execution.find_chapters()]
     assert len(chapters) >= 20
