@@ -402,3 +402,15 @@ def test_evaluation_is_told_no_truth():
     written = model.generate(batch.inputs)
     out = TASK.step(model, batch, cfg, At())
     assert abs(float(out.out["exact_match"][0]) - compute_exact_match(written, batch.targets)) < 1e-6
+
+
+def test_padding_inside_the_digits_and_tokens_of_another_kind_are_refused():
+    """A wrong padding token would leave digits out of the count; lists and arrays are told what to be."""
+    data = CollatzDataset(num_samples=40)
+    digit = int(data.targets[0, 0])
+    for wrong in (lambda: compute_exact_match(data.targets, data.targets, digit),
+                  lambda: compute_accuracy(data.targets, data.targets, digit),
+                  lambda: compute_exact_match(data.targets.numpy(), data.targets)):
+        with pytest.raises(DataError):
+            wrong()
+    assert compute_exact_match(data.targets, data.targets, 24) == 1.0

@@ -331,7 +331,7 @@ def steering_table(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #20866329
-FITTED, RATE = 160, 0.1  # steps, and their size in standard deviations of the states
+FITTED, RATE = 320, 0.1  # steps, and their size in standard deviations of the states
 
 def fitted_shift(
     model: CollatzTransformer,
@@ -339,15 +339,17 @@ def fitted_shift(
     targets: Tensor,  # (N, L_out) what it is to answer
     block: str = "blocks.0",
     seed: int = 0,
+    start: Tensor | float = 0.0,  # (L, D) what the fit begins with
+    steps: int = FITTED,
 ) -> Tensor:
     "The vectors (L, D) that, added to what a block puts out, make a model answer the targets; by Adam."
     generator = torch.Generator().manual_seed(mix(seed, "shift"))
     with torch.no_grad(), cached(model, [block]) as kept:
         model(inputs[:512])
-    shift = torch.zeros_like(kept[block][0]).requires_grad_()
+    shift = (torch.zeros_like(kept[block][0]) + start).requires_grad_()
     optimiser = torch.optim.Adam([shift], rate := RATE * float(kept[block].std()))
-    for step in range(FITTED):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / FITTED)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
         rows = torch.randint(len(inputs), (128,), generator=generator)
         with hooked(model, {block: lambda out: out + shift}):
             loss = cross_entropy(model(inputs[rows]).transpose(1, 2), targets[rows])
@@ -374,12 +376,19 @@ def moved(model: CollatzTransformer, inputs: Tensor, block: str, shift: Tensor |
     with hooked(model, {block: lambda out: out + shift}):
         return model.generate(inputs)
 
+@torch.no_grad()
+def mean_state(model: CollatzTransformer, inputs: Tensor, block: str) -> Tensor:
+    "The mean (L, D) of what a block puts out for inputs (N, L_in)."
+    with cached(model, [block]) as kept:
+        model(inputs)
+    return kept[block].mean(0)
+
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #cab3055c
 def forced_table(
     model: CollatzTransformer,
     before: CollatzTransformer,  # the same network, untrained
     code: Code, start: int, stop: int, classes: Sequence[tuple[int, int]] = STEERED, block: str = "blocks.0",
-    seed: int = 0,
+    seed: int = 0, steps: int = FITTED,
 ) -> pd.DataFrame:
     """One row a class: of its test numbers, at most 512, the share answered exactly as by one climb more, with the
     fitted vector and with those of the three controls; and the share right as it is."""
@@ -392,7 +401,9 @@ def forced_table(
         fits = ("fitted", model, made), ("untrained", before, made), ("false rule", model, false_rule)
         for name, net, rule in fits:
             targets = code.encode_output(rule(*lengths(known)))
-            shifts[name, k, k_prime] = fitted_shift(net, inputs, targets, block, seed)
+            longer = code.encode_input(sided(k + 1, k_prime, start, stop, seed)[0][:4096])
+            towards = mean_state(net, longer, block) - mean_state(net, inputs[:4096], block)
+            shifts[name, k, k_prime] = fitted_shift(net, inputs, targets, block, seed, towards, steps)
     for i, (k, k_prime) in enumerate(classes):
         n = numbers[k, k_prime][1][:512]
         lengths = n, torch.full_like(n, k + 1), torch.full_like(n, k_prime)

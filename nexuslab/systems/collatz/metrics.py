@@ -23,6 +23,9 @@ from .data import Code, as_integers, long_step
 # %% ../../../nbs/systems/collatz/03_metrics.ipynb #73656739
 def require_pairs(predictions: Tensor, targets: Tensor) -> None:
     "Refuse predictions that are not shaped like the targets."
+    for given in (predictions, targets):
+        if not isinstance(given, Tensor):
+            raise DataError("tokens", type(given).__name__, "a tensor (B, L)", "give torch.as_tensor(tokens)")
     if predictions.shape != targets.shape or predictions.ndim != 2 or not len(targets):
         found = f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
         remedy = "take the argmax over the vocabulary first"
@@ -46,7 +49,13 @@ def digit_places(
 ) -> Tensor:
     "The places that count, (B, L) bool: digits and the end token, but no padding."
     pad = padding_of(targets) if pad is None else pad
-    return torch.ones_like(targets, dtype=torch.bool) if pad is None else targets != pad
+    counted = torch.ones_like(targets, dtype=torch.bool) if pad is None else targets != pad
+    inside = (counted[:, 1:] & ~counted[:, :-1]).any(1)
+    if inside.any():
+        found = f"{pad}, inside the digits of row {int(inside.int().argmax())}"
+        remedy = "leave it out: it is found in the targets"
+        raise DataError("padding token", found, "a token that stands behind the digits alone", remedy)
+    return counted
 
 # %% ../../../nbs/systems/collatz/03_metrics.ipynb #80d24cbd
 def right_rows(
