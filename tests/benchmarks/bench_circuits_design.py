@@ -1,23 +1,28 @@
 """Design from a specification: who proposes the better graphs at equal numbers of analyses, and what can be bought.
 
-`python tests/benchmarks/bench_circuits_design.py responses --n 100` and `... specifications --n 200`, from the project,
-with the data of `nexuslab prepare --system circuits --preset ladders`.
+`python tests/benchmarks/bench_circuits_design.py responses --n 100`, `... larger --n 20`, `... masks` and
+`... specifications --n 200`, from the project, with the data of `nexuslab prepare --system circuits --preset ladders`.
 """
 import argparse
 import time
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from nexuslab.config import resolve
 from nexuslab.core import project_root
 from nexuslab.systems.circuits.design import Wish, asked_for, by_ngspice, deck, design, in_turn, search, shape_of, snap
-from nexuslab.systems.circuits.fit import DB, logs_of, stack, transfer, graph_of
+from nexuslab.systems.circuits.edit import Grown, hidden, raced
+from nexuslab.systems.circuits.fit import DB, Target, graph_of, levels, logs_of, stack, transfer, with_points
 from nexuslab.systems.circuits.propose import Library, analyses_of, by_chance, nearest, textbook
 from nexuslab.systems.circuits.specification import follow, spread_out
 from nexuslab.task import get_task
 
 SOLVED = 0.5  # dB within 20 dB of the peak
+SEVERAL = 4  # solutions whose values are fixed
 FINE = np.linspace(-0.04, 0.04, 33)  # decades about a shift of the library's grid
 
 
@@ -56,37 +61,121 @@ def error_of(circuit, hz, level) -> float:
     return float(np.abs(whole.off(DB * np.log(np.maximum(np.abs(H), 1e-12)))).max())
 
 
-def responses(n: int, seed: int) -> pd.DataFrame:
-    """Held-out responses of order 3 to 6 that no known circuit meets, by source and budget."""
+def only_raced(target, proposals, budget, good=SOLVED) -> tuple[object, int]:
+    """The best circuit of a race without edits, checked between the points of the target as the designer does."""
+    pool, spent = [Grown(p.graph, p.u, p.source) for p in proposals[: budget // 10]], 0
+    while True:
+        plan = [(max(1, budget // 20), 4), (max(1, budget // 50), 12), (max(1, budget // 250), budget)]
+        done, more = raced(target, pool, plan, budget - spent, good / 2, 1, None)
+        best, spent = min(done, key=lambda one: one.worst), spent + more + 1
+        missed = hidden(target, best.circuit, good) if best.worst <= good else ()
+        if not len(missed) or spent + 20 > budget:
+            return best.circuit, spent
+        target, pool = with_points(target, missed), sorted(done, key=lambda one: one.worst)[:10]
+
+
+def held_out(n: int, seed: int, orders: tuple[int, int], beyond: bool):
+    """Responses of test circuits that no known circuit meets: curve, target, and proposals by source."""
     library, arrays = library_and_arrays()
-    order = np.diff(arrays["pole_offset"])
-    pool = np.isin(arrays["split"], (2, 3)) & ~arrays["beyond"] & (order >= 3) & (order <= 6)
-    rows, seen, begun = [], 0, time.process_time()
+    order, found, seen = np.diff(arrays["pole_offset"]), 0, 0
+    pool = np.isin(arrays["split"], (2, 3)) & (arrays["beyond"] == beyond)
+    pool &= (order >= orders[0]) & (order <= orders[1])
     for row in np.random.default_rng(seed).permutation(np.flatnonzero(pool)):
-        if len(rows) == n:
-            break
         hz, level = curve_of(arrays, row)
-        chosen = spread_out(hz, level)
-        target, seen = follow(hz[chosen], level[chosen]), seen + 1
+        chosen, seen = spread_out(hz, level), seen + 1
+        target = replace(follow(hz[chosen], level[chosen]), whole=follow(hz, level))
         kind, f0 = shape_of(target)
+        if found == n:
+            break
         if met(library, target, f0):
             continue
-        sources = {"textbook": textbook(kind, f0), "nearest": nearest(library, target, f0, 200),
-                   "random": by_chance(200, int(row))}
-        told = {}
-        for budget in (200, 2000):
-            for name, proposals in (sources | {"all in turn": in_turn(list(sources.values()))}).items():
-                best = search(target, proposals[: budget // 10], 1, budget)[0][0]
-                told[f"{name}, {budget}"] = error_of(best.circuit, hz, level) <= SOLVED
-                if (name, budget) == ("all in turn", 2000):
-                    bought = min(error_of(way, hz, level) for way in snap(target, best.circuit, "E24"))
-                    told["all in turn, 2000, then E24"] = bought <= SOLVED
-        rows.append(told)
-        if len(rows) % 20 == 0:
-            print(len(rows), "of", seen, pd.DataFrame(rows).mean().round(3).to_dict(), flush=True)
-    spent = time.process_time() - begun
-    print(f"{seen} looked at, {len(rows)} met by no known circuit; {spent:.0f} s of processor time")
-    return pd.DataFrame(rows).mean().rename("share solved").to_frame()
+        found += 1
+        yield hz, level, target, {"textbook": textbook(kind, f0), "nearest": nearest(library, target, f0, 200),
+                                  "random": by_chance(200, int(row))}
+    print(f"{seen} looked at, {found} met by no known circuit")
+
+
+def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=False, asked=None) -> pd.DataFrame:
+    """Held-out responses by source and budget: share solved, analyses, parts and processor time."""
+    rows, series = [], []
+    for hz, level, target, sources in held_out(n, seed, orders, beyond):
+        for budget in budgets:
+            every = sources | {"all in turn": in_turn(list(sources.values()))}
+            for name, proposals in every.items() if asked is None else ((k, every[k]) for k in asked):
+                begun = time.process_time()
+                circuit, spent = only_raced(target, proposals, budget)
+                raced_in = time.process_time() - begun
+                best, grown_spent = search(target, proposals, 1, budget)
+                rows.append({
+                    "budget": budget, "source": name, "raced": error_of(circuit, hz, level) <= SOLVED,
+                    "grown": error_of(best[0].circuit, hz, level) <= SOLVED, "analyses raced": spent,
+                    "analyses grown": grown_spent, "s raced": raced_in,
+                    "s grown": time.process_time() - begun - raced_in, "parts grown": len(best[0].circuit.parts),
+                })
+        several = search(target, sources["nearest"], SEVERAL, budgets[-1])[0]
+        errors = [min(error_of(way, hz, level) for way in snap(target, s.circuit, "E24")) for s in several]
+        series.append({"first": errors[0] <= SOLVED, f"best of {SEVERAL}": min(errors) <= SOLVED})
+        if len(series) % 10 == 0:
+            told = pd.DataFrame(rows).groupby(["budget", "source"])[["raced", "grown"]].mean().round(3)
+            print(len(series), told.to_dict(), pd.DataFrame(series).mean().to_dict(), flush=True)
+    print("after E24:", pd.DataFrame(series).mean().round(3).to_dict())
+    return pd.DataFrame(rows).groupby(["budget", "source"]).mean()
+
+
+def larger(n: int, seed: int) -> pd.DataFrame:
+    """Responses of order 7 to 9 of circuits larger than any known, at 20,000 analyses."""
+    return responses(n, seed, (20_000,), (7, 9), True, ("nearest", "textbook"))
+
+
+def elliptic_attenuation(order: int, pass_db: float, ratio: float) -> float:
+    """Stop band [dB] of an elliptic filter by its degree equation; ratio: stop over pass frequency."""
+    q = np.exp(-np.pi * special.ellipk(1 - ratio**-2) / special.ellipk(ratio**-2)) ** order
+    even, odd = sum(q ** ((m + 0.5) ** 2) for m in range(8)), sum(q ** (m * m) for m in range(1, 8))
+    discrimination = (2 * even / (1 + 2 * odd)) ** 2
+    return float(10 * np.log10(1 + (10 ** (pass_db / 10) - 1) / discrimination**2))
+
+
+def steep(kind: str, pass_db: float, ratio: float) -> Target:
+    """A mask at 10 kHz whose stop band asks for 85 % of the attenuation [dB] of an elliptic filter of order 5."""
+    stop = -0.85 * elliptic_attenuation(5, pass_db, ratio)
+
+    def on(points: int) -> Target:
+        hz = np.r_[np.geomspace(1 / 30, 1, points), np.geomspace(ratio, 30, points)]
+        passing = np.arange(2 * points) < points
+        if kind == "high_pass":
+            hz, passing = 1 / hz[::-1], passing[::-1]
+        lower, upper = np.where(passing, -pass_db, -np.inf), np.where(passing, 0.0, stop)
+        return Target(1e4 * hz, lower, upper, free=True)
+
+    gap = np.array([1 + 1e-6, ratio * (1 - 1e-6)]) ** (1 if kind == "low_pass" else -1) * 1e4
+    dense, none = on(400), np.full(2, np.inf)
+    order = np.argsort(hz := np.r_[dense.hz, gap])
+    lower, upper = np.r_[dense.lower, -none][order], np.r_[dense.upper, none][order]
+    return replace(on(24), whole=Target(hz[order], lower, upper, free=True))
+
+
+def masks(n: int, seed: int) -> pd.DataFrame:
+    """18 steep masks, at most 9 parts, 20,000 analyses: met within 0.1 dB between the points too, by source."""
+    library, _ = library_and_arrays()
+    rows = []
+    for kind, pass_db, ratio in product(("low_pass", "high_pass"), (0.2, 0.5, 1.0), (1.15, 1.3, 1.6)):
+        target = steep(kind, pass_db, ratio)
+        sources = {"textbook": textbook(kind, 1e4, parts=9), "nearest": nearest(library, target, 1e4, 200, parts=9),
+                   "random": by_chance(1000, seed, parts=9)}
+        for name, proposals in (sources | {"all in turn": in_turn(list(sources.values()))}).items():
+            best, spent = search(target, proposals, 1, 20_000, most=9, good=0.1)
+            alone, _ = only_raced(target, proposals, 20_000, 0.1)
+            off = np.abs(off_target(alone, target.whole)).max()
+            grown = np.abs(off_target(best[0].circuit, target.whole)).max()
+            rows.append({"source": name, "raced": off <= 0.1, "grown": grown <= 0.1, "analyses": spent,
+                         "parts": len(best[0].circuit.parts)})
+            print(kind, pass_db, ratio, name, f"raced {off:.2f} dB, grown {grown:.2f} dB, {spent} analyses", flush=True)
+    return pd.DataFrame(rows).groupby("source").mean()
+
+
+def off_target(circuit, target) -> np.ndarray:
+    """How far a circuit is off a target at each frequency [dB]."""
+    return target.off(levels(stack([graph_of(circuit)]), logs_of([circuit]), target)[0][0])
 
 
 def measured(kind: str, circuit, f0: float) -> tuple[float, float]:
@@ -107,7 +196,7 @@ def specifications(n: int, seed: int) -> pd.DataFrame:
         begun = time.process_time()
         asked = asked_for(kind, f0, q, None, None, None, None)
         sources = [textbook(kind, f0, parts=6), nearest(library, asked.target, f0, 100, parts=6)]
-        one = design(asked.target, in_turn(sources), 1, Wish())[0]
+        one = design(asked.target, in_turn(sources), 1, Wish(), most=6)[0]
         spent = time.process_time() - begun
         f_found, q_found = measured(kind, one.circuit, f0)
         rows.append({"f0 error": abs(f_found / f0 - 1), "q error": abs(q_found / q - 1), "yield": one.row["yield"],
@@ -119,11 +208,13 @@ def specifications(n: int, seed: int) -> pd.DataFrame:
     return table.quantile([0.5, 0.95, 1.0])
 
 
+BENCHES = {"responses": responses, "larger": larger, "masks": masks, "specifications": specifications}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["responses", "specifications"])
+    parser.add_argument("what", choices=list(BENCHES))
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
-    found = {"responses": responses, "specifications": specifications}[said.what](said.n, said.seed)
+    found = BENCHES[said.what](said.n, said.seed)
     print(found.round(4).to_string())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'GROUND', 'INPUT', 'OUTPUT', 'KINDS', 'Circuit', 'node_name', 'netlist', 'named_parts', 'from_netlist',
            'canonical', 'same_graph', 'topology_hash', 'content_hash', 'responses', 'response', 'Analysis', 'analyse',
-           'Kind', 'Curves', 'classify_all', 'classify', 'response_kind']
+           'Kind', 'Curves', 'name_of_band', 'classify_all', 'classify', 'response_kind']
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #bb4019c2
 import hashlib
@@ -116,7 +116,7 @@ def netlist(
     lines = [f"* {title}", "V1 in 0 dc 0 ac 1"]
     for kind, i, j, value in circuit.parts:
         counts[kind] += 1
-        lines.append(f"{kind}{counts[kind]} {node_name(i)} {node_name(j)} {value:.17g}")
+        lines.append(f"{kind}{counts[kind]} {node_name(i)} {node_name(j)} {float(value)!r}")
     return "\n".join([*lines, ".end", ""])
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #8583f724
@@ -708,7 +708,7 @@ def _crossings(curves: Curves, low: np.ndarray, high: np.ndarray, level: np.ndar
     return np.exp(low + (high - low) * np.clip(step, 0, 1))
 
 # %% ../../../nbs/systems/circuits/00_analysis.ipynb #02932b21
-def _name(dc: bool, infinity: bool, n_edges: int) -> str:
+def name_of_band(dc: bool, infinity: bool, n_edges: int) -> str:
     "The row of the table for a pass band that holds dc, holds infinity, and has so many edges."
     table = {
         (True, False, 1): "low_pass", (False, True, 1): "high_pass", (False, False, 2): "band_pass",
@@ -752,7 +752,7 @@ def classify_all(
     kinds = []
     for k, a in enumerate(analyses):
         edges = found[row == k].tolist()
-        name = _name(bool(inside[k, 0]), bool(inside[k, -1]), len(edges))
+        name = name_of_band(bool(inside[k, 0]), bool(inside[k, -1]), len(edges))
         kinds.append(
             Kind(
                 name, float(np.exp(top[k])), float(w_peak[k] / tau),

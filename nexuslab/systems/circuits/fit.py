@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Graph', 'DB', 'DARK', 'LOW', 'HIGH', 'FAR', 'Networks', 'graph_of', 'stack', 'logs_of', 'circuit_of', 'Target',
-           'levels', 'Limits', 'usual_limits', 'Fits', 'improve', 'Raced', 'race']
+           'limits_at', 'with_points', 'levels', 'Limits', 'usual_limits', 'Fits', 'improve', 'Raced', 'race']
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #f8045c1c
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Optional
 
 import numpy as np
 
@@ -115,12 +116,15 @@ class Target:
     lower: np.ndarray  # (F,) dB, -inf where nothing is asked
     upper: np.ndarray  # (F,) dB, inf where nothing is asked
     free: bool = False  # only the shape counts
+    whole: Optional["Target"] = None  # the same on more frequencies, where they are known
 
     def __post_init__(self):
         whole = len(self.hz) == len(self.lower) == len(self.upper) >= 2
         if not whole or not (np.diff(self.hz) > 0).all() or self.hz[0] <= 0 or not (self.lower <= self.upper).all():
+            crossed = self.hz[self.lower > self.upper] if len(self.hz) == len(self.lower) == len(self.upper) else []
+            found = f"{len(self.hz)} frequencies from {min(self.hz, default=0):.4g} Hz"
             raise ConfigError(
-                "target", found=f"{len(self.hz)} frequencies from {min(self.hz, default=0):.4g} Hz",
+                "target", found=f"lower above upper at {crossed[0]:.6g} Hz" if len(crossed) else found,
                 expected="two or more ascending positive frequencies with lower <= upper", remedy="correct the table",
             )
         if not np.isfinite(self.lower).any():
@@ -130,6 +134,37 @@ class Target:
     def off(self, level: np.ndarray) -> np.ndarray:
         "How far levels (..., F) [dB] lie outside the corridor: positive above, negative below."
         return level - np.clip(level, self.lower, self.upper)
+
+    @property
+    def middle(self) -> np.ndarray:
+        "Halfway between the limits where both are finite, else the lower one (F,) [dB]."
+        asked, both = np.isfinite(self.lower), np.isfinite(self.lower) & np.isfinite(self.upper)
+        lower, upper = np.where(asked, self.lower, 0.0), np.where(both, self.upper, self.lower)
+        return np.where(asked, (lower + np.where(asked, upper, 0.0)) / 2, 0.0)
+
+# %% ../../../nbs/systems/circuits/06_fit.ipynb #69707c9a
+def limits_at(
+    target: Target,
+    hz: np.ndarray,  # (N,) positive
+) -> tuple[np.ndarray, np.ndarray]:
+    "Lower and upper limits at any frequencies, (N,) each [dB]; beyond the ends nothing is asked."
+    dense = target.whole or target
+    at = np.clip(np.searchsorted(dense.hz, hz), 1, len(dense.hz) - 1)
+    left, right = np.log(dense.hz[at - 1]), np.log(dense.hz[at])
+    part = (np.log(hz) - left) / (right - left)
+    told = []
+    for limit, none in ((dense.lower, -np.inf), (dense.upper, np.inf)):
+        a, b = limit[at - 1], limit[at]
+        known = np.isfinite(a) & np.isfinite(b) & (part >= 0) & (part <= 1)
+        told.append(np.where(known, np.where(known, a, 0) * (1 - part) + np.where(known, b, 0) * part, none))
+    return told[0], told[1]
+
+def with_points(target: Target, hz: np.ndarray) -> Target:
+    "The target on more frequencies."
+    lower, upper = limits_at(target, hz)
+    every, first = np.unique(np.r_[target.hz, hz], return_index=True)
+    lower, upper = np.r_[target.lower, lower][first], np.r_[target.upper, upper][first]
+    return replace(target, hz=every, lower=lower, upper=upper)
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #c6c153c6
 DB = 20 / np.log(10)  # decibels of a factor of e
@@ -146,8 +181,7 @@ def levels(
     level, slope = DB * np.log(np.maximum(size, DARK)), DB * (dH / np.where(size < DARK, np.inf, H)[..., None]).real
     if target.free:
         asked = np.isfinite(target.lower) / np.isfinite(target.lower).sum()
-        middle = np.where(asked > 0, target.lower / 2 + np.where(asked > 0, target.upper, 0) / 2, 0)
-        level = level - (asked * (level - middle)).sum(1, keepdims=True)
+        level = level - (asked * (level - target.middle)).sum(1, keepdims=True)
         slope = slope - (asked[:, None] * slope).sum(1, keepdims=True)
     return level, slope
 
@@ -259,14 +293,15 @@ class Raced:
 
     u: np.ndarray  # (B, P) ln of the values
     worst: np.ndarray  # (B,) largest distance from the corridor [dB]
+    cost: np.ndarray  # (B,) sum of squares there
     analyses: int  # spent by the whole race
 
     def noting(self, fits: Fits, rows: np.ndarray) -> "Raced":
         "The same with a step of some networks noted."
-        u, worst = self.u.copy(), self.worst.copy()
-        better = rows[fits.worst < worst[rows]]
-        u[better], worst[better] = fits.u[fits.worst < worst[rows]], fits.worst[fits.worst < worst[rows]]
-        return Raced(u, worst, self.analyses + len(rows))
+        u, worst, cost = self.u.copy(), self.worst.copy(), self.cost.copy()
+        better = fits.worst < worst[rows]
+        u[rows[better]], worst[rows[better]], cost[rows[better]] = fits.u[better], fits.worst[better], fits.cost[better]
+        return Raced(u, worst, cost, self.analyses + len(rows))
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #efd6a549
 def race(
@@ -281,7 +316,7 @@ def race(
 ) -> Raced:
     "Networks on their way to a target, those that come near for longer."
     fits, rows = start_fits(networks, u, target, limits), np.arange(len(u))
-    done = Raced(fits.u, fits.worst, len(u))
+    done = Raced(fits.u, fits.worst, fits.cost, len(u))
     for kept, steps in plan:
         chosen = np.argsort(fits.cost, kind="stable")[:kept]
         fits, rows = fits.take(chosen), rows[chosen]

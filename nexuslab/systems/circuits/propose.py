@@ -71,13 +71,14 @@ def ladder(
     in_line: bool,  # whether the first arm lies in the line
     band: float = 1.0,  # of a band: width / centre
     trapped: float | None = None,  # rad/s of a trap in every shunt arm, for an elliptic low-pass or high-pass
+    driven: bool = True,  # through a resistor; else the input itself is the source
 ) -> list[Part]:
     "The parts of a ladder at 1 rad/s and 1 ohm."
     g = 2 * np.sin((2 * np.arange(1, order + 1) - 1) * np.pi / (2 * order))
     lines = [k for k in range(order) if (k % 2 == 0) == in_line]
     nodes = iter(range(3, 3 + 3 * order))
-    here = next(nodes) if lines else OUTPUT
-    parts: list[Part] = [("R", INPUT, here, 1.0)]
+    here = INPUT if not driven else next(nodes) if lines else OUTPUT
+    parts: list[Part] = [("R", INPUT, here, 1.0)] * driven
     for k in range(order):
         line = k in lines
         there = (OUTPUT if k == lines[-1] else next(nodes)) if line else GROUND
@@ -101,6 +102,7 @@ def ladders(kind: str, order: int) -> list[tuple[list[Part], str]]:
     bands = BANDS if kind.startswith("band") else (1.0,)
     plain = [(ladder(kind, order, line, band), "ladder") for line in (True, False) for band in bands]
     traps = TRAPS.get(kind, ()) if order > 1 else ()
+    plain += [(ladder(kind, order, True, band, driven=False), "ladder") for band in bands]
     return plain + [(ladder(kind, order, line, trapped=w), "elliptic ladder") for line in (True, False) for w in traps]
 
 def textbook(
