@@ -93,15 +93,18 @@ def test_a_mask_and_a_response(home, monkeypatch, capsys, tmp_path):
 def test_what_cannot_be_designed_is_answered(home, monkeypatch, capsys, tmp_path):
     options = ["--kind", "band_pass", "--f0", "100", "--q", "50", "--parts", "5", "--n", "1"]
     code, said = ask(home, monkeypatch, capsys, *options)
-    assert code == 0 and "not reached" in said.out and "at the end of their ranges" in said.out
-    code, said = ask(home, monkeypatch, capsys, *options[:6], "--parts", "2", "--n", "1")  # no ladder is so small
-    assert code == 0 and "not reached" in said.out and "Within reach" not in said.out
+    assert code == 0 and "not reached" in said.out and "resonate at 1.59 kHz" in said.out
+    told = ["--kind", "low_pass", "--f0", "10e3", "--order", "1", "--parts", "2", "--n", "1", "--series", "none"]
+    code, said = ask(home, monkeypatch, capsys, *told, "--output", str(tmp_path / "two"))
+    assert code == 0 and "not reached" not in said.out
+    assert len(from_netlist((tmp_path / "two" / "design_1.cir").read_text()).parts) == 2
     for options, told in {
         ("--kind", "band_pass"): "f0", ("--f0", "1e3"): "a kind with f0", ("--mask", "none.csv"): "none.csv",
         ("--kind", "comb", "--f0", "1e3"): "kind", ("--kind", "low_pass", "--f0", "1e3", "--q", "-1"): "q",
         ("--kind", "low_pass", "--f0", "1e3", "--device", "cpu:7"): "device",
         ("--kind", "low_pass", "--f0", "1e3", "--colour", "red"): "colour",
         ("--kind", "low_pass", "--f0", "1e3", "--series", "E13"): "series",
+        ("--kind", "band_pass", "--f0", "1e3", "--parts", "2"): "3 or more",
         ("--kind", "low_pass", "--f0", "1e3", "--output", str(home)): "output",
     }.items():
         try:

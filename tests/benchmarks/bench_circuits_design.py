@@ -15,7 +15,7 @@ from scipy import special
 from nexuslab.config import resolve
 from nexuslab.core import project_root
 from nexuslab.systems.circuits.design import Wish, asked_for, by_ngspice, deck, design, in_turn, search, shape_of, snap
-from nexuslab.systems.circuits.edit import Grown, hidden, raced
+from nexuslab.systems.circuits.edit import LOOK, Grown, hidden, raced
 from nexuslab.systems.circuits.fit import DB, Target, graph_of, levels, logs_of, stack, transfer, with_points
 from nexuslab.systems.circuits.propose import Library, analyses_of, by_chance, nearest, textbook
 from nexuslab.systems.circuits.specification import follow, spread_out
@@ -67,7 +67,7 @@ def only_raced(target, proposals, budget, good=SOLVED) -> tuple[object, int]:
     while True:
         plan = [(max(1, budget // 20), 4), (max(1, budget // 50), 12), (max(1, budget // 250), budget)]
         done, more = raced(target, pool, plan, budget - spent, good / 2, 1, None)
-        best, spent = min(done, key=lambda one: one.worst), spent + more + 1
+        best, spent = min(done, key=lambda one: one.worst), spent + more + LOOK
         missed = hidden(target, best.circuit, good) if best.worst <= good else ()
         if not len(missed) or spent + 20 > budget:
             return best.circuit, spent

@@ -18,6 +18,20 @@ from ...core import ConfigError, DataError
 from .fit import DB, Target
 
 # %% ../../../nbs/systems/circuits/06b_specification.ipynb #83c40ab2
+SWING = 0.5  # dB
+
+def turning_points(level: np.ndarray) -> list[int]:
+    "Places of the peaks and dips between which a curve (F,) swings by more than half a decibel."
+    found, top, bottom, rising = [], 0, 0, None
+    for k, now in enumerate(level):
+        top, bottom = (k if now > level[top] else top), (k if now < level[bottom] else bottom)
+        if rising is not False and now < level[top] - SWING:
+            found, bottom, rising = [*found, top], k, False
+        elif rising is not True and now > level[bottom] + SWING:
+            found, top, rising = [*found, bottom], k, True
+    return found
+
+# %% ../../../nbs/systems/circuits/06b_specification.ipynb #6d4f8fb7
 DEPTH = 20.0  # dB below the peak down to which a curve is to be met
 POINTS = 56  # of a target: an analysis takes about 0.1 ms
 DECADE = 12.5  # dB that count as much as a decade
@@ -31,7 +45,7 @@ def spread_out(
     seen = np.maximum(level, level.max() - 1.2 * DEPTH)
     way = np.r_[0, np.cumsum(np.hypot(np.diff(np.log10(hz)) * DECADE, np.diff(seen)))]
     places = np.searchsorted(way, np.linspace(0, way[-1], points - 1)).clip(0, len(hz) - 1)
-    return np.unique(np.append(places, level.argmax()))
+    return np.unique(np.concatenate([places, turning_points(seen), [level.argmax()]]))
 
 # %% ../../../nbs/systems/circuits/06b_specification.ipynb #1fe1f97f
 def follow(
