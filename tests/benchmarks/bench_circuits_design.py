@@ -160,8 +160,7 @@ def masks(n: int, seed: int) -> pd.DataFrame:
     rows = []
     for kind, pass_db, ratio in product(("low_pass", "high_pass"), (0.2, 0.5, 1.0), (1.15, 1.3, 1.6)):
         target = steep(kind, pass_db, ratio)
-        sources = {"textbook": textbook(kind, 1e4, parts=9), "nearest": nearest(library, target, 1e4, 200, parts=9),
-                   "random": by_chance(1000, seed, parts=9)}
+        sources = {"textbook": textbook(kind, 1e4, parts=9), "nearest": nearest(library, target, 1e4, 200, parts=9)}
         for name, proposals in (sources | {"all in turn": in_turn(list(sources.values()))}).items():
             best, spent = search(target, proposals, 1, 20_000, most=9, good=0.1)
             alone, _ = only_raced(target, proposals, 20_000, 0.1)

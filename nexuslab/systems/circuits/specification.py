@@ -45,7 +45,7 @@ def spread_out(
     seen = np.maximum(level, level.max() - 1.2 * DEPTH)
     way = np.r_[0, np.cumsum(np.hypot(np.diff(np.log10(hz)) * DECADE, np.diff(seen)))]
     places = np.searchsorted(way, np.linspace(0, way[-1], points - 1)).clip(0, len(hz) - 1)
-    return np.unique(np.concatenate([places, turning_points(seen), [level.argmax()]]))
+    return np.unique([*places, *turning_points(seen), level.argmax()])
 
 # %% ../../../nbs/systems/circuits/06b_specification.ipynb #1fe1f97f
 def follow(
