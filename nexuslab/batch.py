@@ -103,7 +103,7 @@ def as_array(leaf: torch.Tensor | np.ndarray) -> np.ndarray:
 def examples_of(batch: Any) -> float:
     "The examples of a batch: the graphs of PyG's `Batch`, 1 for a single graph, else the rows of the first tensor."
     if type(batch) in (tuple, list) and batch and isinstance(batch[0], torch.Tensor):
-        return float(len(batch[0]))  # the usual batch, in the shortest way
+        return float(len(batch[0]))  # the usual batch, without a walk
     if isinstance(batch, Counted):
         return float(batch.num_graphs)
     return 1.0 if isinstance(batch, OneGraph) else float(len(leaves(batch)[0][1]))

@@ -27,8 +27,7 @@ from torch import nn
 from .config import Config
 from nexuslab.core import (
     SEAL, CheckpointError, FormatError, NexusError, clear_left, did_you_mean, digest, is_there, make_folder,
-    open_regular, parse_json, plain,
-    read_bytes, read_json, read_sealed, sync_folder, write_sealed,
+    open_regular, parse_json, plain, read_bytes, read_json, read_sealed, sync_folder, write_sealed,
 )
 from .store import require_space
 from .run import MAX_RECORD, Run, row_of

@@ -92,6 +92,7 @@ def sections_in(annotation) -> list[type[Section]]:
     plain = isinstance(annotation, type) and typing.get_origin(annotation) is None
     return [annotation] if plain and issubclass(annotation, Section) else []
 
+# %% ../nbs/engine/01_config.ipynb #f28dd612
 def is_dictionary(annotation) -> bool:
     "Whether a field holds a dictionary, whose keys are the user's own."
     return entries_in(annotation) is not None
@@ -319,16 +320,6 @@ class Track(Section):
     entity: str | None = Field(None, description="user or team at Weights & Biases")
     tags: tuple[str, ...] = Field((), description="labels of the run")
 
-# %% ../nbs/engine/01_config.ipynb #7d203eee
-class Escaping(yaml.SafeDumper):
-    "PyYAML's safe dumper with escapes for what does not print: it writes some line breaks that it does not read back."
-
-def escaping(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    "A string as a YAML node."
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-Escaping.add_representer(str, escaping)
-
 # %% ../nbs/engine/01_config.ipynb #850d47e2
 class Config(Section):
     "Everything that decides a run."
@@ -373,6 +364,16 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         "The configuration as dotted names: `optim.lr` and so on."
         return flatten(self.tree())
+
+# %% ../nbs/engine/01_config.ipynb #7d203eee
+class Escaping(yaml.SafeDumper):
+    "PyYAML's safe dumper with escapes for what does not print: it writes some line breaks that it does not read back."
+
+def escaping(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    "A string as a YAML node."
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+Escaping.add_representer(str, escaping)
 
 # %% ../nbs/engine/01_config.ipynb #0e1b45b5
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

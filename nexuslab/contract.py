@@ -245,7 +245,7 @@ def metrics_ignore_batch_size(case: Case) -> str:
 
 # %% ../nbs/engine/10_contract.ipynb #4457d345
 def figures_have_rivals(case: Case) -> str:
-    "A baseline gives a figure that the evaluation gives; a system that has no figure besides the loss is told."
+    "A baseline gives a figure that the evaluation gives; a system without a figure besides the loss is noted."
     found = case.task.baselines(case.splits, "val", case.cfg)
     given = {figure for figures in found.values() if not isinstance(figures, Costly) for figure in figures}
     known = {"loss"} | Measures(case.task.metrics(case.cfg)).names

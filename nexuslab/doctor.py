@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+# %% ../nbs/engine/15_doctor.ipynb #dee229dd
 from nexuslab.checkpoint import (
     FORMAT, POINTERS, Saved, clear_rest, examine_folder, free_name, kept_aside, newest_sound, point, rests, saves,
     step_name, steps_kept, steps_saved, vouched,
@@ -36,7 +37,7 @@ from .store import Store, without_building
 from .watch import state_name
 from nexuslab.run import (
     Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, losses, lost_before, once,
-    odd_record, open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, written_config,
+    odd_record, open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, whole_png, written_config,
 )
 from .task import get_task
 
@@ -70,7 +71,8 @@ class Examination:
         "Note a finding, and act on it; where the system refuses that, the finding says so."
         try:
             with naming_files("mending"):
-                act() if act and self.mend else None
+                if act and self.mend:
+                    act()
         except NexusError as error:
             self.failed, outcome = True, "noted"
             done = f"not done: {one_line(error)}; {error.remedy or 'do it again'}"
@@ -166,7 +168,8 @@ def examine_record(e: Examination) -> None:
     try:
         data = read_bytes(path, 2**40)
     except FormatError as error:
-        return e.lost(path, error, "a training that goes on begins another one")
+        e.lost(path, error, "a training that goes on begins another one")
+        return
     if b"\r\n" in data:
         data = data.replace(b"\r\n", b"\n")
         told = functools.partial(rewrite, path, data)
@@ -204,8 +207,9 @@ def examine_log(e: Examination) -> None:
         if not (e.own_status and log_changed(e.run, data)):
             return
         if b"\r\n" in data and not log_changed(e.run, data := data.replace(b"\r\n", b"\n")):
-            return e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
-                           functools.partial(rewrite, path, data))
+            e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
+                    functools.partial(rewrite, path, data))
+            return
         fault: object = "has changed since it was written" if os.path.lexists(path) else "is missing"
     except FormatError as error:
         fault = error
@@ -403,13 +407,23 @@ def examine_pointers(e: Examination) -> None:
 def repoint(folder: Path, name: str, step: int | None) -> None:
     "Write a pointer anew; something else in its place is moved aside."
     path = folder / POINTERS[name]
-    other = free_name(path) if path.is_dir() else path
-    move(path, other) if other != path else None
+    aside = free_name(path) if path.is_dir() else None
+    if aside:
+        move(path, aside)
     try:
         point(folder, name, step)
     except NexusError:
-        move(other, path) if other != path else None
+        if aside:
+            move(aside, path)
         raise
+
+# %% ../nbs/engine/15_doctor.ipynb #abba7d3f
+def lose(e: Examination, path: Path, fault: object, remedy: str) -> None:
+    "Note a file that is lost: what stands there is moved aside, if there is anything."
+    if os.path.lexists(path):
+        e.lost(path, fault, remedy)
+    else:
+        e.found(path, fault, "lost", remedy)
 
 # %% ../nbs/engine/15_doctor.ipynb #4dac776f
 def examine_config(e: Examination) -> None:
@@ -422,8 +436,8 @@ def examine_config(e: Examination) -> None:
         saved = examine_folder((None if e.linked(place) else newest_sound(place)) or path)[1]
         tree = saved.manifest.get("config") if saved.path != path else None
         if tree is None:
-            return e.lost(path, error, "restore it from a copy") if os.path.lexists(path) else e.found(
-                path, error, "lost", "restore it from a copy")
+            lose(e, path, error, "restore it from a copy")
+            return
         e.found(path, error, "mended", f"written anew from {saved.path.name}", lambda: rewrite_config(e, tree))
         if not e.mend:
             return
@@ -443,8 +457,8 @@ def examine_environment(e: Examination) -> None:
         if not isinstance(read_json(path), dict):
             raise FormatError(f"{path} is no record of an environment")
     except FormatError as error:
-        told = "what the run was made with is not known any more"
-        e.lost(path, error, told) if os.path.lexists(path) else e.found(path, "is missing", "lost", told)
+        fault = error if os.path.lexists(path) else "is missing"
+        lose(e, path, fault, "what the run was made with is not known any more")
 
 # %% ../nbs/engine/15_doctor.ipynb #16bca4bc
 def differing(e: Examination) -> tuple[Saved | None, dict[str, tuple[Any, Any]]]:
@@ -471,8 +485,9 @@ def examine_edits(e: Examination) -> None:
     if not e.own_status or written == digest(data, 64):
         return
     if digest(unix := data.replace(b"\r\n", b"\n"), 64) == written:
-        return e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
-                       functools.partial(rewrite, path, unix))
+        e.found(path, "has the line ends of Windows", "mended", "now has those of nexuslab",
+                functools.partial(rewrite, path, unix))
+        return
     saved, keys = differing(e)
     if written is None and not keys:  # the status is lost: the checkpoints say what was asked
         return
@@ -645,21 +660,6 @@ def renew(e: Examination, made: dict[str, Any]) -> None:
     size = (e.run.path / "metrics.jsonl").stat().st_size
     e.run.set_status(**made, record=size, damaged=None, **(log_marks(log) if same else {}))
 
-# %% ../nbs/engine/15_doctor.ipynb #93884dd3
-PNG = b"\x89PNG\r\n\x1a\n"
-
-def whole_png(data: bytes) -> bool:
-    "Whether bytes are a PNG whose parts pass their check, to the last one."
-    place = len(PNG)
-    while data[:place].startswith(PNG) and place + 12 <= len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return False
-        if data[place + 4 : place + 8] == b"IEND":
-            return end == len(data)
-        place = end
-    return False
-
 # %% ../nbs/engine/15_doctor.ipynb #a42890f9
 def whole_notebook(data: bytes, path: Path) -> bool:
     "Whether bytes are a notebook."
@@ -810,7 +810,8 @@ def examine_data(e: Examination) -> None:
         absent = isinstance(error, DataError) and error.found == "no such file"
         build = f"nexuslab prepare {configured(e.run)}"
         told = build if absent else "mend this to train or evaluate here"
-        return e.found(e.run.path / "config.yaml", error, "noted", told)
+        e.found(e.run.path / "config.yaml", error, "noted", told)
+        return
     if trained and splits.fingerprint not in trained:
         e.found(e.run.path / "config.yaml", f"the data here have the fingerprint {splits.fingerprint[:12]}", "noted",
                 f"restore those of the training, {min(trained)[:12]}, to train or evaluate here")
@@ -820,9 +821,11 @@ def remember(e: Examination) -> None:
     "Keep what is lost in doctor.json, and repeat what was lost before."
     path, told = e.run.path / "doctor.json", {(f.place, f.fault): f for f in e.findings if f.outcome == "lost"}
     try:
-        read_sealed(path) if os.path.lexists(path) else None
+        if os.path.lexists(path):
+            read_sealed(path)
     except FormatError as error:
-        return e.lost(path, error, "what was lost before is not known any more")
+        e.lost(path, error, "what was lost before is not known any more")
+        return
     before, day = lost_before(e.run), time.strftime("%Y-%m-%d")
     known = {(entry["place"], entry["fault"]) for entry in before}
     new = [{"place": place, "fault": fault, "day": day} for place, fault in told if (place, fault) not in known]

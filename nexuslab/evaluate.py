@@ -197,7 +197,7 @@ def kept_figures(
 
 # %% ../nbs/engine/09_evaluate.ipynb #a90895c0
 def figures_in(path: Path, made_from: dict[str, Any]) -> dict[str, float] | None:
-    "The figures of a file; None, with a word about it, if it is damaged, or made from something else."
+    "The figures of a file; None, with a printed line, if it is damaged, or made from something else."
     try:
         kept = read_sealed(path)
         if kept.get("made_from") != json.loads(json.dumps(plain(made_from))):
@@ -307,7 +307,7 @@ def untrained_figures(test: Assessment, initialisation: int) -> dict[str, float]
 
 # %% ../nbs/engine/09_evaluate.ipynb #829bd263
 def at_step_0(test: Assessment, model: nn.Module) -> dict[str, float]:
-    "Figures of a model that is told to be at step 0."
+    "Figures of a model as of step 0."
     return dataclasses.replace(test, at=dataclasses.replace(test.at, step=0)).figures(model.to(test.device))
 
 # %% ../nbs/engine/09_evaluate.ipynb #97c0524c
@@ -323,6 +323,13 @@ def parent_figures(test: Assessment, run: Run, folder: Path) -> dict[str, dict[s
         warnings.warn(f"the run that this one began with is left out: {error.brief}", stacklevel=3)
         return {}
 
+# %% ../nbs/engine/09_evaluate.ipynb #cb217099
+def inherited_figures(test: Assessment, run: Run) -> dict[str, float]:
+    "Figures of the model with which a run began that took the weights of another."
+    fresh = Run(run.path.with_name("at-step-0"))  # without a checkpoint: a run's own weights would go first
+    with torch.random.fork_rng(devices=[]):
+        return at_step_0(test, initial_model(test.task, test.cfg, test.splits, fresh))
+
 # %% ../nbs/engine/09_evaluate.ipynb #e6cecf23
 def what_stands_beside(test: Assessment, run: Run, figures: dict[str, float], untrained: bool) -> dict[str, Any]:
     "The baselines of an evaluation, and what the untrained models reach, if they are asked."
@@ -332,13 +339,6 @@ def what_stands_beside(test: Assessment, run: Run, figures: dict[str, float], un
         return {"baselines": baselines}
     return {"baselines": {"untrained": beside[0]} | parent_figures(test, run, folder) | baselines,
             "untrained": compared(figures, beside, test.aims(figures))}
-
-# %% ../nbs/engine/09_evaluate.ipynb #cb217099
-def inherited_figures(test: Assessment, run: Run) -> dict[str, float]:
-    "Figures of the model with which a run began that took the weights of another."
-    fresh = Run(run.path.with_name("at-step-0"))  # without a checkpoint: a run's own weights would go first
-    with torch.random.fork_rng(devices=[]):
-        return at_step_0(test, initial_model(test.task, test.cfg, test.splits, fresh))
 
 # %% ../nbs/engine/09_evaluate.ipynb #88f3f569
 def write_evaluation(run: Run, split: str, entry: dict[str, Any]) -> None:

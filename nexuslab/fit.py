@@ -20,13 +20,14 @@ import psutil
 import torch
 from torch import nn
 
+# %% ../nbs/engine/08_fit.ipynb #b2256988
 from .checkpoint import load_weights, open_checkpoint
 from .config import Config
 from nexuslab.core import (
     CheckpointError, ConfigError, NexusError, RunError, naming_files, refuse_name, refuse_other_kind,
 )
 from .data import Key, Splits, load
-from .listen import Console, Listener, Mirror, go_blind
+from .listen import Console, Listener, Mirror, warn_of_tracker
 from .resume import restore, save, take_up
 from .run import ExperimentTracker, Record, Run, marks_of, record_bytes, record_changed
 from .setup import Loop, emit, gathered, plan_steps, ranks, say, set_up, training_mode
@@ -64,7 +65,9 @@ def fit(
 ) -> Result:
     "Train: batch, forward, loss, backward, clip, optimise, schedule, follow, log, evaluate, checkpoint, stop."
     with begun(task, cfg, run, splits, listeners) as loop:
-        changed = restore(loop, resume) if resume else refuse_used(loop)
+        if not resume:
+            refuse_used(loop)
+        changed = restore(loop, resume) if resume else {}
         with signals(loop), recording(loop, listeners, changed):
             batches = load(loop.splits.train, loop.plan, loop.progress.step, loop.total_steps)
             training_mode(loop)
@@ -146,7 +149,7 @@ def refuse_other_group(cfg: Config) -> None:
         )
 
 # %% ../nbs/engine/08_fit.ipynb #ec207111
-def refuse_used(loop: Loop) -> dict:
+def refuse_used(loop: Loop) -> None:
     "A fresh start in a directory that was trained in is refused."
     kept = sorted(p.name for p in (loop.run.path / "checkpoints").glob("step_*"))
     if kept:
@@ -154,7 +157,6 @@ def refuse_used(loop: Loop) -> dict:
             f"run {loop.run.path.name}", found=f"checkpoints {', '.join(kept)}", expected="an empty run to start in",
             remedy="pass resume='last' to go on, or create a new run",
         )
-    return {}
 
 # %% ../nbs/engine/08_fit.ipynb #1ed5086c
 def next_batch(loop: Loop, batches: Iterator) -> list[tuple[Key, Any]] | None:
@@ -258,7 +260,7 @@ def mirrors(loop: Loop) -> list[Mirror]:
                 name = loop.cfg.name or run.path.name
                 found.append(Mirror(ExperimentTracker(backend, track.project, name, run.path, track), loop.cfg))
         except Exception as error:  # its import, or a library's own kinds
-            go_blind(error)
+            warn_of_tracker(error)
     return found
 
 # %% ../nbs/engine/08_fit.ipynb #8d153eff

@@ -7,9 +7,10 @@ __all__ = ['NEWTON_SCHULZ', 'decays', 'members_of', 'refuse_group', 'parameter_g
            'Muon', 'make_optimizer', 'load_moments', 'warmup_length', 'learning_rate', 'Plateau']
 
 # %% ../nbs/engine/05_optim.ipynb #d791bb8e
+import contextlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -101,6 +102,19 @@ def orthogonal_steps(gradients: list[torch.Tensor], momenta: list[torch.Tensor],
         steps |= dict(zip(here, orthogonalised(torch.stack([ahead[i] for i in here]))))
     return [steps[i] for i in range(len(gradients))]
 
+# %% ../nbs/engine/05_optim.ipynb #cd2ec2f5
+@contextlib.contextmanager
+def without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    "Take the gradients of these parameters away within."
+    gradients = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in zip(parameters, gradients):
+            p.grad = gradient
+
 # %% ../nbs/engine/05_optim.ipynb #254323da
 class Muon(AdamW):
     "Orthogonalised momentum for the matrices of the groups marked `matrices`, AdamW for all else."
@@ -123,18 +137,15 @@ class Muon(AdamW):
         loss = closure() if closure else None
         pairs = ((p, group) for group in self.param_groups if group["matrices"] for p in group["params"])
         turned = [(p, group) for p, group in pairs if p.ndim == 2 and p.grad is not None]
-        gradients = [p.grad for p, _ in turned]
         if turned:
-            self.turn(turned, gradients)
-        for p, _ in turned:
-            p.grad = None
-        super().step()
-        for (p, _), gradient in zip(turned, gradients):
-            p.grad = gradient
+            self.turn(turned)
+        with without_gradients([p for p, _ in turned]):
+            super().step()
         return loss
 
-    def turn(self, turned: list[tuple[nn.Parameter, dict]], gradients: list[torch.Tensor]) -> None:
+    def turn(self, turned: list[tuple[nn.Parameter, dict]]) -> None:
         "Move matrices by their steps."
+        gradients = [p.grad for p, _ in turned]
         for p, _ in turned:
             # AdamW looks for a step when it is loaded
             self.state[p] = self.state[p] or {"step": torch.tensor(0.0), "momentum": torch.zeros_like(p)}

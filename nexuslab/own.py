@@ -122,6 +122,7 @@ def own_config(name: str, config: Config | None, train: Any, val: Any = None) ->
                           remedy=f"Config(loader={ {key: said[key] for key in wrong} }), or a dataset without a loader")
     return config.model_copy(update={"loader": config.loader.model_copy(update=said)})
 
+# %% ../nbs/engine/08a_own.ipynb #bdb8d838
 def refuse_left_out(*held_out: Any) -> None:
     "Every example of a held-out set counts: a loader that leaves out its last batch is refused."
     if any(isinstance(data, DataLoader) and data.batch_sampler.drop_last for data in held_out):

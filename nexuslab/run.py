@@ -35,18 +35,19 @@ from operator import eq
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# %% auto #0
+__all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows', 'read_rows',
+           'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker', 'NoTracker',
+           'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison',
+           'grouped_figures']
+
+# %% ../nbs/engine/06_run.ipynb #51fc9d3b
 import numpy as np
 import orjson
 import pandas as pd
 import psutil
 import yaml
 from filelock import FileLock, Timeout
-
-# %% auto #0
-__all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows', 'read_rows',
-           'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker', 'NoTracker',
-           'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison',
-           'grouped_figures']
 
 # %% ../nbs/engine/06_run.ipynb #5e6f7a81
 import nexuslab
@@ -110,20 +111,6 @@ def environment(root: Path) -> dict[str, Any]:
         "command": " ".join(sys.argv), "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
-# %% ../nbs/engine/06_run.ipynb #45621b31
-def running_check(file: BinaryIO, size: int = 2**62) -> tuple[int, int]:
-    "The length of an open file's first `size` bytes, of as many as there are, and their CRC-32."
-    file.seek(0)
-    length = check = 0
-    while data := file.read(min(1 << 20, size - length)):
-        length, check = length + len(data), zlib.crc32(data, check)
-    return length, check
-
-# %% ../nbs/engine/06_run.ipynb #f6f5bd82
-def marks_of(record: Record) -> dict[str, int]:
-    "For the status: how long the file would be if nothing had been lost, how long it is, and its CRC-32."
-    return {"record": record.size + record.missing, "record_bytes": record.size, "record_check": record.check}
-
 # %% ../nbs/engine/06_run.ipynb #6f538be3
 class Record:
     "The append-only log of a run."
@@ -176,6 +163,20 @@ def checked(line: bytes) -> bytes:
 def is_whole(line: bytes) -> bool:
     "Whether a line ends with the check of its text."
     return line[-CHECK_BYTES:] == b', "check": "%08x"}' % zlib.crc32(b"}", zlib.crc32(line[:-CHECK_BYTES]))
+
+# %% ../nbs/engine/06_run.ipynb #45621b31
+def running_check(file: BinaryIO, size: int = 2**62) -> tuple[int, int]:
+    "The length of an open file's first `size` bytes, of as many as there are, and their CRC-32."
+    file.seek(0)
+    length = check = 0
+    while data := file.read(min(1 << 20, size - length)):
+        length, check = length + len(data), zlib.crc32(data, check)
+    return length, check
+
+# %% ../nbs/engine/06_run.ipynb #f6f5bd82
+def marks_of(record: Record) -> dict[str, int]:
+    "For the status: how long the file would be if nothing had been lost, how long it is, and its CRC-32."
+    return {"record": record.size + record.missing, "record_bytes": record.size, "record_check": record.check}
 
 # %% ../nbs/engine/06_run.ipynb #3a72e17d
 def row_of(line: bytes) -> dict | None:
@@ -239,9 +240,6 @@ def read_chunks(path: Path, offset: int = 0) -> Iterator[tuple[list[dict], int, 
                 offset, rest, damaged = offset + len(rest), b"", damaged + 1
             yield rows, offset, damaged
 
-# %% ../nbs/engine/06_run.ipynb #1ff01d90
-PLACE = re.compile(rb'{"step": (\d+), .*?"attempt": (\d+)')  # how a row begins
-
 # %% ../nbs/engine/06_run.ipynb #85d76a65
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
     "The complete rows after a byte offset, the offset behind them, and the number of damaged lines among them."
@@ -250,6 +248,9 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict], int, int]:
         rows += some
         behind, damaged = end, damaged + lost
     return rows, behind, damaged
+
+# %% ../nbs/engine/06_run.ipynb #1ff01d90
+PLACE = re.compile(rb'{"step": (\d+), .*?"attempt": (\d+)')  # how a row begins
 
 # %% ../nbs/engine/06_run.ipynb #1bcbc028
 def damaged_rows(path: Path) -> int:
@@ -859,6 +860,21 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
         table.to_csv(temporary)
     return path
 
+# %% ../nbs/engine/06_run.ipynb #af3d56e3
+PNG = b"\x89PNG\r\n\x1a\n"
+
+def whole_png(data: bytes) -> bool:
+    "Whether bytes are a PNG whose parts pass their check, to the last one."
+    place = len(PNG)
+    while data[:place].startswith(PNG) and place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return end == len(data)
+        place = end
+    return False
+
 # %% ../nbs/engine/06_run.ipynb #05ff5257
 def keep(
     self: Run,
@@ -1023,6 +1039,23 @@ def kept_id(folder: Path) -> str:
             temporary.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
     return read_bytes(path, 100).decode("ascii", "replace")
 
+# %% ../nbs/engine/06_run.ipynb #b8638e3f
+def joined(mode: str, **options) -> Any:
+    "A run at Weights & Biases; where the server cannot be reached one in files, with a warning."
+    import wandb  # late: optional and slow to import
+
+    try:
+        if mode != "offline" and (why := silence(wandb.setup().settings.base_url)):
+            raise ConnectionError(why)  # before wandb tries for minutes
+        return wandb.init(mode=mode, **options)
+    except Exception as error:  # wandb raises many kinds: communication, usage, authentication
+        warnings.warn(
+            f"Weights & Biases cannot be reached ({error}); going on offline, upload later with `wandb sync "
+            f"{options['dir']}/wandb/offline-*`",
+            stacklevel=3,
+        )
+        return wandb.init(mode="offline", **options)
+
 # %% ../nbs/engine/06_run.ipynb #92d19943
 class WandbTracker(Tracker):
     "Weights & Biases; offline files are in `<folder>/wandb`, and `wandb sync` uploads them later."
@@ -1036,22 +1069,11 @@ class WandbTracker(Tracker):
     ):
         import wandb  # late: optional and slow to import
 
-        options = dict(
-            project=track.project, entity=track.entity, name=name, tags=list(track.tags) or None, dir=str(folder),
-            id=run_id, resume="allow" if run_id else None,
+        self.run = joined(
+            track.wandb_mode, project=track.project, entity=track.entity, name=name, tags=list(track.tags) or None,
+            dir=str(folder), id=run_id, resume="allow" if run_id else None,
+            settings=wandb.Settings(init_timeout=30, silent=True, console="off", x_disable_stats=True),
         )
-        quiet = wandb.Settings(init_timeout=30, silent=True, console="off", x_disable_stats=True)
-        try:
-            if track.wandb_mode != "offline" and (why := silence(wandb.setup().settings.base_url)):
-                raise ConnectionError(why)  # before wandb tries for minutes
-            self.run = wandb.init(mode=track.wandb_mode, settings=quiet, **options)
-        except Exception as error:  # wandb raises many kinds: communication, usage, authentication
-            warnings.warn(
-                f"Weights & Biases cannot be reached ({error}); going on offline, upload later with `wandb sync "
-                f"{folder}/wandb/offline-*`",
-                stacklevel=2,
-            )
-            self.run = wandb.init(mode="offline", settings=quiet, **options)
 
     def log_params(self, params):
         self.run.config.update(plain(params), allow_val_change=True)
@@ -1111,6 +1133,30 @@ def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.
     columns = ["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes", "remark"]
     return pd.DataFrame([table_row(run) for run in find_runs(root, system)], columns=columns)
 
+# %% ../nbs/engine/06_run.ipynb #d7ecd08d
+def table_row(run: Run) -> dict[str, Any]:
+    "A run as a row of the table; of a damaged directory the state says what is wrong."
+    row = {"system": run.path.parent.name, "run": run.path.name}
+    try:
+        status = run.status
+        asked = headline(run, status)
+        age = round((time.time() - (status.get("updated") or 0)) / 60, 1)
+        return row | {
+            **asked, "state": status["state"], "step": status.get("step"), "best": status.get("best"),
+            "total": status.get("total_steps"), "age_minutes": age,
+            "remark": "; ".join(filter(None, [remark(run, status.get("record") or 0), losses(run)]))
+            or outrun(run, status),
+        }
+    except Exception as error:  # a stranger's files raise anything
+        return row | {"state": damage(run, error)}
+
+# %% ../nbs/engine/06_run.ipynb #c9743360
+def damage(run: Run, error: Exception) -> str:
+    "What a table says of a run whose files cannot be used, in one line."
+    told = error.brief if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
+    said = " ".join(told.replace(f"{run.path}/", "").split())[:200]
+    return "damaged: " + "".join(c if c.isprintable() else "?" for c in said)
+
 # %% ../nbs/engine/06_run.ipynb #1466f284
 def lost_before(run: Run) -> list[dict[str, str]]:
     "What `nexuslab doctor` found lost and what has not come back: place, fault and day; a damaged list says nothing."
@@ -1164,30 +1210,6 @@ def left_out(run: Run) -> str:
     said = "; ".join(filter(None, told)) or odd_record(run)
     more = f" (nexuslab doctor {visible(run_name(run))})" if said else ""
     return "; ".join(filter(None, [said + more, losses(run)]))
-
-# %% ../nbs/engine/06_run.ipynb #d7ecd08d
-def table_row(run: Run) -> dict[str, Any]:
-    "A run as a row of the table; of a damaged directory the state says what is wrong."
-    row = {"system": run.path.parent.name, "run": run.path.name}
-    try:
-        status = run.status
-        asked = headline(run, status)
-        age = round((time.time() - (status.get("updated") or 0)) / 60, 1)
-        return row | {
-            **asked, "state": status["state"], "step": status.get("step"), "best": status.get("best"),
-            "total": status.get("total_steps"), "age_minutes": age,
-            "remark": "; ".join(filter(None, [remark(run, status.get("record") or 0), losses(run)]))
-            or outrun(run, status),
-        }
-    except Exception as error:  # a stranger's files raise anything
-        return row | {"state": damage(run, error)}
-
-# %% ../nbs/engine/06_run.ipynb #c9743360
-def damage(run: Run, error: Exception) -> str:
-    "What a table says of a run whose files cannot be used, in one line."
-    told = error.brief if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
-    said = " ".join(told.replace(f"{run.path}/", "").split())[:200]
-    return "damaged: " + "".join(c if c.isprintable() else "?" for c in said)
 
 # %% ../nbs/engine/06_run.ipynb #fb1f05fc
 def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:

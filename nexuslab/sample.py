@@ -49,12 +49,8 @@ def sample(
     **how,  # keyword-only parameters of the system's `sample`
 ) -> Path:
     "Draw new examples and write them with a contact sheet; returns the HDF5 file, which `read_samples` opens."
-    refuse_name(task, "a Task", "get_task(name)")
-    refuse_name(run, "a Run", "Run.open(path)")
-    if not isinstance(task, CanSample):
-        raise ConfigError(f"sampling from {task.name}", found="a system that makes no new examples",
-                          expected="a system that is a CanSample",
-                          remedy="choose a generative system, or predict instead")
+    refuse_unable(task, run, CanSample, "sampling from", "a system that makes no new examples",
+                  "choose a generative system, or predict instead")
     cfg, n, how = run.config, whole_number("n", n), understood(task.sample, how)
     seed, chunk, (place, arithmetic, autocast) = seed_of(cfg, seed), size_of(cfg, chunk), placed(cfg, device, precision)
     refuse_output(output, ".h5")
@@ -69,6 +65,15 @@ def sample(
     write_samples(path, about, samples, task.beside(cfg, meta))
     write_sheet(path.with_suffix(".png"), task.contact_sheet(samples, cfg, meta), chosen=bool(output))
     return path
+
+# %% ../nbs/engine/09a_sample.ipynb #682ab97b
+def refuse_unable(task: Task, run: Run, ability: type, doing: str, found: str, remedy: str) -> None:
+    "Refuse what is no task or no run, and a task without an ability."
+    refuse_name(task, "a Task", "get_task(name)")
+    refuse_name(run, "a Run", "Run.open(path)")
+    if not isinstance(task, ability):
+        raise ConfigError(f"{doing} {task.name}", found=found, expected=f"a system that is a {ability.__name__}",
+                          remedy=remedy)
 
 # %% ../nbs/engine/09a_sample.ipynb #94e3bcae
 def understood(
@@ -330,13 +335,8 @@ def predict(
     **how,  # keyword-only parameters of the system's `predict`
 ) -> pd.DataFrame:
     "One row an input: the answer, and the truth where it is known; `attrs` of the table say where they come from."
-    refuse_name(task, "a Task", "get_task(name)")
-    refuse_name(run, "a Run", "Run.open(path)")
-    if not isinstance(task, CanPredict):
-        raise ConfigError(
-            f"predicting with {task.name}", found="a system that answers no inputs",
-            expected="a system that is a CanPredict", remedy="choose another system, or sample instead",
-        )
+    refuse_unable(task, run, CanPredict, "predicting with", "a system that answers no inputs",
+                  "choose another system, or sample instead")
     cfg, how = run.config, understood(task.predict, how)
     task.refuse(cfg, how)
     chunk, (place, _, autocast) = size_of(cfg, chunk), placed(cfg, device, precision)

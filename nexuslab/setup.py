@@ -252,6 +252,35 @@ def saved_buffers(model: nn.Module) -> list[torch.Tensor]:
         return []
     return [v for v in model.state_dict(keep_vars=True).values() if not isinstance(v, nn.Parameter)]
 
+# %% ../nbs/engine/08c_setup.ipynb #cbd18f7a
+def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> Loop:
+    "Build everything the loop works with, untrained."
+    enrol(task)
+    rank, world = ranks()
+    device, precision = own_device(cfg.compute)
+    splits = splits or task.data(cfg, run.root)
+    refuse_other_order(task, cfg, splits)
+    model = new_model(task, cfg, splits)
+    differences = inherit(model, cfg, run)
+    model.to(device)
+    if world > 1:
+        spread(list(model.state_dict().values()))
+    module = wrap(StepModule(task, model, cfg), cfg.compute)
+    updaters = task.updaters(cfg, model)
+    plan, total = plan_steps(cfg, splits.train, updaters, rank, world)
+    by_epoch = (cfg.budget.unit or ("epochs" if cfg.budget.epochs else "steps")) == "epochs"
+    optimizer, peak = optimizer_of(task, cfg, model)
+    return Loop(
+        task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module,
+        optimizer=optimizer, peak=peak, plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
+        plan=plan, total_steps=total,
+        unit=(plan.steps_per_epoch if by_epoch else None) or 1,
+        autocast=arithmetic_of(device, precision),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        rank=rank, world=world, carried=carried_for(task, model, splits.train),
+        differences=differences,
+    )
+
 # %% ../nbs/engine/08c_setup.ipynb #a10e332d
 def enrol(task: Task) -> None:
     "Make a task known in this session; one of a user's own must not have the name of another system."
@@ -318,9 +347,20 @@ def optimizer_of(task: Task, cfg: Config, model: nn.Module) -> tuple[torch.optim
         group["scale"] = float(group["lr"]) / peak
     return optimizer, peak
 
+# %% ../nbs/engine/08c_setup.ipynb #246342e5
+def own_gpu(count: int) -> torch.device:
+    "The GPU of this process, one of `count` on this machine: as many processes need as many GPUs."
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if local >= count:
+        raise ConfigError(
+            "compute.processes", found=f"process {local + 1} on a machine with {count} GPU(s)",
+            expected="a GPU for each process", remedy=f"set compute.processes to {count}, or device to cpu",
+        )
+    return torch.device("cuda", local)
+
 # %% ../nbs/engine/08c_setup.ipynb #da300c32
 def own_device(compute: Compute) -> tuple[torch.device, str]:
-    "The device and the precision that this process trains with, and its threads; what was asked in vain is told."
+    "The device and the precision that this process trains with, and its threads; what it lacks is reported."
     if compute.threads:
         torch.set_num_threads(compute.threads)
     device = pick_device(compute.device)
@@ -330,35 +370,6 @@ def own_device(compute: Compute) -> tuple[torch.device, str]:
     if why:
         print(why)
     return device, precision
-
-# %% ../nbs/engine/08c_setup.ipynb #cbd18f7a
-def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> Loop:
-    "Build everything the loop works with, untrained."
-    enrol(task)
-    rank, world = ranks()
-    device, precision = own_device(cfg.compute)
-    splits = splits or task.data(cfg, run.root)
-    refuse_other_order(task, cfg, splits)
-    model = new_model(task, cfg, splits)
-    differences = inherit(model, cfg, run)
-    model.to(device)
-    if world > 1:
-        spread(list(model.state_dict().values()))
-    module = wrap(StepModule(task, model, cfg), cfg.compute)
-    updaters = task.updaters(cfg, model)
-    plan, total = plan_steps(cfg, splits.train, updaters, rank, world)
-    by_epoch = (cfg.budget.unit or ("epochs" if cfg.budget.epochs else "steps")) == "epochs"
-    optimizer, peak = optimizer_of(task, cfg, model)
-    return Loop(
-        task=task, cfg=cfg, run=run, splits=splits, device=device, model=model, module=module,
-        optimizer=optimizer, peak=peak, plateau=Plateau(cfg.schedule, cfg.stop.mode), updaters=updaters,
-        plan=plan, total_steps=total,
-        unit=(plan.steps_per_epoch if by_epoch else None) or 1,
-        autocast=arithmetic_of(device, precision),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        rank=rank, world=world, carried=carried_for(task, model, splits.train),
-        differences=differences,
-    )
 
 # %% ../nbs/engine/08c_setup.ipynb #c86f9f1b
 def initial_model(task: Task, cfg: Config, splits: Splits, run: Run) -> nn.Module:
@@ -430,17 +441,6 @@ def carried_for(task: Task, model: nn.Module, source: Source) -> Carried | None:
     if not isinstance(task, HasState):
         return None
     return Carried(source.begins, functools.partial(task.initial_state, model))
-
-# %% ../nbs/engine/08c_setup.ipynb #246342e5
-def own_gpu(count: int) -> torch.device:
-    "The GPU of this process, one of `count` on this machine: as many processes need as many GPUs."
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if local >= count:
-        raise ConfigError(
-            "compute.processes", found=f"process {local + 1} on a machine with {count} GPU(s)",
-            expected="a GPU for each process", remedy=f"set compute.processes to {count}, or device to cpu",
-        )
-    return torch.device("cuda", local)
 
 # %% ../nbs/engine/08c_setup.ipynb #6c335783
 def plan_steps(

@@ -35,13 +35,7 @@ class Carried:
         known &= ~self.begins(ids)
         if not known.any():
             return fresh
-        device = tensors(fresh)[0].device
-        places, known = (torch.as_tensor(array, device=device) for array in (places, known))
-
-        def chosen(old, new):
-            return torch.where(known.reshape(-1, *[1] * (new.dim() - 1)), old[places], new)
-
-        return joined(fresh, zip(tensors(self.state), tensors(fresh)), chosen)
+        return continued(fresh, self.state, places, known)
 
     def keep(self, left: list[tuple[np.ndarray, Any]]) -> None:
         "Take what the examples of a step left, batch by batch: ids and state."
@@ -67,6 +61,7 @@ def find(wanted: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     places = order[np.minimum(np.searchsorted(among, wanted, sorter=order), len(among) - 1)]
     return places, among[places] == wanted
 
+# %% ../nbs/engine/04a_state.ipynb #82e69622
 def tensors(state: Any) -> list[torch.Tensor]:
     "The tensors of a state, in their order."
     return [leaf for _, leaf in leaves(state, "state")]
@@ -76,6 +71,18 @@ def joined(like: Any, parts: Any, function: Callable) -> Any:
     made = (function(*part) for part in parts)
     return mapped(like, lambda _: next(made), ())
 
+# %% ../nbs/engine/04a_state.ipynb #290ccdc7
+def continued(fresh: Any, old: Any, places: np.ndarray, known: np.ndarray) -> Any:
+    "A state whose rows are those of `old` at `places` where they are `known`, and else those of `fresh`."
+    device = tensors(fresh)[0].device
+    places, known = (torch.as_tensor(array, device=device) for array in (places, known))
+
+    def chosen(before, new):
+        return torch.where(known.reshape(-1, *[1] * (new.dim() - 1)), before[places], new)
+
+    return joined(fresh, zip(tensors(old), tensors(fresh)), chosen)
+
+# %% ../nbs/engine/04a_state.ipynb #a4338fe0
 def refuse_other_state(state: Any, rows: int) -> None:
     "A state whose tensors do not have a row an example is refused."
     found = None if state is None else [tuple(getattr(leaf, "shape", ())) for _, leaf in leaves(state, "state")]

@@ -133,6 +133,15 @@ def pieces(array: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
     for low in range(0, len(array), rows):
         yield np.ascontiguousarray(array[low : low + rows])
 
+# %% ../nbs/engine/02b_store.ipynb #e52c1496
+def entries(name: str, rows: np.ndarray | Ragged, columns: dict[str, Column]) -> list[tuple[str, np.ndarray]]:
+    "What stands in the file for an entry of a block: one array; or values, and offsets that continue those before."
+    if not isinstance(rows, Ragged):
+        return [(name, np.asarray(rows))]
+    begun = name in columns
+    offsets = rows.offsets.astype(np.int64) + (columns[name].total() if begun else 0)
+    return [(name, rows.values), (f"{name}_offset", offsets[1:] if begun else offsets)]
+
 # %% ../nbs/engine/02b_store.ipynb #461f4f52
 class Writer:
     "The arrays of a new file, which grow block by block in room that was reserved."
@@ -142,7 +151,7 @@ class Writer:
 
     def append(self, block: "Mapping[str, np.ndarray | Ragged]") -> None:
         "Take the rows of a block."
-        arrays = dict(itertools.chain.from_iterable(self.arrays(name, rows) for name, rows in block.items()))
+        arrays = dict(itertools.chain.from_iterable(entries(name, rows, self.columns) for name, rows in block.items()))
         if not self.columns:
             self.columns = {name: Column(self.file, name, rows) for name, rows in arrays.items()}
         expected = {name: column.like for name, column in self.columns.items()}
@@ -150,14 +159,6 @@ class Writer:
         self.reserve(sum(rows.nbytes for rows in arrays.values()))
         for name, rows in arrays.items():
             self.columns[name].append(rows)
-
-    def arrays(self, name: str, rows: "np.ndarray | Ragged") -> list[tuple[str, np.ndarray]]:
-        "What stands in the file for an entry of a block: one array, or values and offsets."
-        if not isinstance(rows, Ragged):
-            return [(name, np.asarray(rows))]
-        begun = name in self.columns
-        offsets = rows.offsets.astype(np.int64) + (self.columns[name].total() if begun else 0)
-        return [(name, rows.values), (f"{name}_offset", offsets[1:] if begun else offsets)]
 
     def reserve(self, more: int) -> None:
         "Reserve room for more bytes."

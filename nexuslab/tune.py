@@ -42,8 +42,8 @@ from .checkpoint import clear_unnamed
 from .config import Config, one_budget, overlay, spelt_out
 from nexuslab.core import (
     CheckpointError, ConfigError, FormatError, Interrupted, NexusError, TrainingError, atomic_path, clear_left, digest,
-    is_there, make_folder, mix, naming_files, open_regular, parse, project_root, read_bytes,
-    read_yaml, visible, whole_number,
+    is_there, make_folder, mix, naming_files, open_regular, parse, project_root, read_bytes, read_yaml, visible,
+    whole_number,
 )
 from .data import Splits
 from .fit import fit, rehearse
@@ -101,15 +101,8 @@ class Journal(JournalFileBackend):
         try:
             list(self.read_logs(max(self.places)))
             offset, check = self.places[max(self.places)]
-            lines = []
-            for log in logs:
-                line = json.dumps(log, separators=(",", ":"))
-                check = link(line, check)
-                lines.append(f'{line[:-1]},"check":"{check}"}}\n'.encode())
-            self.write_at(offset, data := b"".join(lines))
-            with contextlib.suppress(OSError):  # the lines are written; an older length is as true
-                if not os.path.lexists(self.end) or stat.S_ISREG(os.lstat(self.end).st_mode):
-                    self.end.write_text(str(offset + len(data)), encoding="utf-8")
+            self.write_at(offset, data := chained(logs, check))
+            note_end(self, offset + len(data))
         finally:
             self.lock.release()
 
@@ -153,6 +146,12 @@ def lines_of(journal: Journal, log_number_from: int) -> Iterator[dict]:
         warnings.warn(f"{journal.path}: {told}", stacklevel=2)
 
 # %% ../nbs/engine/11_tune.ipynb #9f1a7446
+def note_end(journal: Journal, size: int) -> None:
+    "Note how long the file is now [bytes]."
+    with contextlib.suppress(OSError):  # the lines are written; an older length is as true
+        if not os.path.lexists(journal.end) or stat.S_ISREG(os.lstat(journal.end).st_mode):
+            journal.end.write_text(str(size), encoding="utf-8")
+
 def noted_end(journal: Journal) -> int:
     "How long the file is at least [bytes], as the last process that added lines has noted; 0 if nobody has."
     with contextlib.suppress(FormatError):
@@ -164,6 +163,15 @@ def noted_end(journal: Journal) -> int:
 def link(line: str, before: str) -> str:
     "The checksum of a line and of the one before it."
     return f"{zlib.crc32((before + line).encode()):08x}"
+
+def chained(logs: list[dict], check: str) -> bytes:
+    "Lines that continue one of this checksum."
+    lines = []
+    for log in logs:
+        line = json.dumps(log, separators=(",", ":"))
+        check = link(line, check)
+        lines.append(f'{line[:-1]},"check":"{check}"}}\n'.encode())
+    return b"".join(lines)
 
 # %% ../nbs/engine/11_tune.ipynb #d6713bca
 def link_of(line: bytes, before: str, where: str) -> tuple[dict, str]:
@@ -211,7 +219,7 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
 
 # %% ../nbs/engine/11_tune.ipynb #7a98dbcf
 def refuse_foreign(path: Path) -> None:
-    "Refuse a file that does not begin as Optuna's journals do; an empty one is told."
+    "Refuse a file that does not begin as Optuna's journals do; an empty one is reported."
     with open_regular(path, MAX_RECORD) as file:
         first = file.read(10)
     if not first:
@@ -528,7 +536,7 @@ DRAWS = 64  # trials of a space that are looked at for its keys
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    "Optuna tells warnings and errors only."
+    "Let Optuna print warnings and errors only."
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -18,7 +18,6 @@ import os
 import re
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+# %% ../nbs/engine/12_views.ipynb #1a8e7d48
 from .checkpoint import find_checkpoint
 from .config import Config, overlay, resolve
 from .contract import probe, step_once
@@ -41,7 +41,7 @@ from .batch import leaves
 from .data import Fetch, Splits, eval_keys, load
 from .evaluate import table_of
 from nexuslab.run import (
-    Run, at_key, birth_seal, evaluated, given_up, has_seals, left_out, refuse_links, write_picture,
+    Run, at_key, birth_seal, evaluated, given_up, has_seals, left_out, refuse_links, whole_png, write_picture,
 )
 from .setup import Loop, plan_steps, position
 from .step import forward_backward
@@ -219,7 +219,7 @@ def plot_curves(
     weight: float = 0.0,  # of smoothing, in [0, 1)
     log: bool = True,  # logarithmic axis
 ):
-    "Scalars over training: one panel a scalar, one line a run."
+    "Scalars over training: one panel per scalar, one line per run."
     fig, axes = plt.subplots(1, len(scalars), figsize=(5 * len(scalars), 3.2), squeeze=False)
     for ax, scalar in zip(axes[0], scalars):
         for run in runs:
@@ -299,7 +299,7 @@ def latent_map(
     how: str = "pca",  # pca | tsne
     most: int = 1000,  # examples, from the first on
 ):
-    """The latent space of a split in two dimensions, one panel a label; a label of classes has its silhouette in the
+    """The latent space of a split in two dimensions, one panel per label; a label of classes has its silhouette in the
     title."""
     codes, labels = encode_split(task, model, cfg, splits, split, most)
     points = project(codes, how, cfg.seed)
@@ -387,25 +387,11 @@ def literal(text: str) -> str:
 def embedded(path: Path) -> str:
     "A PNG as an HTML image that carries its own data; a damaged one is named in its place."
     data, name = read_bytes(path), html.escape(path.stem)
-    if not is_whole(data):
+    if not whole_png(data):
         return f"<p>damaged: {html.escape(path.name)} is no whole PNG</p>"
     said, data = html.escape(caption_of(path)), base64.b64encode(data).decode()
     caption = f"<figcaption><strong>{name.replace('_', ' ')}</strong> {said}</figcaption>"
     return f'<figure><img src="data:image/png;base64,{data}" alt="{name}">{caption}</figure>'
-
-# %% ../nbs/engine/12_views.ipynb #b0b23031
-def is_whole(png: bytes) -> bool:
-    "Whether a PNG is complete, and each of its chunks (length, type, content, CRC-32) is as it was written."
-    place = 8
-    if png[:place] != b"\x89PNG\r\n\x1a\n":
-        return False
-    while place + 12 <= len(png):
-        size = int.from_bytes(png[place : place + 4], "big")
-        body, check = png[place + 4 : place + 8 + size], png[place + 8 + size : place + 12 + size]
-        if zlib.crc32(body).to_bytes(4, "big") != check:
-            return False
-        place += 12 + size
-    return place == len(png) and body == b"IEND"
 
 # %% ../nbs/engine/12_views.ipynb #49490796
 def caption_of(path: Path) -> str:

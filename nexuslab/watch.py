@@ -80,7 +80,7 @@ def log_row(loop: Loop, extra: dict[str, float], evaluated: bool = False, note: 
     loop.clock |= {"row": time.perf_counter(), "row_step": loop.progress.step, "wait": 0.0, "carried": 0.0}
 
 # %% ../nbs/engine/08e_watch.ipynb #3f188c77
-MEMORY_SECONDS = 1.0  # how long a figure of memory serves: to ask for one costs as much as a small layer
+MEMORY_SECONDS = 1.0  # how long a figure of memory is used before it is asked for again
 
 @functools.lru_cache(1)
 def resident(period: int) -> int:
@@ -156,7 +156,7 @@ def evaluate_source(
 
 # %% ../nbs/engine/08e_watch.ipynb #3c9270e9
 def figures_of_metrics(measures: Measures, averages: Averages, rank: int) -> dict[str, float]:
-    "What the metrics say, on the first process; a name that is taken is refused, a metric that was never fed told."
+    "What the metrics say, on the first process; a name that is taken is refused, a metric that was never fed reported."
     figures = measures.compute() if rank == 0 else {}
     for name in (measures.names | figures.keys()) & (OWN_NAMES | averages.compute().keys()):
         refuse_name(name, "metric")
@@ -346,10 +346,11 @@ def signals(loop: Loop) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+
+# %% ../nbs/engine/08e_watch.ipynb #bb01f3bf
 CHECK_SECONDS = 0.2  # how often the stop file is looked for
 STATUS_SECONDS = 2.0  # how often status.json is refreshed
 
-# %% ../nbs/engine/08e_watch.ipynb #bb01f3bf
 def finished(loop: Loop) -> str | None:
     "Why the loop ends now, or None: the only place that decides it, and whether a save is overdue."
     now, every = time.perf_counter(), loop.cfg.checkpoint

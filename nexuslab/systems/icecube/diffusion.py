@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'TARGETS', 'Draw', 'SAMPLERS', 'HITS', 'betas_of', 'mixing', 'target_of', 'event_and_noise', 'free_draw',
-           'Noising', 'GaussianDiffusion', 'ask', 'scheduler_of', 'walk_back', 'reverse', 'added_noise',
-           'sample_events', 'StagedDiffusion', 'draw_hits', 'staged_reverse']
+           'Noising', 'Denoising', 'scheduler_of', 'walk_back', 'ask', 'GaussianDiffusion', 'added_noise',
+           'sample_events', 'StagedDenoising', 'draw_hits', 'StagedDiffusion']
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #7b853be2
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ class Noising(nn.Module):
         self.register_buffer("sigma", sigma, persistent=False)
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #98335bf5
-class GaussianDiffusion(Noising):
+class Denoising(Noising):
     "A network that removes noise, with its schedule and its loss."
 
     def loss(
@@ -111,25 +111,6 @@ class GaussianDiffusion(Noising):
         error = (said - target_of(self.target, x0, noise, alpha, sigma)) ** 2
         weight = torch.cat([torch.ones_like(hit), hit, hit], 1).to(error)
         return (error * weight).sum((1, 2)) / weight.sum((1, 2))
-
-# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #397f672e
-def ask(
-    self: GaussianDiffusion,
-    x: torch.Tensor,  # (B, 3, S)
-    time: float,  # how much noise, above 0
-    label: torch.Tensor,  # (B, 6)
-    geom: torch.Tensor | None = None,
-    guidance: float = 1.0,  # 0: without the label; 1: with it; more: beyond it
-) -> torch.Tensor:
-    "What the network says at one time, (B, 3, S); with guidance it is asked twice."
-    told = torch.full((len(x),), time, device=x.device)
-    answer = lambda yes: self.network(x, told, label, torch.full((len(x),), yes, device=x.device), geom)
-    if guidance in (0, 1):
-        return answer(bool(guidance))
-    free = answer(False)
-    return free + guidance * (answer(True) - free)
-
-GaussianDiffusion.ask = ask
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #8881538f
 SAMPLERS = ("ddpm", "ddim", "dpm", "heun")
@@ -175,26 +156,46 @@ def walk_back(
         x = scheduler.step(epsilon - x0 if flow else epsilon, t, x, **more).prev_sample
         yield x
 
-# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #3c752238
-def reverse(
-    self: GaussianDiffusion,
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #397f672e
+def ask(
+    self: Denoising,
+    x: torch.Tensor,  # (B, 3, S)
+    time: float,  # how much noise, above 0
     label: torch.Tensor,  # (B, 6)
-    noise: torch.Tensor,  # (B, 3, S)
-    sampler: str = "dpm",  # ddpm | ddim | dpm | heun
-    steps: int = 20,
-    guidance: float = 1.0,
     geom: torch.Tensor | None = None,
-    draw: Draw = free_draw,  # of the noise that is added on the way
-) -> Iterator[torch.Tensor]:
-    "The channels after each step from noise to event, (B, 3, S)."
-    def denoise(x, step):
-        said = self.ask(x, (step + 1) / self.steps, label, geom, guidance)
-        return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
+    guidance: float = 1.0,  # 0: without the label; 1: with it; more: beyond it
+) -> torch.Tensor:
+    "What the network says at one time, (B, 3, S); with guidance it is asked twice."
+    told = torch.full((len(x),), time, device=x.device)
+    answer = lambda yes: self.network(x, told, label, torch.full((len(x),), yes, device=x.device), geom)
+    if guidance in (0, 1):
+        return answer(bool(guidance))
+    free = answer(False)
+    return free + guidance * (answer(True) - free)
 
-    scheduler = scheduler_of(sampler, self.schedule, self.steps, steps)
-    yield from walk_back(denoise, noise, scheduler, added_noise(sampler, noise, draw))
+# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #3c752238
+class GaussianDiffusion(Denoising):
+    "A network that removes noise, with its loss and its samplers."
 
-GaussianDiffusion.reverse = reverse
+    ask = ask
+
+    def reverse(
+        self,
+        label: torch.Tensor,  # (B, 6)
+        noise: torch.Tensor,  # (B, 3, S)
+        sampler: str = "dpm",  # ddpm | ddim | dpm | heun
+        steps: int = 20,
+        guidance: float = 1.0,
+        geom: torch.Tensor | None = None,
+        draw: Draw = free_draw,  # of the noise that is added on the way
+    ) -> Iterator[torch.Tensor]:
+        "The channels after each step from noise to event, (B, 3, S)."
+        def denoise(x, step):
+            said = self.ask(x, (step + 1) / self.steps, label, geom, guidance)
+            return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
+
+        scheduler = scheduler_of(sampler, self.schedule, self.steps, steps)
+        yield from walk_back(denoise, noise, scheduler, added_noise(sampler, noise, draw))
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #a8745e44
 def added_noise(sampler: str, noise: torch.Tensor, draw: Draw) -> torch.Generator | None:
@@ -212,8 +213,8 @@ def sample_events(diffusion: GaussianDiffusion, label: torch.Tensor, noise: torc
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #6c9f3a1c
 HITS = 10.0  # weight of a sensor's cross-entropy: one in fifteen sensors is hit
 
-class StagedDiffusion(GaussianDiffusion):
-    "Draws which sensors are hit, then their charges and times."
+class StagedDenoising(GaussianDiffusion):
+    "The loss of both stages: which sensors are hit, then their charges and times."
 
     def loss(self, x0_sig, geom, label, draw=free_draw):
         x0, device = self.codec.encode(x0_sig, label), x0_sig.device
@@ -243,7 +244,7 @@ def posterior_odds(said: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sig
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #cbeb87b2
 def draw_hits(
-    self: StagedDiffusion, label: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float,
+    self: StagedDenoising, label: torch.Tensor, noise: torch.Tensor, steps: int, guidance: float,
     geom: torch.Tensor | None, draw: Draw,
 ) -> Iterator[torch.Tensor]:
     "Hits (B, 1, S), 1 or -1, after each step from noise (B, 1, S)."
@@ -264,20 +265,21 @@ def draw_hits(
             x = mean + (added * rest).sqrt() / sigma * draw(tuple(x.shape), f"hit noise {number}", True).to(x)
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #4368d385
-@torch.no_grad()
-def staged_reverse(self, label, noise, sampler="dpm", steps=20, guidance=1.0, geom=None, draw=free_draw):
-    "The channels after each step: half of the steps are for the hits, half for what they carry."
-    for hit in draw_hits(self, label, noise[:, :1], steps - steps // 2, guidance, geom, draw):
-        yield torch.cat([hit, torch.zeros_like(noise[:, 1:])], 1)
-    some = hit > 0
+class StagedDiffusion(StagedDenoising):
+    "Draws which sensors are hit, then their charges and times."
 
-    def denoise(x, step):
-        x = x * some
-        said = self.ask(torch.cat([hit, x], 1), (step + 1) / self.steps, label, geom, guidance)[:, 1:]
-        return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
+    @torch.no_grad()
+    def reverse(self, label, noise, sampler="dpm", steps=20, guidance=1.0, geom=None, draw=free_draw):
+        "The channels after each step: half of the steps are for the hits, half for what they carry."
+        for hit in draw_hits(self, label, noise[:, :1], steps - steps // 2, guidance, geom, draw):
+            yield torch.cat([hit, torch.zeros_like(noise[:, 1:])], 1)
+        some = hit > 0
 
-    scheduler = scheduler_of(sampler, self.schedule, self.steps, max(1, steps // 2))
-    for x in walk_back(denoise, noise[:, 1:] * some, scheduler, added_noise(sampler, noise, draw)):
-        yield torch.cat([hit, x * some], 1)
+        def denoise(x, step):
+            x = x * some
+            said = self.ask(torch.cat([hit, x], 1), (step + 1) / self.steps, label, geom, guidance)[:, 1:]
+            return event_and_noise(self.target, said, x, self.alpha[step], self.sigma[step])
 
-StagedDiffusion.reverse = staged_reverse
+        scheduler = scheduler_of(sampler, self.schedule, self.steps, max(1, steps // 2))
+        for x in walk_back(denoise, noise[:, 1:] * some, scheduler, added_noise(sampler, noise, draw)):
+            yield torch.cat([hit, x * some], 1)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Range', 'TASK', 'IceCubeData', 'IceCubeConfig', 'base', 'changed', 'large', 'smoke', 'guide',
            'load_config_from_file', 'one_label', 'would_trigger', 'labels_from', 'labels_of', 'picture', 'own_events',
-           'from_file', 'made_events', 'opened', 'IceCubeEvents', 'IceCubeTraining', 'generated', 'IceCubeSamples',
-           'IceCubeTask']
+           'from_file', 'made_events', 'opened', 'IceCubeEvents', 'IceCubeTraining', 'IceCubeSamples', 'IceCubeTask']
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #3c35e6ff
 import inspect
@@ -30,9 +29,9 @@ from nexuslab.systems.icecube.data import (
     PLACES, EventFile, FromFile, Plan, Simulated, build, check_events, manifest, split_ids,
 )
 from .detector import icecube86
-from .diffusion import GaussianDiffusion, sample_events
+from .diffusion import GaussianDiffusion
 from .event import ENERGY, LABELS, TRIGGER, draw_labels
-from .factory import IceCubeDiffusion, IceCubeModel, ModelFactory
+from .factory import IceCubeDiffusion, IceCubeModel, ModelFactory, generated, keyed
 from .imports import Reading, contract_file
 from .signal import fit_codec
 from ...task import EMA, At, CanSample, CanScore, Costly, HasArchitectures, StepOut, Task
@@ -164,11 +163,6 @@ PRESETS: dict[str, Callable[[], IceCubeConfig]] = {
 def load_config_from_file(path: Path | str) -> IceCubeConfig:
     "The configuration of a YAML file; keys that it leaves out are those of its preset."
     return resolve(TASK, file=path)
-
-# %% ../../../nbs/systems/icecube/04_task.ipynb #22a75f26
-def keyed(at: At) -> Callable[[tuple[int, ...], str, bool], Tensor]:
-    "Draws of a place in a run, as a diffusion asks for them."
-    return lambda shape, name, normal: (at.normal if normal else at.uniform)(shape, name)
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #1484ec01
 def objective(model: GaussianDiffusion, batch: dict[str, Tensor], at: At) -> StepOut:
@@ -352,7 +346,7 @@ class IceCubeTraining(IceCubeEvents, CanScore):
             for low in range(0, len(label), size):
                 rows = torch.from_numpy(label[low : low + size])
                 here = At(seed=at.seed, ids=np.arange(low, low + len(rows)))
-                parts.append(generated(model, rows, cfg, here))
+                parts.append(generated(model, rows, cfg.diffusion, here))
             return np.concatenate(parts)
 
         return judged(splits, split, cfg, make)
@@ -367,16 +361,6 @@ class IceCubeTraining(IceCubeEvents, CanScore):
         check_events(held)
         return from_file(held, np.arange(held.size), cfg)
 
-# %% ../../../nbs/systems/icecube/04_task.ipynb #e7bad5e8
-@torch.no_grad()
-def generated(model: GaussianDiffusion, label: Tensor, cfg: IceCubeConfig, at: At) -> np.ndarray:
-    "Events of labels (B, 6), (B, 2, 5160)."
-    d, device, draw = cfg.diffusion, model.alpha.device, keyed(at)
-    noise = draw((len(label), 3, len(icecube86().string)), "start", True).to(device)
-    made = sample_events(model.eval(), label.to(device), noise, sampler=d.sampler, steps=d.sampler_steps,
-                         guidance=d.guidance, draw=draw)
-    return made.float().cpu().numpy()
-
 # %% ../../../nbs/systems/icecube/04_task.ipynb #32d52aa1
 class IceCubeSamples(CanSample):
     "What the engine asks about new events."
@@ -389,8 +373,8 @@ class IceCubeSamples(CanSample):
         label = labels_of(labels, ids) if labels else labels_from(at, ids, energy, zenith)
         asked = {"guidance": guidance, "sampler": sampler, "sampler_steps": steps}
         chosen = {name: value for name, value in asked.items() if value is not None}
-        cfg = cfg.model_copy(update={"diffusion": cfg.diffusion.model_copy(update=chosen)})
-        return {"input": generated(model, torch.from_numpy(label), cfg, at), "label": label}
+        how = cfg.diffusion.model_copy(update=chosen)
+        return {"input": generated(model, torch.from_numpy(label), how, at), "label": label}
 
     def beside(self, cfg, meta):
         return dict(zip(PLACES, icecube86().position.T))

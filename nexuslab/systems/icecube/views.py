@@ -20,14 +20,15 @@ import torch
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from ...config import Config
 from ...core import DataError
 from ...run import Run
 from .data import EventFile, wrong_events
 from .detector import icecube86
 from .diffusion import GaussianDiffusion
 from .event import flight
+from .factory import generated, keyed
 from .metrics import FEATURES, FEWEST, compare, features_of, residuals
-from .task import IceCubeConfig, generated, keyed
 from ...task import At
 from ...views import BLUE, GREY, ORANGE, once_a_checkpoint
 
@@ -39,7 +40,7 @@ class Scene:
     "Test events, and what a model makes of their labels."
 
     model: GaussianDiffusion
-    cfg: IceCubeConfig
+    cfg: Config
     real: np.ndarray  # (N, 2, 5160)
     made: np.ndarray  # (N, 2, 5160)
     label: np.ndarray  # (N, 6)
@@ -56,7 +57,7 @@ def look(
     source = run.task.data(cfg, run.root).test
     batch = source.batch(np.arange(min(EVENTS, source.size)), {}, None)
     at = At(seed=cfg.seed, ids=np.arange(len(batch["label"])))
-    made = generated(model, batch["label"], cfg, at)
+    made = generated(model, batch["label"], cfg.diffusion, at)
     return Scene(model, cfg, batch["signal"].numpy(), made, batch["label"].numpy(), run.path.name)
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #e69664de

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOP', 'LAST', 'AlongTheOrder', 'Recurrence', 'pool_states', 'log_sum', 'AttentionLayer', 'Trunk', 'ModulusHead',
            'place_shares', 'log_chance', 'ChoiceHead', 'blocks', 'Output', 'expected_place', 'Reader', 'Heads',
-           'AdvancedGNNOptimizer', 'by_thresholds', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters',
-           'save', 'load']
+           'CircuitNetwork', 'by_thresholds', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters', 'save',
+           'load', 'AdvancedGNNOptimizer']
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #2d523b48
 import dataclasses
@@ -315,7 +315,7 @@ class Heads(nn.Module):
         return (ends - width[..., None] * (self.widths - 1)) * self.precision.exp()
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #566df902
-class AdvancedGNNOptimizer(Heads):
+class CircuitNetwork(Heads):
     "A graph network that proposes lattice parameters for circuits."
 
     def __init__(
@@ -350,7 +350,7 @@ class AdvancedGNNOptimizer(Heads):
         return by_thresholds(self, batch, *self.encoder(batch))
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #c96a49f4
-def by_thresholds(model: AdvancedGNNOptimizer, batch: Batch, hardness: Tensor, context: Tensor) -> Output:
+def by_thresholds(model: CircuitNetwork, batch: Batch, hardness: Tensor, context: Tensor) -> Output:
     "What the heads of `rlwe` say of a batch."
     load, degree = blocks(batch, model.degrees), torch.arange(len(model.degrees), device=context.device)
     degree, location = degree.expand(batch.size, -1), hardness[:, None].expand(-1, len(model.degrees))
@@ -375,7 +375,7 @@ def refuse_sizes(settings: dict[str, Any]) -> None:
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #7b512c14
 @torch.no_grad()
-def propose(model: AdvancedGNNOptimizer, out: Output | Reading, level: Tensor) -> Proposals:
+def propose(model: CircuitNetwork, out: Output | Reading, level: Tensor) -> Proposals:
     "Degree, modulus and width of each graph, rounded to the safe side."
     if isinstance(out, Reading):
         return out.propose()
@@ -401,7 +401,7 @@ def batch_of(circuits: Circuits, told: Statistics, level: np.ndarray, weights: n
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #8fdc9475
 def predict_circuits(
-    model: AdvancedGNNOptimizer,
+    model: CircuitNetwork,
     circuits: Circuits,
     lambda_bits: Any = 128,  # 128, 192 or 256; one or (B,)
     weights: Any = (1, 1, 1),  # of size, prove and verify; (3,) or (B, 3)
@@ -420,7 +420,7 @@ def predict_circuits(
     return report(profile, told, verify(profile, told, proposals, level, weights), level, ms_per_operation)
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #f89ed9ae
-def predict_parameters(self: AdvancedGNNOptimizer, x, edge_index, edge_attr, lambda_bits=128, weights=(1, 1, 1),
+def predict_parameters(self: CircuitNetwork, x, edge_index, edge_attr, lambda_bits=128, weights=(1, 1, 1),
                        ms_per_operation: float | None = None) -> dict | list[dict]:
     "Verified parameters of one graph (a dictionary), or of lists of graphs (a list of dictionaries)."
     several = isinstance(x, (list, tuple))
@@ -435,17 +435,15 @@ def predict_parameters(self: AdvancedGNNOptimizer, x, edge_index, edge_attr, lam
     rows = predict_circuits(self, circuits, lambda_bits, weights, ms_per_operation)
     return rows if several else rows[0]
 
-AdvancedGNNOptimizer.predict_parameters = predict_parameters
-
 # %% ../../../nbs/systems/lattice/02_model.ipynb #27bc96fd
-def save(self: AdvancedGNNOptimizer, path: Path | str) -> Path:
+def save(self: CircuitNetwork, path: Path | str) -> Path:
     "Write weights and sizes as one safetensors file, atomically."
     with atomic_path(Path(path)) as temporary:
         save_file(self.state_dict(), temporary, {"lattice": json.dumps(self.settings)})
     return Path(path)
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #ab837afc
-def load(path: Path | str) -> AdvancedGNNOptimizer:
+def load(path: Path | str) -> "AdvancedGNNOptimizer":
     "A model of a file that `save` wrote, or the best one of a run; in evaluation mode."
     if not Path(path).is_file():
         return Run.open(path).load()[0]
@@ -460,4 +458,8 @@ def load(path: Path | str) -> AdvancedGNNOptimizer:
     model.load_state_dict(weights)
     return model.eval()
 
-AdvancedGNNOptimizer.save, AdvancedGNNOptimizer.load = save, staticmethod(load)
+# %% ../../../nbs/systems/lattice/02_model.ipynb #885ca993
+class AdvancedGNNOptimizer(CircuitNetwork):
+    "A graph network that proposes lattice parameters for circuits, and that is asked, saved and loaded."
+
+    predict_parameters, save, load = predict_parameters, save, staticmethod(load)
