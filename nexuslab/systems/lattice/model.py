@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOP', 'LAST', 'AlongTheOrder', 'Recurrence', 'pool_states', 'log_sum', 'AttentionLayer', 'Trunk', 'ModulusHead',
            'place_shares', 'log_chance', 'ChoiceHead', 'blocks', 'Output', 'expected_place', 'Reader', 'Heads',
-           'CircuitNetwork', 'by_thresholds', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters', 'save',
-           'load', 'AdvancedGNNOptimizer']
+           'CircuitNetwork', 'by_thresholds', 'propose', 'batch_of', 'predict_circuits', 'predict_parameters',
+           'AdvancedGNNOptimizer']
 
 # %% ../../../nbs/systems/lattice/02_model.ipynb #2d523b48
 import dataclasses
