@@ -35,7 +35,7 @@ from nexuslab.systems.collatz.views import (
 from nexuslab.task import get_task
 from nexuslab.views import render_views
 
-TABLES = {"law", "classes", "taxonomy_table", "patching_table"}
+TABLES = {"law", "classes", "taxonomy_table", "certainty", "patching_table"}
 
 
 @pytest.fixture(scope="module")

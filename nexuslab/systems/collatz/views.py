@@ -434,6 +434,31 @@ def draw_taxonomy(scene: Scene) -> plt.Figure:
     fig.suptitle(f"What was computed instead · {scene.title}")
     return fig
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #9b9be13a
+UNSURE = 0.5  # a digit below it is less probable than all others together
+
+@torch.no_grad()
+def least_probable(scene: Scene) -> np.ndarray:
+    "The probability that the network gave the least probable digit of each of its answers, (B,)."
+    found = []
+    for rows in scene.batch.inputs.split(ROWS):
+        tokens = scene.model.generate(rows)
+        each = scene.model(rows, tokens).softmax(-1).gather(2, tokens[..., None])[..., 0]
+        found.append(each.masked_fill(tokens == scene.code.pad, 1.0).amin(1))
+    return torch.cat(found).cpu().numpy()
+
+def certainty(scene: Scene) -> pd.DataFrame:
+    "How sure the network was of its least sure digit, by what became of the answer; one row a label."
+    least = least_probable(scene)
+    label = explain(scene.batch.n.numpy(), scene.value, scene.code.base, scene.valid).label
+    groups = {"right": scene.right, "all failures": ~scene.right}
+    groups |= {name: label == kind for kind, name in enumerate(LABELS)}
+    rows = {
+        name: {"answers": int(here.sum()), "median": np.median(least[here]), "unsure": (least[here] < UNSURE).mean()}
+        for name, here in groups.items() if here.any()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("answer").astype({"answers": int})
+
 # %% ../../../nbs/systems/collatz/05_views.ipynb #c17da39e
 LOOKED = 512  # test numbers whose attention is averaged
 
@@ -754,6 +779,7 @@ VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "classes": _captioned(classes, lambda run: classes(look(run), run)),
     "taxonomy": _captioned(draw_taxonomy, lambda run: draw_taxonomy(look(run))),
     "taxonomy_table": _captioned(failures, lambda run: failures(look(run))),
+    "certainty": _captioned(certainty, lambda run: of_one_pass(run) or certainty(look(run))),
     "attention": _captioned(attention, lambda run: of_blocks(run) or attention(look(run))),
     "probes": _captioned(probes, lambda run: of_blocks(run) or probes(probe_checkpoints(run))),
     "patching": _captioned(patching, lambda run: of_one_pass(run) or patching(look(run))),
