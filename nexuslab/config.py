@@ -732,7 +732,7 @@ def difference(a: Config, b: Config) -> dict[str, tuple]:
 
 # %% ../nbs/engine/01_config.ipynb #4abd869c
 def explain(cls: type[Config]) -> list[dict]:
-    "One row a key: name, short name, type, description."
+    "One row per key: name, short name, type, description."
     short = {v: k for k, v in SHORT.items()}
     kinds = {
         k: str(f.annotation).replace("typing.", "") if typing.get_args(f.annotation) else f.annotation.__name__

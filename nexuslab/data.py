@@ -83,7 +83,7 @@ class Tensors(Source):
     def __init__(self, *tensors: torch.Tensor):
         if not tensors or not all(isinstance(t, torch.Tensor) and t.dim() for t in tensors):
             told = ", ".join(f"{type(t).__name__} {repr(t)[:40]}" for t in tensors) or "none"
-            raise DataError("what Tensors holds", found=told, expected="tensors with a row an example",
+            raise DataError("what Tensors holds", found=told, expected="tensors with a row per example",
                             remedy="Tensors(x, y), with torch.as_tensor(...) around arrays and lists")
         self.tensors, self.size = tensors, len(tensors[0])
 
@@ -434,7 +434,7 @@ def as_source(data: Any) -> Source:
 
 # %% ../nbs/engine/02_data.ipynb #01252c23
 def columns(arrays: tuple) -> list[torch.Tensor]:
-    "Arrays with a row an example as tensors, NumPy's floats of torch's default type; of unequal length: refused."
+    "Arrays with a row per example as tensors, NumPy's floats of torch's default type; of unequal length: refused."
     told = [f"{type(a).__name__} {tuple(getattr(a, 'shape', ()))}" for a in arrays]
     known = all(isinstance(a, (torch.Tensor, np.ndarray)) and a.ndim and len(a) == len(arrays[0]) > 0 for a in arrays)
     if not known or any(isinstance(a, np.ndarray) and a.dtype.kind not in "biuf" for a in arrays):

@@ -71,7 +71,7 @@ def row_keys(
     if of is None or len(of) != rows or (of[1:] < of[:-1]).any():
         given = "" if of is None else f", and {len(of)} places, or not ascending"
         remedy = "pass of=batch.batch (the example of each row), or draw from at.generator(name)"
-        expected = "a row an example, or the example of each row"
+        expected = "a row per example, or the example of each row"
         found = f"{rows} rows for {len(ids)} examples{given}"
         raise ModelError("a draw", found=found, expected=expected, remedy=remedy)
     place = torch.arange(rows, device=of.device) - torch.searchsorted(of, of)

@@ -27,7 +27,7 @@ class CanCompareFiles(ABC):
 
     @abstractmethod
     def compare_files(self, real: Path, generated: Path) -> tuple[pd.DataFrame, Any]:
-        "A row a figure: its value for the generated data, and controls in further columns; and a picture of both."
+        "A row per figure: its value for the generated data, and controls in further columns; and a picture of both."
 
 # %% ../nbs/engine/09c_files.ipynb #18de1b37
 def data_file(path: Path | str, said: str) -> Path:

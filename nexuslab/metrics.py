@@ -248,7 +248,7 @@ def wilson(
 
 # %% ../nbs/engine/03_metrics.ipynb #cc5887ef
 def bootstrap(
-    values: np.ndarray,  # (N, ...) one row an item
+    values: np.ndarray,  # (N, ...) one row per item
     statistic: Callable[[np.ndarray], float] = np.median,  # of the rows
     level: float = 0.95,  # coverage
     draws: int = 1000,  # resamples

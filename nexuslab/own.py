@@ -29,7 +29,7 @@ class OwnTask(Task, HasOptimizer):
         name: str,  # of the system: in the configuration, and of the runs' folder
         make: Callable[[], nn.Module],  # builds the untrained model
         loss: Callable[[nn.Module, Any], Any],  # (model, batch) -> mean loss, or (mean loss, metric -> its arguments)
-        train: Any,  # a `Source`, a map-style `Dataset`, a `DataLoader`, or a tuple of arrays with a row an example
+        train: Any,  # a `Source`, a map-style `Dataset`, a `DataLoader`, or a tuple of arrays with a row per example
         val: Any,
         config: Config | None = None,  # the defaults where there is none; what loaders say is added
         count_items: Callable[[Any], float] | None = None,  # batch -> items it holds, over which the loss is a mean

@@ -470,7 +470,7 @@ def parsed(path: Path, *stamp: int) -> tuple[dict, str]:
 
 # %% ../nbs/engine/06_run.ipynb #f6b03630
 def tree(self: Run) -> dict:
-    "The configuration in config.yaml, without importing the system; that it was changed since is told by a warning."
+    "The configuration in config.yaml, without importing the system; a warning says if it was changed since."
     path = self.path / "config.yaml"
     tree, found = parsed(path, *stamp(path))
     tell_edited(self, written_config(self), found)
@@ -582,7 +582,7 @@ def log_changed(run: Run, data: bytes) -> bool:
 
 # %% ../nbs/engine/06_run.ipynb #15085429
 def log(self: Run) -> str:
-    "What was told while it trained: one line an evaluation. That it was changed since is told by a warning."
+    "What was printed while it trained, one line per evaluation; a warning says if it was changed since."
     data = log_bytes(self)
     if log_changed(self, data):
         warnings.warn(f"log.txt of {visible(self.path.name)} is not as nexuslab wrote it", stacklevel=2)
@@ -624,7 +624,7 @@ def record_marks(run: Run) -> dict[str, int]:
 
 # %% ../nbs/engine/06_run.ipynb #760fc2f4
 def record_changed(run: Run) -> bool:
-    "Whether metrics.jsonl is another one than the status knows; a shorter one is told by `remark`."
+    "Whether metrics.jsonl is another one than the status knows; a shorter one is reported by `remark`."
     path = run.path / "metrics.jsonl"
     with contextlib.suppress(FormatError):
         status = recorded(run)
@@ -642,7 +642,7 @@ def record_changed(run: Run) -> bool:
 
 # %% ../nbs/engine/06_run.ipynb #3d203267
 def odd_record(run: Run) -> str:
-    "What is to be said of a record that is another one than the status knows; empty where it is that one."
+    "A remark on a record that is not the one that the status knows; empty if it is."
     with contextlib.suppress(FormatError):
         if record_changed(run) or recorded(run).get("odd"):
             return "metrics.jsonl is not as nexuslab wrote it: edited, older, or with rows of another run"
@@ -703,7 +703,7 @@ class Columns:
 
 # %% ../nbs/engine/06_run.ipynb #b725b1f8
 def history_of(columns: Columns) -> pd.DataFrame:
-    "One row a step, the later value of a step, without what a later attempt did again."
+    "One row per step, the later value of a step, without what a later attempt did again."
     if not columns.parts:
         return pd.DataFrame()
     rows, steps = columns.column("step")
@@ -735,7 +735,7 @@ def uncollected() -> Iterator[None]:
 
 # %% ../nbs/engine/06_run.ipynb #f61995fc
 def parts_of(run: Run) -> Iterator[list[dict]]:
-    "The rows of a run's record by parts; damaged lines are left out, and their number is told by a warning."
+    "The rows of a run's record by parts; damaged lines are left out, and a warning says how many."
     least, end, lost = record_bytes(run), 0, 0  # what the status says is read first: a live record grows meanwhile
     for rows, end, damaged in read_chunks(run.path / "metrics.jsonl"):
         lost += damaged
@@ -758,7 +758,7 @@ def record_bytes(run: Run) -> int:
 # %% ../nbs/engine/06_run.ipynb #563d9e17
 @uncollected()
 def history(self: Run) -> pd.DataFrame:
-    "One row a step with every scalar logged at it; the latest attempt counts."
+    "One row per step with every scalar logged at it; the latest attempt counts."
     columns = Columns()
     for rows in parts_of(self):
         columns.add(rows)
@@ -819,7 +819,7 @@ def birth_seal(run: "Run") -> str | None:
 
 # %% ../nbs/engine/06_run.ipynb #bc10b551
 def given_up(run: Run) -> dict[str, str]:
-    "Split -> what is to be said of its figures, if their checkpoint belongs to a history that was given up."
+    "Split -> a remark on its figures, if their checkpoint belongs to a history that was given up."
     from nexuslab.checkpoint import POINTERS, saves  # late: a later chapter, and it imports torch
 
     sealed = {split: entry for split, entry in evaluated(run).items() if entry.get("manifest")}
@@ -983,7 +983,7 @@ class NoTracker(Tracker):
 
 # %% ../nbs/engine/06_run.ipynb #bffd4fe6
 class JsonlTracker(Tracker):
-    "One JSON line a call, in `<folder>/tracker.jsonl`."
+    "One JSON line per call, in `<folder>/tracker.jsonl`."
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -1128,7 +1128,7 @@ class ExperimentTracker(Tracker):
 
 # %% ../nbs/engine/06_run.ipynb #6249d02d
 def runs_table(root: Path | str | None = None, system: str | None = None) -> pd.DataFrame:
-    """One row a run: system, name, preset, state, step, best, age, and a remark on a record that has become shorter.
+    """One row per run: system, name, preset, state, step, best, age, and a remark on a record that has become shorter.
     Records are not read here."""
     columns = ["system", "run", "preset", "state", "step", "total", "best", "monitor", "age_minutes", "remark"]
     return pd.DataFrame([table_row(run) for run in find_runs(root, system)], columns=columns)
@@ -1185,13 +1185,13 @@ def losses(run: Run) -> str:
 
 # %% ../nbs/engine/06_run.ipynb #cfa2496a
 def remark(run: Run, least: int) -> str:
-    "What is to be said of a record that had so many bytes; empty where they are there."
+    "A remark on a record of fewer bytes than it had; empty if it has them."
     lost = least - sum(stamp(run.path / "metrics.jsonl")[2:])
     return f"damaged: {lost:,} bytes of metrics.jsonl are missing" if lost > 0 else ""
 
 # %% ../nbs/engine/06_run.ipynb #131a8c47
 def outrun(run: Run, status: dict[str, Any]) -> str:
-    "What is to be said of a run that seems to have died, and whose record says that it ended; empty of others."
+    "A remark on a run that seems to have died, and whose record says that it ended; empty for others."
     path = run.path / "metrics.jsonl"
     if status["state"] not in ("died", "lost") or stamp(path)[2:] <= ((status.get("record_bytes") or 0),):
         return ""
@@ -1213,8 +1213,8 @@ def left_out(run: Run) -> str:
 
 # %% ../nbs/engine/06_run.ipynb #fb1f05fc
 def comparison(runs: list[Run], split: str = "test") -> pd.DataFrame:
-    """One column a run, the best first: state and best, the configuration's keys that differ, the split's figures, with
-    a remark where they are of a history that was given up."""
+    """One column per run, the best first: state and best, the configuration's keys that differ, the split's figures,
+    with a remark where they are of a history that was given up."""
     came, trees, reached = {}, {}, {}
     for run in runs:
         name = run.path.name

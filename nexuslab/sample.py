@@ -334,7 +334,7 @@ def predict(
     chunk: int | None = None,  # inputs at once; as many as in a batch of the evaluation by default
     **how,  # keyword-only parameters of the system's `predict`
 ) -> pd.DataFrame:
-    "One row an input: the answer, and the truth where it is known; `attrs` of the table say where they come from."
+    "One row per input: the answer, and the truth where it is known; `attrs` of the table say where they come from."
     refuse_unable(task, run, CanPredict, "predicting with", "a system that answers no inputs",
                   "choose another system, or sample instead")
     cfg, how = run.config, understood(task.predict, how)

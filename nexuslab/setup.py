@@ -461,7 +461,7 @@ def plan_steps(
 
 # %% ../nbs/engine/08c_setup.ipynb #c7f23a3d
 def position(loop: Loop, training: bool = True) -> At:
-    "Where the run stands, as a step is told."
+    "Where the run stands, for a step."
     step, seed = loop.progress.step, loop.cfg.seed
     at = At(step=step, epoch=int(loop.epoch), total_steps=loop.total_steps, training=training, seed=seed)
     values = {k: v for u in loop.updaters for k, v in u.values(at).items()}

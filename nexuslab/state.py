@@ -84,7 +84,7 @@ def continued(fresh: Any, old: Any, places: np.ndarray, known: np.ndarray) -> An
 
 # %% ../nbs/engine/04a_state.ipynb #a4338fe0
 def refuse_other_state(state: Any, rows: int) -> None:
-    "A state whose tensors do not have a row an example is refused."
+    "A state whose tensors do not have a row per example is refused."
     found = None if state is None else [tuple(getattr(leaf, "shape", ())) for _, leaf in leaves(state, "state")]
     if found is None or any(shape[:1] != (rows,) for shape in found):
         expected, remedy = f"tensors of {rows} rows", "return StepOut(..., state=...): the first axis is the example"

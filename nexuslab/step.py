@@ -76,7 +76,7 @@ def forward_backward(loop: Loop, micro: list[tuple[Key, Any]], at: At) -> StepOu
 
 # %% ../nbs/engine/08d_step.ipynb #2a00581a
 def at_batch(carried: Carried | None, at: At, ids: np.ndarray) -> At:
-    "What a step is told of its batch: the examples, and the state before them."
+    "What a step gets with its batch: the examples, and the state before them."
     return at.for_examples(ids, carried.given(ids) if carried else None)
 
 @torch.no_grad()

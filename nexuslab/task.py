@@ -47,7 +47,7 @@ class StepOut:
     n: float  # items: tokens, graphs, events
     parts: dict[str, Part] = field(default_factory=dict)  # the terms: the loss is the sum of weight times value
     out: dict[str, tuple] = field(default_factory=dict)  # metric name -> arguments of its update
-    state: Any = None  # of a system that carries one (`HasState`): what it hands on, tensors of a row an example
+    state: Any = None  # of a system that carries one (`HasState`): what it hands on, tensors of a row per example
 
 # %% ../nbs/engine/04_task.ipynb #fd95fe50
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class Task(Trainable):
 
 # %% ../nbs/engine/04_task.ipynb #58eb219d
 def show_numbers(batch: Any, title: str):
-    "A picture of the first tensor of a batch: a row an example, a column a number."
+    "A picture of the first tensor of a batch: a row per example, a column per number."
     import matplotlib.pyplot as plt  # late: training needs no plots
 
     fig, ax = plt.subplots(figsize=(5, 3))
@@ -345,7 +345,7 @@ class CanPredict(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, inputs: Any, cfg: Config, meta: dict) -> list[dict]:
-        "One row an input: the answer, and the truth where it is known. The model is on the device of the answers."
+        "One row per input: the answer, and the truth where it is known. The model is on the device of the answers."
 
     def refuse(self, cfg: Config, how: dict[str, Any]) -> None:  # noqa: B027 (most systems refuse nothing)
         "Raise `ConfigError` for a choice that does nothing with a model of this configuration."

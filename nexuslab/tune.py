@@ -365,7 +365,7 @@ class Tuned:
     best: FrozenTrial
     config: Config  # the best one
     file: Path  # best_config.yaml: `-p config` trains it
-    trials: pd.DataFrame  # one row a trial
+    trials: pd.DataFrame  # one row per trial
 
 # %% ../nbs/engine/11_tune.ipynb #4c43a3a8
 def run_trial(

@@ -496,7 +496,7 @@ def received_cell(cell: Any) -> Any:
 
 # %% ../nbs/engine/12_views.ipynb #b88e5320
 def odd_notebook(told: dict, run: Run | None) -> str:
-    "What is to be said of a notebook that is not what a job of the run wrote; empty where it is."
+    "A remark on a notebook that is not what a job of the run wrote; empty if it is."
     seal, of = told["metadata"].get(SEAL), told["metadata"].get("run")
     if seal != digest(told["cells"], 64) and (seal is not None or run and has_seals(run)):
         return "is not as its job wrote it: it has been edited or damaged"
@@ -547,7 +547,7 @@ def comparison_report(table: pd.DataFrame, curves: Path, output: Path) -> Path:
 
 # %% ../nbs/engine/12_views.ipynb #a6e78577
 def architecture_table(task: HasArchitectures, names: list[str], runs: list[Run], split: str = "test") -> pd.DataFrame:
-    "One column an architecture: what it costs, and the figures of the newest run that has it and was evaluated."
+    "One column per architecture: what it costs, and the figures of the newest run that has it and was evaluated."
     reached = {}
     for run in runs:  # the oldest first
         if figures := evaluated(run).get(split, {}).get("figures"):

@@ -464,7 +464,7 @@ def chosen(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> Tensor:
-    "A token a row, (B,)."
+    "A token per row, (B,)."
     if not (temperature >= 0 and 0 < top_p <= 1) or top_k is not None and top_k < 1:
         raise ConfigError("how tokens are chosen", found=f"temperature {temperature}, top_k {top_k}, top_p {top_p}",
                           expected="temperature from 0, top_k from 1, top_p in (0, 1]", remedy="correct them")

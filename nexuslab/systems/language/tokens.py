@@ -87,7 +87,7 @@ def unicode(text: str, encoding: str = "utf-8") -> bytes:
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #b0555ae5
 class Bytes(Tokenizer):
-    "A token a byte of UTF-8."
+    "A token per byte of UTF-8."
 
     kind, separator = "byte", 256
 
@@ -105,7 +105,7 @@ class Bytes(Tokenizer):
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #927e5017
 class Characters(Tokenizer):
-    "A token a character of an alphabet."
+    "A token per character of an alphabet."
 
     kind = "char"
 

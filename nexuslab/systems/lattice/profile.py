@@ -42,7 +42,7 @@ class Solution:
         return len(self.n)
 
     def table(self) -> pd.DataFrame:
-        "One row a circuit; `to_csv` and `to_json` write it."
+        "One row per circuit; `to_csv` and `to_json` write it."
         return pd.DataFrame({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 # %% ../../../nbs/systems/lattice/00d_profile.ipynb #42962ae3
