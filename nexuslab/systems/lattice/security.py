@@ -106,7 +106,7 @@ class Instance(NamedTuple):
 
 # %% ../../../nbs/systems/lattice/00_security.ipynb #b7b74e68
 LEAST = {"log2_q": 1.0}  # a modulus is at least 2; every other column is above 0
-ENDLESS = ("m", "columns")  # samples may be as many as one likes
+ENDLESS = ("m", "columns")  # these may be infinite
 
 # %% ../../../nbs/systems/lattice/00_security.ipynb #7088bf11
 def refuse_numbers(what: str, zero: bool = False, **columns) -> list[np.ndarray]:
