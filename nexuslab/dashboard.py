@@ -1248,7 +1248,7 @@ def do_queued(self: Dashboard) -> None:
     "Do what was asked for, in order; what was asked for twice is done once."
     while self.queue:
         asked = [self.queue.popleft() for _ in range(len(self.queue))]
-        with self.table.hold_sync():  # the browser is told the outcome of many ticks, not each
+        with self.table.hold_sync():  # one message to the browser for many ticks
             for action in reversed(dict.fromkeys(reversed(asked))):
                 self.attempt((action.func if isinstance(action, partial) else action).__name__, action)
 

@@ -68,7 +68,7 @@ def evaluate(
 
 # %% ../nbs/engine/09_evaluate.ipynb #372b5211
 def final_at(task: Task, cfg: Config, model: nn.Module, state: dict) -> tuple[At, dict]:
-    "What an evaluation is told, and the setting of the source, with the updaters as they were at a checkpoint."
+    "What an evaluation gets, and the setting of the source, with the updaters as they were at a checkpoint."
     updaters = task.updaters(cfg, model)
     for updater, saved in zip(updaters, state["updaters"], strict=True):
         updater.load_state_dict(saved)

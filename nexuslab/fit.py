@@ -227,7 +227,7 @@ def recording(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Itera
 
 # %% ../nbs/engine/08_fit.ipynb #5a9e3822
 def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> None:
-    "The status, the configuration in force, the first event, and who is told."
+    "The status, the configuration in force, the first event, and the listeners."
     run = loop.run
     attempt = run.status.get("attempt", -1) + 1
     if record_changed(run):
@@ -252,7 +252,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
 
 # %% ../nbs/engine/08_fit.ipynb #ca06b651
 def mirrors(loop: Loop) -> list[Mirror]:
-    "The experiment trackers that were asked for; one that cannot be started is told, and the run goes on."
+    "The experiment trackers that were asked for; a warning names one that cannot be started, and the run goes on."
     run, track, found = loop.run, loop.cfg.track, []
     for backend, on in (("wandb", track.wandb), ("tensorboard", track.tensorboard)):
         try:

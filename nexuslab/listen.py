@@ -19,7 +19,7 @@ from .run import NoTracker, Tracker
 # %% ../nbs/engine/08b_listen.ipynb #ac1c0f50
 @dataclass(frozen=True)
 class Snapshot:
-    "What a listener is told."
+    "What a listener receives."
 
     step: int  # optimiser steps done
     epoch: float  # passes over the training set done

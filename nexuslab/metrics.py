@@ -207,7 +207,7 @@ def arguments_of(given: Any) -> tuple:
 
 # %% ../nbs/engine/03_metrics.ipynb #feb0893f
 def update(name: str, metric: nn.Module, arguments: tuple) -> None:
-    "Feed a metric; what it does not take is told with the shapes of what it was given."
+    "Feed a metric; if it does not take its arguments, the error gives their shapes."
     try:
         metric.update(*arguments)
     except (torch.OutOfMemoryError, torch.linalg.LinAlgError, np.linalg.LinAlgError):

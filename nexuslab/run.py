@@ -923,7 +923,7 @@ def exclusive(self: Run) -> Iterator[None]:
 
 # %% ../nbs/engine/06_run.ipynb #fcf4e2b6
 def request_stop(self: Run, reason: str = "stopped on request") -> None:
-    "Ask whoever trains in this directory to stop after the step at hand."
+    "Ask the process that trains in this directory to stop after the step at hand."
     self.write_text("stop", reason)
 
 def stop_requested(self: Run) -> str | None:
@@ -954,7 +954,7 @@ class Run:
 
 # %% ../nbs/engine/06_run.ipynb #d2b9b446
 class Tracker(ABC):
-    "Something that is told parameters and scalars."
+    "Something that receives parameters and scalars."
 
     @abstractmethod
     def log_params(self, params: dict[str, Any]) -> None:

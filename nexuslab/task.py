@@ -96,11 +96,11 @@ class Updater:
     "State beside the model that follows training; a subclass says what it changes, the rest does nothing."
 
     def values(self, at: At) -> dict[str, Any]:
-        "What the step is told; a pure function of `at` and the state. In evaluation: the final values."
+        "What the step gets; a pure function of `at` and the state. In evaluation: the final values."
         return {}
 
     def setting(self, step: int, total_steps: int) -> dict[str, Any]:
-        "What the data source is told; a pure function of the step, so that loader workers can run ahead."
+        "What the data source gets; a pure function of the step, so that loader workers can run ahead."
         return {}
 
     def after_step(self, at: At, model: nn.Module, out: StepOut) -> None:

@@ -448,7 +448,7 @@ def report(run: Run, output: Path | None = None) -> Path:
         plt.close(drawn)
     notebook = nbformat.v4.new_notebook(cells=summary_cells(run))
     for name in ("report", "analyse"):
-        if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere, which is told
+        if os.path.lexists(run.path / f"{name}.ipynb"):  # also a link that leads nowhere: the report says so
             notebook.cells += received_cells(run.path / f"{name}.ipynb", run)
     return write_html(notebook, output or run.path / "report.html", run.path.name)
 

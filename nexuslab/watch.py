@@ -189,7 +189,7 @@ def evaluate_loop(loop: Loop) -> dict[str, float]:
 
 # %% ../nbs/engine/08e_watch.ipynb #4580f0e3
 def evaluation_setting(loop: Loop) -> dict[str, Any]:
-    "What the source is told in an evaluation: the curriculum at its end."
+    "What the source gets in an evaluation: the curriculum at its end."
     return {k: v for u in loop.updaters for k, v in u.setting(loop.total_steps, loop.total_steps).items()}
 
 @contextlib.contextmanager

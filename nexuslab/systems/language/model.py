@@ -418,7 +418,7 @@ class NEXUSCore(Backbone):
         input_ids: Tensor,  # (B, T)
         return_all_outputs: bool = False,
         start: Tensor | None = None,  # (B, T), true where a document starts
-        labels: Tensor | None = None,  # (B, T): what the modules' losses are told
+        labels: Tensor | None = None,  # (B, T): what the modules' losses get
         state: dict[str, Any] | None = None,
         hand_on: bool = False,
         draw: Callable | None = None,  # (shape, name) -> uniform numbers, such as `At.uniform`: where losses are taken

@@ -217,7 +217,7 @@ class Perplexity(Mean):
 
 # %% ../../../nbs/systems/language/04_task.ipynb #762a8d8b
 def fed(nats: Tensor, n: float, size: float, right: Tensor) -> dict[str, tuple]:
-    "What the metrics are told of a batch: mean loss, labels, bytes, and the share of labels that were the likeliest."
+    "What the metrics get of a batch: mean loss, labels, bytes, and the share of labels that were the likeliest."
     nats = nats.detach()
     return {"bits_per_byte": (bits_per_byte(float(nats) * n, max(size, 1.0)), size), "perplexity": (nats, n),
             "accuracy": (right, n)}
