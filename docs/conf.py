@@ -13,7 +13,7 @@ project, author, release = told["lib_name"], told["author"], told["version"]
 copyright = told["copyright"]
 html_title = project
 
-extensions = ["myst_nb", "mathml"]
+extensions = ["myst_nb", "mathml", "navigation"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = []
 templates_path = ["templates"]
