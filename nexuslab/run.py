@@ -847,9 +847,21 @@ def its_environment(self: Run) -> dict[str, Any]:
     return found
 
 # %% ../nbs/engine/06_run.ipynb #4e4fcd1e
+MANY = 1_000  # points that an SVG holds as one picture
+
+def points_of(artist: Any) -> int:
+    "How many points a part of a matplotlib figure draws, each as a shape of its own."
+    if hasattr(artist, "get_offsets"):
+        return len(artist.get_offsets())
+    marked = hasattr(artist, "get_marker") and artist.get_marker() not in ("None", "none", " ", "", None)
+    return len(artist.get_xdata()) if marked else 0
+
+# %% ../nbs/engine/06_run.ipynb #4438063b
 def write_picture(path: Path, figure: Any, caption: str = "") -> Path:
     "Write a matplotlib figure as what its path ends in (PNG at 150 dpi, SVG), atomically; the caption is kept in it."
     about = {"format": path.suffix[1:], "metadata": {"Description": caption}}
+    for part in figure.findobj(lambda artist: points_of(artist) > MANY):
+        part.set_rasterized(True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight", **about)
     return path

@@ -1,4 +1,7 @@
 """What all tests share: the toys on the path, a project root of their own, one thread."""
+import contextlib
+import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -52,3 +55,28 @@ def lab(tmp_path_factory):
 
     with open_lab(tmp_path_factory.mktemp("lab")) as opened:
         yield opened
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """Jobs of the command are examined here and executed in a fork: seconds less than with a kernel."""
+    from kills import execute, in_child  # late: few tests need them
+
+    from nexuslab import core, jobs, kernels
+
+    def run_job(verb, parameters, quiet=False, address=None):
+        if refusal := kernels.refusal_of(verb, parameters):
+            raise getattr(core, refusal[0])(*refusal[1:])
+        code, said = in_child(lambda: told(verb, parameters, address))
+        if code:
+            raise core.NexusError(f"the job {verb} failed", found=said)
+        print(json.loads(said))
+        return kernels.place_of(address)
+
+    def told(verb, parameters, address):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            execute(verb, parameters, address)
+        return printed.getvalue()
+
+    monkeypatch.setattr(jobs, "run_job", run_job)

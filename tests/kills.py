@@ -135,12 +135,12 @@ def in_child(act: Callable[[], Any], ready: Callable[[int], None] = lambda child
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
-def execute(verb: str, parameters: dict[str, Any]) -> None:
+def execute(verb: str, parameters: dict[str, Any], address: str | None = None) -> None:
     """The cells of a job's notebook, with what papermill does beside them; a report is written by its command."""
     if verb == "report":
         assert jobs.main(["report", parameters["run"]]) == 0
         return
-    address = kernels.new_report(verb)
+    address = address or kernels.new_report(verb)
     os.environ["NEXUSLAB_REPORT"] = str(kernels.report_files(address)[1])
     text = released_notebook(verb)
     names: dict[str, Any] = {"__name__": "__main__"}

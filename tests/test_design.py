@@ -61,7 +61,7 @@ def test_a_filter_by_its_kind(home, monkeypatch, capsys):
         assert "vdb(out)" in done.stdout.lower()
 
 
-def test_a_mask_and_a_response(home, monkeypatch, capsys, tmp_path):
+def test_a_mask_and_a_response(home, no_kernel, monkeypatch, capsys, tmp_path):
     """What the circuit does lies inside the mask; a response of a known circuit is met."""
     mask = tmp_path / "mask.csv"
     mask.write_text("from_hz,to_hz,lower_db,upper_db\n1e3,1e4,-6.5,1\n1e5,1e6,,-25\n")
@@ -90,7 +90,7 @@ def test_a_mask_and_a_response(home, monkeypatch, capsys, tmp_path):
     assert table.before_series_db[0] < 0.5 and table.error_db[0] < 0.5
 
 
-def test_what_cannot_be_designed_is_answered(home, monkeypatch, capsys, tmp_path):
+def test_what_cannot_be_designed_is_answered(home, no_kernel, monkeypatch, capsys, tmp_path):
     options = ["--kind", "band_pass", "--f0", "100", "--q", "50", "--parts", "5", "--n", "1"]
     code, said = ask(home, monkeypatch, capsys, *options)
     assert code == 0 and "not reached" in said.out and "resonate at 1.59 kHz" in said.out
@@ -139,7 +139,7 @@ RL OUT 0 1k
 """
 
 
-def test_a_netlist_of_ones_own(home, monkeypatch, capsys, tmp_path):
+def test_a_netlist_of_ones_own(home, no_kernel, monkeypatch, capsys, tmp_path):
     """Read, analysed, encoded, varied: the given circuit stands first, ngspice agrees with all, the draws are clean."""
     path = tmp_path / "own.cir"
     path.write_text(FILTER)
@@ -161,7 +161,7 @@ def test_a_netlist_of_ones_own(home, monkeypatch, capsys, tmp_path):
         assert (table.ngspice_apart_db < 1e-3).all()
 
 
-def test_a_netlist_that_is_refused(home, monkeypatch, capsys, tmp_path):
+def test_a_netlist_that_is_refused(home, no_kernel, monkeypatch, capsys, tmp_path):
     """What is wrong is said with its line or its node, before anything is written."""
     path = tmp_path / "own.cir"
     for (old, new), told in {
@@ -180,7 +180,7 @@ def test_a_netlist_that_is_refused(home, monkeypatch, capsys, tmp_path):
     assert code != 0 and "12 nodes" in said.err and "at most" in said.err and not (tmp_path / "none").exists()
 
 
-def test_a_netlist_and_other_choices(home, monkeypatch, capsys, tmp_path):
+def test_a_netlist_and_other_choices(home, no_kernel, monkeypatch, capsys, tmp_path):
     (tmp_path / "own.cir").write_text(FILTER)
     for options in (["--q", "3", "--netlist", str(tmp_path / "own.cir")], ["--spread", "0.1"]):
         code, said = ask(home, monkeypatch, capsys, *options)
