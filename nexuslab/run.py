@@ -851,9 +851,12 @@ MANY = 1_000  # points that an SVG holds as one picture
 
 def points_of(artist: Any) -> int:
     "How many points a part of a matplotlib figure draws, each as a shape of its own."
-    if hasattr(artist, "get_offsets"):
+    from matplotlib.collections import Collection  # late: listing runs draws nothing
+    from matplotlib.lines import Line2D
+
+    if isinstance(artist, Collection):
         return len(artist.get_offsets())
-    marked = hasattr(artist, "get_marker") and artist.get_marker() not in ("None", "none", " ", "", None)
+    marked = isinstance(artist, Line2D) and artist.get_marker() not in ("None", "none", " ", "", None)
     return len(artist.get_xdata()) if marked else 0
 
 # %% ../nbs/engine/06_run.ipynb #4438063b
