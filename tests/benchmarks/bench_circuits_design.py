@@ -14,11 +14,13 @@ from scipy import special
 
 from nexuslab.config import resolve
 from nexuslab.core import project_root
-from nexuslab.systems.circuits.design import Wish, asked_for, by_ngspice, deck, design, in_turn, search, shape_of, snap
+from nexuslab.systems.circuits.design import (
+    Wish, asked_for, band_yield, by_ngspice, deck, design, in_turn, search, shape_of, snap,
+)
 from nexuslab.systems.circuits.edit import LOOK, Grown, hidden, raced
 from nexuslab.systems.circuits.fit import DB, Target, graph_of, levels, logs_of, stack, transfer, with_points
 from nexuslab.systems.circuits.propose import Library, analyses_of, by_chance, nearest, textbook
-from nexuslab.systems.circuits.specification import follow, spread_out
+from nexuslab.systems.circuits.specification import follow, second_order, spread_out
 from nexuslab.task import get_task
 
 SOLVED = 0.5  # dB within 20 dB of the peak
@@ -95,8 +97,9 @@ def held_out(n: int, seed: int, orders: tuple[int, int], beyond: bool):
     print(f"{seen} looked at, {found} met by no known circuit")
 
 
-def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=False, asked=None) -> pd.DataFrame:
-    """Held-out responses by source and budget: share solved, analyses, parts and processor time."""
+def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=False, asked=None,
+              values=True) -> pd.DataFrame:
+    """Held-out responses by source and budget: share solved, analyses, parts, processor time, share after E24."""
     rows, series = [], []
     for hz, level, target, sources in held_out(n, seed, orders, beyond):
         for budget in budgets:
@@ -112,19 +115,20 @@ def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=Fals
                     "analyses grown": grown_spent, "s raced": raced_in,
                     "s grown": time.process_time() - begun - raced_in, "parts grown": len(best[0].circuit.parts),
                 })
-        several = search(target, sources["nearest"], SEVERAL, budgets[-1])[0]
-        errors = [min(error_of(way, hz, level) for way in snap(target, s.circuit, "E24")) for s in several]
+        several = search(target, sources["nearest"], SEVERAL, budgets[-1])[0] if values else []
+        errors = [error_of(snap(target, s.circuit, "E24")[0], hz, level) for s in several] or [np.nan]
         series.append({"first": errors[0] <= SOLVED, f"best of {SEVERAL}": min(errors) <= SOLVED})
         if len(series) % 10 == 0:
             told = pd.DataFrame(rows).groupby(["budget", "source"])[["raced", "grown"]].mean().round(3)
             print(len(series), told.to_dict(), pd.DataFrame(series).mean().to_dict(), flush=True)
-    print("after E24:", pd.DataFrame(series).mean().round(3).to_dict())
+    if values:
+        print("after E24:", pd.DataFrame(series).mean().round(3).to_dict())
     return pd.DataFrame(rows).groupby(["budget", "source"]).mean()
 
 
 def larger(n: int, seed: int) -> pd.DataFrame:
     """Responses of order 7 to 9 of circuits larger than any known, at 20,000 analyses."""
-    return responses(n, seed, (20_000,), (7, 9), True, ("nearest", "textbook"))
+    return responses(n, seed, (20_000,), (7, 9), True, ("nearest", "textbook"), False)
 
 
 def elliptic_attenuation(order: int, pass_db: float, ratio: float) -> float:
@@ -186,6 +190,18 @@ def measured(kind: str, circuit, f0: float) -> tuple[float, float]:
     return hz[at], hz[at] / (hz[inside[-1]] - hz[inside[0]])
 
 
+def ideal(asked, kind: str, f0: float, q: float, tolerance=0.05, within=1.0, draws=500) -> float:
+    """The yield of a filter of second order without any error, of one R, L and C: f0 by LC, q by R and C / L."""
+    d = np.log1p(tolerance * np.random.default_rng(1).uniform(-1, 1, (draws, 3)))
+    f, sharp = f0 * np.exp(-(d[:, 0] + d[:, 1]) / 2), q * np.exp(d[:, 2] + (d[:, 0] - d[:, 1]) / 2)
+    H = np.array([second_order(kind, *each, asked.target.hz) for each in zip(f, sharp)])
+    level = DB * np.log(np.maximum(np.abs(H), 1e-12))
+    if asked.target.free:
+        at = np.isfinite(asked.target.lower)
+        level -= (level[:, at] - asked.target.lower[at]).mean(1, keepdims=True)
+    return float((np.abs(asked.target.off(level)).max(1) <= within).mean())
+
+
 def specifications(n: int, seed: int) -> pd.DataFrame:
     """Band-pass and band-stop filters of second order with parts of E24, measured by ngspice."""
     library, _ = library_and_arrays()
@@ -199,12 +215,14 @@ def specifications(n: int, seed: int) -> pd.DataFrame:
         spent = time.process_time() - begun
         f_found, q_found = measured(kind, one.circuit, f0)
         rows.append({"f0 error": abs(f_found / f0 - 1), "q error": abs(q_found / q - 1), "yield": one.row["yield"],
-                     "parts": one.row["parts"], "before E24 [dB]": one.row["before_series_db"], "seconds": spent})
+                     "yield, ideal": ideal(asked, kind, f0, q),
+                     "yield of f0 and q": band_yield(kind, f0, q, one.circuit, 0.05), "parts": one.row["parts"],
+                     "before E24 [dB]": one.row["before_series_db"], "seconds": spent})
     table = pd.DataFrame(rows)
     good = (table["f0 error"] <= 0.05) & (table["q error"] <= 0.1)
     print(f"within 5 % of f0 and 10 % of q: {good.mean():.3f}; met within 0.5 dB before E24: "
           f"{(table['before E24 [dB]'] <= SOLVED).mean():.3f}")
-    return table.quantile([0.5, 0.95, 1.0])
+    return table.quantile([0.05, 0.5, 0.95, 1.0])
 
 
 BENCHES = {"responses": responses, "larger": larger, "masks": masks, "specifications": specifications}
@@ -214,6 +232,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=list(BENCHES))
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sources", nargs="*", help="of `responses`: nearest, random, textbook, all in turn")
     said = parser.parse_args()
-    found = BENCHES[said.what](said.n, said.seed)
+    found = BENCHES[said.what](said.n, said.seed, **({"asked": said.sources} if said.sources else {}))
     print(found.round(4).to_string())

@@ -21,7 +21,7 @@ from nexuslab.systems.circuits.analysis import (
     PARTS, Circuit, analyse, classify, name_of_band, netlist, response,
 )
 from nexuslab.systems.circuits.fit import (
-    DB, Limits, Networks, Target, circuit_of, graph_of, improve, levels, logs_of, stack, start_fits, usual_limits,
+    DB, Fits, Graph, Limits, Target, circuit_of, graph_of, levels, logs_of, stack, start_fits, usual_limits,
     with_points,
 )
 from .edit import LOOK, Grown, grow, hidden, is_load, raced
@@ -90,23 +90,93 @@ def neighbours(values: np.ndarray, x: np.ndarray, low: np.ndarray, high: np.ndar
     return np.stack([values[np.clip(above - 1, first, last)], values[above]], -1)
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #e4ad910d
-WAYS = 12  # kept while values are fixed
 ROOM = np.log(5.0)  # how far the impedance is moved each way
-AGAIN = 3  # steps of least squares after each
+NEAR, KEPT = 4, 200  # values of a part that are tried; beginnings that go on
+PULL = 10.0  # of the circuit that the linear model is made for
+ROUNDS, AGAIN, LOOKED, WAYS = 3, 4, 48, 12  # rounds; points begun from, points analysed in each; circuits handed back
 
-def fixed_order(networks: Networks, free: np.ndarray) -> list[int]:
-    "The parts of one network in the order in which they are fixed: inductors, capacitors, resistors."
-    return [p for kind in (2, 1, 0) for p in np.flatnonzero(free & (networks.kind[0] == kind))]
+@dataclass(frozen=True)
+class Lattice:
+    "The values that the parts of a network may take."
 
-def at_other_impedances(one: Networks, u: np.ndarray, p: int, values: np.ndarray, limits: Limits) -> np.ndarray:
-    "The circuit scaled so that part p takes every value of a series in turn, where all parts stay in range, (B, P)."
-    sign = IMPEDANCE[one.kind[0]]
-    steps = (values - u[p]) * sign[p]
+    graph: Graph
+    values: np.ndarray  # (V,) ln of a series, ascending
+    low: np.ndarray  # (P,) ln of the range of each part
+    high: np.ndarray
+    order: list[int]  # the parts that are free, in the order in which they are fixed
+
+    def near(self, x: np.ndarray, p: int) -> np.ndarray:
+        "The values within the range of part p that are nearest to x (K,), (K, NEAR), some twice where there are few."
+        first = np.searchsorted(self.values, self.low[p] - 1e-9)
+        last = np.searchsorted(self.values, self.high[p] + 1e-9) - 1
+        at = np.searchsorted(self.values, np.clip(x, self.low[p], self.high[p])) - NEAR // 2
+        at = np.clip(at, first, max(last - NEAR + 1, first))
+        return self.values[np.clip(at[:, None] + np.arange(NEAR), first, last)]
+
+def lattice_of(circuit: Circuit, series: str, load: float | None) -> Lattice:
+    "The lattice of a circuit: a given load is no part of it; inductors are fixed first, then capacitors."
+    one, graph = stack([graph_of(circuit)]), graph_of(circuit)
+    limits = usual_limits(one, load)
+    low, high, kinds = limits.low[0], limits.high[0], one.kind[0]
+    order = [int(p) for kind in (2, 1, 0) for p in np.flatnonzero((low < high) & (kinds == kind))]
+    return Lattice(graph, in_series(series), low, high, order)
+
+def at_other_impedances(lattice: Lattice, u: np.ndarray) -> np.ndarray:
+    "The circuit scaled so that its first part takes every value of the series, if all parts stay in range, (B, P)."
+    kinds = stack([lattice.graph]).kind[0]
+    p, sign = lattice.order[0], IMPEDANCE[kinds]
+    steps = (lattice.values - u[p]) * sign[p]
     moved = u + steps[np.abs(steps) < ROOM][:, None] * sign
-    inside = ((moved >= limits.low - 1e-9) & (moved <= limits.high + 1e-9)).all(1)
-    return np.concatenate([u[None], moved[inside]])
+    return moved[((moved >= lattice.low - 1e-9) & (moved <= lattice.high + 1e-9)).all(1)]
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #6f66df40
+def lattice_points(
+    lattice: Lattice,
+    roots: np.ndarray,  # (S, P) where the linear model holds
+    r: np.ndarray,  # (F,) residuals
+    J: np.ndarray,  # (F, P) their derivatives
+    fixed: int = 0,  # parts of the order that have values of the series already
+) -> tuple[np.ndarray, np.ndarray]:
+    "Points of the lattice with little |r + J (x - root)|, (K, P), and that of each, (K,), the least first."
+    order, n = lattice.order, len(lattice.order)
+    Q, R = np.linalg.qr(np.vstack([J[:, order[::-1]], np.sqrt(PULL) * np.eye(n)]))
+    R, c = R[::-1, ::-1], -(Q[: len(r)].T @ r)[::-1]  # row k: the part fixed at k, columns those before it and itself
+    moved, root, cost = np.zeros((len(roots), n)), np.arange(len(roots)), np.zeros(len(roots))
+    for k, p in enumerate(order):
+        rest = c[k] - moved[:, :k] @ R[k, :k]
+        if k < fixed:
+            cost = cost + rest**2
+            continue
+        base = roots[root, p]
+        near = lattice.near(base + rest / R[k, k], p)
+        new = cost[:, None] + (R[k, k] * (near - base[:, None]) - rest[:, None]) ** 2
+        new[:, 1:][near[:, 1:] == near[:, :-1]] = np.inf
+        kept = np.argsort(new.ravel(), kind="stable")[: min(KEPT, np.isfinite(new).sum())]
+        who = kept // NEAR
+        moved, root, cost = moved[who], root[who], new.ravel()[kept]
+        moved[:, k] = near.ravel()[kept] - base[who]
+    points, first = roots[root], np.argsort(cost, kind="stable")
+    points[:, order] += moved
+    return points[first], cost[first]
+
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #4d6899dd
+@dataclass(frozen=True)
+class Point:
+    "A point of a lattice that was analysed."
+
+    u: np.ndarray  # (P,) ln of the values
+    fit: Fits  # of one network
+
+def analysed_points(target: Target, lattice: Lattice, points: np.ndarray, known: dict[bytes, Point]) -> None:
+    "Note the first points that are not known yet, `LOOKED` at most."
+    fresh = {x.round(6).tobytes(): x for x in points[::-1]}
+    names = [name for name in list(fresh)[::-1] if name not in known][:LOOKED]
+    if names:
+        u = np.array([fresh[name] for name in names])
+        fits = start_fits(stack([lattice.graph]).take(np.zeros(len(u), int)), u, target, Limits(u, u))
+        known |= {name: Point(x, fits.take(np.array([k]))) for k, (name, x) in enumerate(zip(names, u, strict=True))}
+
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #a02eafbd
 def snap(
     target: Target,
     circuit: Circuit,
@@ -114,26 +184,24 @@ def snap(
     load: float | None = None,  # ohm: it stays
 ) -> list[Circuit]:
     "The circuit with values of a series, the best ways first."
-    values, graph = in_series(series), graph_of(circuit)
-    one = stack([graph])
-    limits = usual_limits(one, load)
-    order = fixed_order(one, one.held[0] & (limits.low[0] < limits.high[0]))
-    u = logs_of([circuit])
-    u = at_other_impedances(one, u[0], order[0], values, limits) if load is None else u
-    low, high = (np.repeat(x, len(u), 0) for x in (limits.low, limits.high))
-    for p in order:
-        both = neighbours(values, u[:, p], low[:, p], high[:, p]).ravel()
-        u, low, high = (np.repeat(x, 2, 0) for x in (u, low, high))
-        u[:, p] = low[:, p] = high[:, p] = both
-        fits = start_fits(stack([graph] * len(u)), u, target, Limits(low, high))
-        for _ in range(AGAIN):
-            fits = improve(fits, target)
-        kept = np.argsort(fits.cost, kind="stable")
-        kept = kept[np.sort(np.unique(fits.u[kept].round(9), axis=0, return_index=True)[1])][:WAYS]
-        u, low, high = fits.u[kept], low[kept], high[kept]
-    networks = stack([graph] * len(u))
-    nearest_first = np.argsort(start_fits(networks, u, target, Limits(u, u)).worst, kind="stable")
-    return [written_out(circuit_of(networks, u, row)) for row in nearest_first]
+    lattice, u, known = lattice_of(circuit, series, load), logs_of([circuit])[0], {}
+    at = start_fits(stack([lattice.graph]), u[None], target)
+    points, cost = lattice_points(lattice, u[None], at.r[0], at.slope[0])
+    if load is None and len(moved := at_other_impedances(lattice, u)):
+        others, more = lattice_points(lattice, moved, at.r[0], at.slope[0], 1)
+        points, cost = np.concatenate([points, others]), np.concatenate([cost, more])
+    analysed_points(target, lattice, points[np.argsort(cost, kind="stable")], known)
+    begun: set[bytes] = set()
+    for _ in range(ROUNDS):
+        best = sorted(known, key=lambda name: known[name].fit.cost[0])[:AGAIN]
+        new = [known[name] for name in best if name not in begun]
+        begun |= set(best)
+        found = [lattice_points(lattice, one.u[None], one.fit.r[0], one.fit.slope[0]) for one in new]
+        if found:
+            points, cost = (np.concatenate(each) for each in zip(*found, strict=True))
+            analysed_points(target, lattice, points[np.argsort(cost, kind="stable")], known)
+    ranked = sorted(known.values(), key=lambda one: one.fit.worst[0])[:WAYS]
+    return [written_out(circuit_of(one.fit.networks, one.u[None], 0)) for one in ranked]
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #60df5b1c
 def written_out(circuit: Circuit) -> Circuit:
@@ -144,6 +212,12 @@ def written_out(circuit: Circuit) -> Circuit:
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #540715f6
 DRAWS = 500
 
+def drawn(circuit: Circuit, tolerance: float, load: float | None, seed: int) -> np.ndarray:
+    "ln of the values of circuits as they are built, (DRAWS, P)."
+    u, limits = logs_of([circuit]), usual_limits(stack([graph_of(circuit)]), load)
+    spread = np.log1p(tolerance * np.random.default_rng(seed).uniform(-1, 1, (DRAWS, u.shape[1])))
+    return u + spread * (limits.low < limits.high)
+
 def within_tolerance(
     target: Target,
     circuit: Circuit,
@@ -153,10 +227,8 @@ def within_tolerance(
     seed: int = 0,
 ) -> float:
     "The share of drawn circuits that are as wanted."
-    one, u = stack([graph_of(circuit)]), logs_of([circuit])
-    limits = usual_limits(one, load)
-    spread = np.log1p(tolerance * np.random.default_rng(seed).uniform(-1, 1, (DRAWS, u.shape[1])))
-    level, _ = levels(stack([graph_of(circuit)] * DRAWS), u + spread * (limits.low < limits.high), target)
+    one = stack([graph_of(circuit)])
+    level, _ = levels(one.take(np.zeros(DRAWS, int)), drawn(circuit, tolerance, load, seed), target, False)
     return float((np.abs(target.off(level)).max(1) <= within).mean())
 
 def sensitivity(target: Target, circuit: Circuit) -> dict[str, float]:
@@ -173,6 +245,34 @@ def names_of(circuit: Circuit) -> list[str]:
         counts[kind] += 1
         names.append(f"{kind}{counts[kind]}")
     return names
+
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #6274e6de
+CENTRE, QUALITY = 0.05, 0.1  # relative
+RANGE, ACROSS = 3.0, 501  # ln f on each side of the centre that is looked at; frequencies
+
+def bands(kind: str, hz: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Centre [Hz] and quality of a band_pass or band_stop by its half-power width, (n,) each, from levels (n, F)."
+    passing = kind == "band_pass"
+    at = level.argmax(1) if passing else level.argmin(1)
+    inside = (level >= level.max(1, keepdims=True) - DB * np.log(2) / 2) == passing
+    first, last = inside.argmax(1), len(hz) - 1 - inside[:, ::-1].argmax(1)
+    return hz[at], hz[at] / np.maximum(hz[last] - hz[first], 1e-12 * hz[0])
+
+def band_yield(
+    kind: str,  # band_pass or band_stop
+    f0: float,  # Hz
+    q: float,
+    circuit: Circuit,
+    tolerance: float,
+    load: float | None = None,
+    seed: int = 0,
+) -> float:
+    "The share of drawn circuits with centre and quality near those asked for."
+    hz = f0 * np.exp(np.sinh(np.linspace(-1, 1, ACROSS) * np.arcsinh(2 * RANGE * q)) / (2 * q))
+    flat, one = Target(hz, np.zeros(ACROSS), np.zeros(ACROSS)), stack([graph_of(circuit)])
+    level, _ = levels(one.take(np.zeros(DRAWS, int)), drawn(circuit, tolerance, load, seed), flat, False)
+    centre, quality = bands(kind, hz, level)
+    return float(((np.abs(centre / f0 - 1) <= CENTRE) & (np.abs(quality / q - 1) <= QUALITY)).mean())
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #f2573e37
 def centred(
@@ -458,9 +558,9 @@ def proposals_for(
     budget: int,
 ) -> list[Proposal]:
     "Ladders of the textbook, the nearest known circuits, and random networks; edits make the larger ones smaller."
-    each, some = max(8, budget // 20), None if parts is None else parts + 1
+    each, some = max(30, budget // 10), None if parts is None else parts + 1
     known = nearest(library, asked.target, asked.f0, each, load, some)
-    return in_turn([textbook(asked.kind, asked.f0, load, some), known, by_chance(each // 4, seed, load, some)])
+    return in_turn([textbook(asked.kind, asked.f0, load, some), known, by_chance(each // 8, seed, load, some)])
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #6e9f015f
 FACTOR, FARTHEST = 1.5, 12  # of a change, and how many of them together
@@ -493,6 +593,10 @@ def design_circuits(
     wish = replace(wish, load=asked.load if wish.load is None else wish.load)
     proposals = proposals_for(asked, library, wish.load, parts, seed, budget)
     made = design(asked.target, proposals, n, wish, budget, parts)
+    if asked.filter and asked.filter["order"] is None and asked.kind.startswith("band"):
+        for one in made:
+            share = band_yield(asked.kind, asked.f0, asked.filter["q"], one.circuit, wish.tolerance, wish.load)
+            one.row["yield_f0_q"] = share
     reason = why_not(made[0], wish, asked.f0 if asked.kind.startswith("band") else None)
     if reason and asked.filter:
         near = within_reach(asked, wish, parts)

@@ -13,8 +13,8 @@ import numpy as np
 
 from .analysis import GROUND, INPUT, OUTPUT, PARTS, Circuit, analyse, merge, topology_hash
 from nexuslab.systems.circuits.fit import (
-    DARK, DB, FAR, HIGH, LOW, SIGN, Graph, Target, admittances, circuit_of, graph_of, levels, logs_of, race, stack,
-    usual_limits, with_points,
+    DARK, DB, FAR, HIGH, LOW, SIGN, Graph, Target, admittances, circuit_of, coarser, graph_of, levels, logs_of, race,
+    stack, usual_limits, with_points,
 )
 
 # %% ../../../nbs/systems/circuits/06d_edit.ipynb #9d878a09
@@ -94,59 +94,84 @@ def is_load(part: tuple) -> bool:
     return part[0] == "R" and {part[1], part[2]} == {GROUND, OUTPUT}
 
 # %% ../../../nbs/systems/circuits/06d_edit.ipynb #36ca6246
-STEPS = 6  # values tried of each kind
-VALUES = LOW[:, None] + (HIGH - LOW)[:, None] * np.linspace(0.02, 0.98, STEPS)  # (3, G) ln
+TRAP, TANK = len(PARTS), len(PARTS) + 1  # beside the places in PARTS
 
 @dataclass(frozen=True)
 class Edit:
-    "A change of one part."
+    "A change of one part, or a resonator more."
 
     how: str  # add, line, swap, open or short
-    kind: int  # of the part that is new, place in PARTS
+    new: int  # place in PARTS, TRAP or TANK
     pair: tuple[int, int]  # nodes
     at: tuple[int, ...] = ()  # parts that it is put in line with, or takes the place of
 
-def possible(graph: Graph, more: bool) -> list[Edit]:
-    "All edits of a graph, those that add a part only where there may be more."
+def possible(graph: Graph, room: int) -> list[Edit]:
+    "All edits of a graph that may get `room` parts more."
     n, parts = graph
     here = {(k, *sorted((i, j))) for k, i, j in parts}
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n) if (i, j) != (GROUND, INPUT)]
-    found = [
-        Edit("add", k, pair) for pair in pairs for k in range(3)
-        if more and (PARTS[k], *pair) not in here and not is_load((PARTS[k], *pair))
-    ]
+    fresh = [*range(3)] * (room > 0) + [TRAP, TANK] * (room > 1)
+    taken = [*here, ("R", GROUND, OUTPUT)]
+    found = [Edit("add", k, pair) for pair in pairs for k in fresh if k > 2 or (PARTS[k], *pair) not in taken]
     for pair in pairs:
         at = [p for p, part in enumerate(parts) if tuple(sorted(part[1:])) == pair]
-        if len(at) > 1 and more and not any(is_load(parts[p]) for p in at):
-            found += [Edit("line", k, pair, tuple(at)) for k in range(3)]
+        if len(at) > 1 and not any(is_load(parts[p]) for p in at):
+            found += [Edit("line", k, pair, tuple(at)) for k in fresh]
         for p in (p for p in at if not is_load(parts[p])):
             others = [k for k in range(3) if PARTS[k] != parts[p][0]]
-            found += [Edit("line", k, pair, (p,)) for k in others if more]
+            found += [Edit("line", k, pair, (p,)) for k in fresh if k > 2 or k in others]
             found += [Edit("swap", k, pair, (p,)) for k in others if (PARTS[k], *pair) not in here]
             found += [Edit("open", 0, pair, (p,))] + [Edit("short", 0, pair, (p,))] * (pair != (INPUT, OUTPUT))
     return [e for e in found if e.how != "short" or e.pair != (GROUND, OUTPUT)]
 
-# %% ../../../nbs/systems/circuits/06d_edit.ipynb #3d599cb0
-def inverse_change(edit: Edit, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    "1 / delta of an edit, (F, G); y (F, P) are the admittances of the parts, new (3, F, G) those on the grid."
-    own = y[:, list(edit.at)].sum(1)[:, None]
-    return {
-        "add": lambda: 1 / new[edit.kind], "line": lambda: -(own + new[edit.kind]) / own**2,
-        "swap": lambda: 1 / (new[edit.kind] - own), "open": lambda: -1 / own + 0 * new[0],
-        "short": lambda: 0 * new[0],
-    }[edit.how]()
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #bf12453f
+STEPS = 6  # values tried of each kind
+PLACES, RATIOS = 3, np.linspace(0.1, 0.9, 4)  # frequencies of resonators; places of L in its range
+Values = dict[int, np.ndarray]  # ln of what may be new: (G, 1) of a part, (G, 2) of L and C
 
-def would_be(seen: Insight, w: np.ndarray, found: Sequence[Edit]) -> np.ndarray:
-    "H after each edit with each value, (C, F, G)."
-    s = 1j * w[:, None]
-    new = np.stack([np.exp(SIGN[k] * VALUES[k]) * (np.ones_like(s), s, 1 / s)[k] for k in range(3)])
-    inverse = np.stack([inverse_change(edit, seen.y, new) for edit in found])
-    i, j = np.array([edit.pair for edit in found]).T
+def single_values() -> Values:
+    "The grid of each kind of part."
+    places = np.linspace(0.02, 0.98, STEPS)[:, None]
+    return {k: LOW[k] + (HIGH[k] - LOW[k]) * places for k in range(len(PARTS))}
+
+def resonators(target: Target, off: np.ndarray) -> Values:
+    "L and C that resonate where a response is farthest off (F,), inside their ranges."
+    far = np.pad(np.abs(off), 1, constant_values=-1.0)
+    peaks = np.flatnonzero((far[1:-1] >= far[:-2]) & (far[1:-1] >= far[2:]))
+    peaks = peaks[np.argsort(-np.abs(off[peaks]), kind="stable")][:PLACES]
+    both = -2 * np.log(2 * np.pi * target.hz[peaks])  # ln LC
+    low, high = np.maximum(LOW[2], both - HIGH[1]), np.minimum(HIGH[2], both - LOW[1])
+    L = (low + (high - low) * RATIOS[:, None])[:, low < high]
+    pairs = np.stack([L, both[low < high] - L], -1).reshape(-1, 2)
+    return {TRAP: pairs, TANK: pairs} if len(pairs) else {}
+
+def admittance(new: int, values: np.ndarray, s: np.ndarray) -> np.ndarray:
+    "Of what is new with values on the grid, (F, G); s (F, 1)."
+    if new < len(PARTS):
+        return np.exp(SIGN[new] * values[:, 0]) * (np.ones_like(s), s, 1 / s)[new]
+    L, C = 1 / (s * np.exp(values[:, 0])), s * np.exp(values[:, 1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 / (1 / L + 1 / C) if new == TRAP else L + C
+
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #3d599cb0
+def would_be(seen: Insight, w: np.ndarray, found: Sequence[Edit], values: Values) -> np.ndarray:
+    "H after each edit with each value, (C, F, G); the values of all that is new are equally many."
+    s, places = 1j * w[:, None], {k: n for n, k in enumerate(values)}
+    new = np.stack([admittance(k, v, s) for k, v in values.items()])[[places.get(e.new, 0) for e in found]]
+    own = np.stack([seen.y[:, list(e.at)].sum(1) for e in found])[..., None]
+    how, inverse = np.array([e.how for e in found]), np.zeros(new.shape, complex)
+    i, j = np.array([e.pair for e in found]).T
     moved, Z = (x.T[:, :, None] for x in seen.between(i, j))
     with np.errstate(divide="ignore", invalid="ignore"):
+        for name, told in {
+            "add": lambda at: 1 / new[at], "line": lambda at: -(own[at] + new[at]) / own[at] ** 2,
+            "swap": lambda at: 1 / (new[at] - own[at]), "open": lambda at: -1 / own[at],
+        }.items():
+            inverse[how == name] = told(how == name)
         return seen.H[:, None] - moved / (inverse + Z)
 
-def made(graph: Graph, u: np.ndarray, edit: Edit, value: float) -> tuple[Graph, np.ndarray] | None:
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #0c662fa3
+def made(graph: Graph, u: np.ndarray, edit: Edit, values: Sequence[float]) -> tuple[Graph, np.ndarray] | None:
     "The network after an edit, in order; None where it is none."
     n, parts = graph
     whole: Parts = [(*part, float(x)) for part, x in zip(parts, u, strict=True)]
@@ -155,31 +180,35 @@ def made(graph: Graph, u: np.ndarray, edit: Edit, value: float) -> tuple[Graph, 
     if edit.how == "short":
         kept = [(k, *(i if e == j else e for e in ends), x) for k, *ends, x in kept]
     elif edit.how == "line":
-        kept += [(whole[p][0], i, n, whole[p][3]) for p in edit.at] + [(PARTS[edit.kind], n, j, value)]
-    elif edit.how in ("add", "swap"):
-        kept += [(PARTS[edit.kind], i, j, value)]
+        kept += [(whole[p][0], i, n, whole[p][3]) for p in edit.at]
+    if edit.how in ("add", "line", "swap"):
+        start = n if edit.how == "line" else i
+        ends = {TRAP: ((start, n + 1), (n + 1, j))}.get(edit.new, ((start, j),) * 2)
+        kinds = "LC" if edit.new >= len(PARTS) else PARTS[edit.new]
+        kept += [(kind, *pair, float(x)) for kind, pair, x in zip(kinds, ends, values, strict=False)]
     if sum(map(is_load, kept)) != sum(map(is_load, whole)):
         return None
     kept = in_order(kept)
     return renumbered(kept) if connected(kept) else None
 
 # %% ../../../nbs/systems/circuits/06d_edit.ipynb #488d989e
-def costs(H: np.ndarray, target: Target) -> np.ndarray:
-    "The cost of the fit chapter for responses (..., F, G), (..., G); infinite where H is not finite."
+PULL = 3.0  # lambda
+
+def residues(H: np.ndarray, target: Target) -> np.ndarray:
+    "The residuals of the fit chapter for responses (..., F, G)."
     level = DB / 2 * np.log(np.maximum(H.real**2 + H.imag**2, DARK**2))
     if target.free:
         asked = np.isfinite(target.lower)
         level = level - (level[..., asked, :] - target.middle[asked, None]).mean(-2, keepdims=True)
     off = level - np.clip(level, target.lower[:, None], target.upper[:, None])
-    total = (off**2 / (1 + np.abs(off) / FAR)).sum(-2)
-    return np.where(np.isfinite(total), total, np.inf)
+    return off / np.sqrt(1 + np.abs(off) / FAR)
 
-def every_other(target: Target) -> Target:
-    "A target on every other frequency, as long as something is asked there."
-    some = slice(None, None, 2)
-    if len(target.hz) < 8 or not np.isfinite(target.lower[some]).any():
-        return target
-    return replace(target, hz=target.hz[some], lower=target.lower[some], upper=target.upper[some])
+def after_refit(r: np.ndarray, J: np.ndarray) -> np.ndarray:
+    "The cost that is left of residuals (C, F, G) when the values follow, (C, G); infinite where one is not finite."
+    sound = np.isfinite(r).all(1)
+    rows = np.moveaxis(np.where(sound[:, None], r, 0.0), 1, 2)
+    inverse = np.linalg.solve(J.T @ J + PULL * np.eye(J.shape[1]), J.T)
+    return np.where(sound, np.square(rows).sum(-1) - ((rows @ J) * (rows @ inverse.T)).sum(-1), np.inf)
 
 @dataclass(frozen=True)
 class Edited:
@@ -197,24 +226,29 @@ def edits(
     n: int,  # how many
     most: int,  # parts that the network may have
 ) -> list[Edited]:
-    "The n most promising networks that differ by one part, the best first."
-    found = possible(graph, len(graph[1]) < most)
-    coarse = every_other(target)
-    w = 2 * np.pi * coarse.hz
-    cost = costs(would_be(look(graph, u, w), w, found), coarse)
-    value, best = cost.argmin(1), cost.min(1)
+    "The n most promising networks that differ by a part or a resonator, the best first."
+    coarse, found = coarser(target, 2), possible(graph, most - len(graph[1]))
+    seen, w = look(graph, u, 2 * np.pi * coarse.hz), 2 * np.pi * coarse.hz
+    level, slope = levels(stack([graph]), u[None], coarse)
+    off, ranked = coarse.off(level[0]), []
+    J = slope[0] * ((off != 0) / np.sqrt(1 + np.abs(off) / FAR))[:, None]
+    for values in (single_values(), resonators(coarse, off)):
+        if some := [edit for edit in found if edit.new in values]:
+            cost = after_refit(residues(would_be(seen, w, some, values), coarse), J)
+            best = zip(cost, cost.argmin(1), some, strict=True)
+            ranked += [(row[g], edit, values[edit.new][g]) for row, g, edit in best]
     told = []
-    for k in np.argsort(best, kind="stable"):
-        if len(told) == n or not np.isfinite(best[k]):
+    for cost, edit, value in sorted(ranked, key=lambda one: one[0]):
+        if len(told) == n or not np.isfinite(cost):
             break
-        network = made(graph, u, found[k], VALUES[found[k].kind, value[k]])
+        network = made(graph, u, edit, value)
         if network is not None and len(network[0][1]) <= most:
-            told.append(Edited(*network, float(best[k])))
+            told.append(Edited(*network, float(cost)))
     return told
 
 # %% ../../../nbs/systems/circuits/06d_edit.ipynb #13e6b6f0
 LOOK = 10  # analyses
-FIRST = 12  # proposals at least
+FIRST = 30  # proposals at least
 EACH = 5  # edits of a network that are fitted
 MOST = 14  # parts up to which networks grow, unless a limit is given
 
@@ -284,9 +318,9 @@ def grow(
     most: int | None = None,  # parts
 ) -> tuple[list[Grown], int]:
     "All networks that were tried, the good ones with the fewest parts first, and the analyses spent."
-    limit, width = most or MOST, max(2, budget // 500)
-    first = max(FIRST, budget // 20)
-    plan = [(first, 4), (max(4, first // 3), 8), (max(3, first // 10), 12)]
+    limit, width = most or MOST, max(3, budget // 500)
+    first = max(FIRST, budget // 10)
+    plan = [(first // 3, 4), (max(3, first // 9), 8), (max(2, first // 30), 12)]
     pool, spent = raced(target, some[:first], plan, 2 * budget // 5, good, n, load)
     seen, looked = {form(one) for one in pool}, set()
     while sum(one.worst <= good for one in pool) < n and spent + LOOK < budget:
@@ -297,7 +331,7 @@ def grow(
         new = offspring(target, parents, seen, limit, good)
         spent += LOOK * len(parents)
         left = n - sum(one.worst <= good for one in pool)
-        plan = [(len(new), 4), (max(2, len(new) // 3), 20)]
+        plan = [(max(2, len(new) // 2), 4), (max(1, len(new) // 5), 20)]
         new, more = raced(target, new, plan, budget - spent, good, left, load)
         pool, spent = pool + new, spent + more
     pool = [one for one in pool if most is None or len(one.graph[1]) <= most]
