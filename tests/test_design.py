@@ -99,12 +99,8 @@ def test_what_cannot_be_designed_is_answered(home, no_kernel, monkeypatch, capsy
     assert code == 0 and "not reached" not in said.out
     assert len(from_netlist((tmp_path / "two" / "design_1.cir").read_text()).parts) == 2
     for options, told in {
-        ("--kind", "band_pass"): "f0", ("--f0", "1e3"): "a kind with f0", ("--mask", "none.csv"): "none.csv",
-        ("--kind", "comb", "--f0", "1e3"): "kind", ("--kind", "low_pass", "--f0", "1e3", "--q", "-1"): "q",
-        ("--kind", "low_pass", "--f0", "1e3", "--device", "cpu:7"): "device",
+        ("--kind", "low_pass", "--f0", "1e3", "--q", "-1"): "q",
         ("--kind", "low_pass", "--f0", "1e3", "--colour", "red"): "colour",
-        ("--kind", "low_pass", "--f0", "1e3", "--series", "E13"): "series",
-        ("--kind", "band_pass", "--f0", "1e3", "--parts", "2"): "3 or more",
         ("--kind", "low_pass", "--f0", "1e3", "--output", str(home)): "output",
     }.items():
         try:
@@ -112,6 +108,13 @@ def test_what_cannot_be_designed_is_answered(home, no_kernel, monkeypatch, capsy
         except SystemExit as error:  # argparse's own
             code, said = error.code, capsys.readouterr()
         assert code != 0 and told in said.err, (options, said.err)
+    run, low = run_of_system("last", "circuits", home), {"kind": "low_pass", "f0": 1e3}
+    for options, told in (
+        ({"kind": "band_pass"}, "a kind with f0"), ({"f0": 1e3}, "a kind with f0"), ({"mask": "none.csv"}, "none.csv"),
+        (low | {"kind": "comb"}, "kind"), (low | {"series": "E13"}, "series"), (low | {"parts": 1}, "2 or more"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=told):
+            design(get_task("circuits"), run, 1, **options)
     assert not list(home.glob("runs/circuits/*/samples/.*"))
 
 

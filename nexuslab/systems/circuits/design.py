@@ -575,7 +575,9 @@ def within_reach(asked: Asked, wish: Wish, parts: int | None) -> tuple[float, fl
         f0, q = asked.filter["f0"] * FACTOR**a, asked.filter["q"] * FACTOR**b
         books = textbook(asked.kind, f0, wish.load, parts)[:24]
         target = wanted_filter(**asked.filter | {"f0": f0, "q": q})
-        if books and search(target, books, 1, 400, wish.load, parts)[0][0].error <= GOOD:
+        pool = [Grown(p.graph, p.u, p.source) for p in books]
+        done, _ = raced(target, pool, [(len(pool), 3), (6, 12)], 200, GOOD / 2, 1, wish.load)
+        if min((one.worst for one in done), default=np.inf) <= GOOD:
             return f0, q
     return None
 

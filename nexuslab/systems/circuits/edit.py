@@ -201,7 +201,8 @@ def residues(H: np.ndarray, target: Target) -> np.ndarray:
         asked = np.isfinite(target.lower)
         level = level - (level[..., asked, :] - target.middle[asked, None]).mean(-2, keepdims=True)
     off = level - np.clip(level, target.lower[:, None], target.upper[:, None])
-    return off / np.sqrt(1 + np.abs(off) / FAR)
+    with np.errstate(invalid="ignore"):
+        return off / np.sqrt(1 + np.abs(off) / FAR)
 
 def after_refit(r: np.ndarray, J: np.ndarray) -> np.ndarray:
     "The cost that is left of residuals (C, F, G) when the values follow, (C, G); infinite where one is not finite."
