@@ -111,7 +111,8 @@ def test_what_cannot_be_designed_is_answered(home, no_kernel, monkeypatch, capsy
     run, low = run_of_system("last", "circuits", home), {"kind": "low_pass", "f0": 1e3}
     for options, told in (
         ({"kind": "band_pass"}, "a kind with f0"), ({"f0": 1e3}, "a kind with f0"), ({"mask": "none.csv"}, "none.csv"),
-        (low | {"kind": "comb"}, "kind"), (low | {"series": "E13"}, "series"), (low | {"parts": 1}, "2 or more"),
+        (low | {"kind": "comb"}, "kind"), (low | {"series": "E13"}, "series"),
+        ({"kind": "band_pass", "f0": 1e3, "parts": 2}, "3 or more"),
     ):
         with pytest.raises((ConfigError, DataError), match=told):
             design(get_task("circuits"), run, 1, **options)
