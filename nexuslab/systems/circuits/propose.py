@@ -173,13 +173,9 @@ class Library:
         return best, at
 
     def distances(self, target: Target, centre: float) -> tuple[np.ndarray, np.ndarray]:
-        """For each circuit the root mean square outside the corridor [dB] at its best shift, and that shift [decades];
-        exactly for the nearest, on fewer frequencies and shifts for those that are far."""
-        coarse = coarser(target, COARSE)
-        best, at = self.far(coarse, centre, slice(None), SHIFTS[::2])
-        near = np.argsort(best, kind="stable")[:EXACT]
-        rest = np.ones(len(best), bool)
-        rest[near] = False
+        "Root mean square outside the corridor [dB] at the best shift, and it [decades]; exactly for the nearest."
+        best, at = self.far(coarser(target, COARSE), centre, slice(None), SHIFTS[::2])
+        near, rest = np.split(np.argsort(best, kind="stable"), [EXACT])
         best[near], at[near] = self.far(target, centre, near, SHIFTS)
         best[rest] = np.maximum(best[rest], best[near].max(initial=0.0))
         return np.sqrt(best), at
