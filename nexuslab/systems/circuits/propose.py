@@ -135,6 +135,27 @@ def analyses_of(arrays: dict[str, np.ndarray], rows: np.ndarray) -> list[Analysi
     told = [(roots("pole", r), roots("zero", r), float(arrays["gain"][r])) for r in rows]
     return [Analysis(poles, zeros, gain, poles, True) for poles, zeros, gain in told]
 
+# %% ../../../nbs/systems/circuits/06c_propose.ipynb #b757f1e1
+def outside(
+    level: np.ndarray,  # (N, M) dB of circuits on the grid
+    target: Target,
+    place: np.ndarray,  # (F,) of the target's frequencies in the grid, without a shift
+    shifts: np.ndarray,  # steps of the grid
+) -> tuple[np.ndarray, np.ndarray]:
+    "The mean square outside a target's corridor [dB^2] at the best shift, (N,), and that shift [decades]."
+    lower, upper = target.lower.astype(np.float32), target.upper.astype(np.float32)
+    asked = np.isfinite(lower)
+    best, at = np.full(len(level), np.inf), np.zeros(len(level))
+    for shift in shifts:
+        moved = level[:, np.clip(place + shift, 0, level.shape[1] - 1)]
+        if target.free:
+            moved = moved - (moved[:, asked] - lower[asked]).mean(1, keepdims=True)
+        off = moved - np.clip(moved, lower, upper)
+        mean = np.einsum("nf,nf->n", off, off) / len(place)
+        better = mean < best
+        best[better], at[better] = mean[better], shift / 40
+    return best, at
+
 # %% ../../../nbs/systems/circuits/06c_propose.ipynb #35c36d56
 class Library:
     "Known circuits, to be searched by response."
@@ -159,18 +180,7 @@ class Library:
     ) -> tuple[np.ndarray, np.ndarray]:
         "For some circuits the mean square outside the corridor at the best of some shifts, and that shift [decades]."
         place = np.rint(np.log10(target.hz / centre) * 40).astype(int) + len(GRID) // 2 + PAD
-        lower, upper = target.lower.astype(np.float32), target.upper.astype(np.float32)
-        table, asked = self.level[some], np.isfinite(lower)
-        best, at = np.full(len(table), np.inf), np.zeros(len(table))
-        for shift in shifts:
-            level = table[:, np.clip(place + shift, 0, table.shape[1] - 1)]
-            if target.free:
-                level = level - (level[:, asked] - lower[asked]).mean(1, keepdims=True)
-            off = level - np.clip(level, lower, upper)
-            mean = np.einsum("nf,nf->n", off, off) / len(place)
-            better = mean < best
-            best[better], at[better] = mean[better], shift / 40
-        return best, at
+        return outside(self.level[some], target, place, shifts)
 
     def distances(self, target: Target, centre: float) -> tuple[np.ndarray, np.ndarray]:
         "Root mean square outside the corridor [dB] at the best shift, and it [decades]; exactly for the nearest."
