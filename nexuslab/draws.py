@@ -50,7 +50,7 @@ def keyed_numbers(
     count: int,  # numbers an item
     made: Callable | None = None,  # two uniform numbers -> two others, such as box_muller
 ) -> torch.Tensor:
-    "Numbers in (0, 1), or `made` of them, that depend on (seed, id, position) only; shape (B, count), float32."
+    "Numbers in (0, 1), or `made` of them, that depend on (seed, id, position, count) only; (B, count), float32."
     ids, places = ids.long(), np.arange(1, (count + 1) // 2 + 1) * GOLDEN
     if ids.device.type == "cpu":
         ids = ids.numpy()  # small arrays cost NumPy half of what they cost PyTorch
@@ -95,4 +95,7 @@ def rows_of(
     if ids is None:
         ids = np.arange(shape[0] if of is None else int(of.max()) + 1)
     keys = row_keys(torch.as_tensor(ids, device=device), shape[0], of)
-    return keyed_numbers(seed, keys, math.prod(shape[1:]), made).reshape(tuple(shape)).to(dtype)
+    numbers = keyed_numbers(seed, keys, math.prod(shape[1:]), made).reshape(tuple(shape)).to(dtype)
+    if made is None and torch.finfo(dtype).bits < 32:  # rounded, they stay within (0, 1)
+        numbers = numbers.clamp(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps / 2)
+    return numbers
