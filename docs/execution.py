@@ -58,7 +58,7 @@ class Chapter:
         """Names that a job declares; none for other notebooks."""
         tagged = [c for c in self.cells() if "parameters" in c["metadata"].get("tags", [])]
         return [
-            line.split("=")[0].strip() for c in tagged for line in "".join(c["source"]).splitlines()
+            re.split("[:=]", line)[0].strip() for c in tagged for line in "".join(c["source"]).splitlines()
             if "=" in line.split("#")[0]
         ]
 

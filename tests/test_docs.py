@@ -31,6 +31,7 @@ import coming_from  # noqa: E402
 import convert  # noqa: E402
 import execution  # noqa: E402
 
+from nexuslab.parameters import job_notebooks, parameters_of  # noqa: E402
 from nexuslab.task import list_tasks  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("docs")
@@ -69,6 +70,13 @@ def test_a_summary_is_whole():
 def test_a_docstring_is_shown_as_it_was_meant():
     """What Markdown would take for markup is escaped; code and formulas are code."""
     assert api.prose("between $n$ and `k_1`, not a*b*c") == "between `n` and `k_1`, not a\\*b\\*c"
+
+
+def test_what_a_job_declares_is_known():
+    """So that the site's jobs run on the smoke preset, and not on one that takes minutes."""
+    chapters = {chapter.path.resolve(): chapter for chapter in execution.find_chapters()}
+    for verb, path in job_notebooks().items():
+        assert chapters[path.resolve()].parameters() == list(parameters_of(path)), verb
 
 
 def test_every_chapter_is_a_page_and_listed(site):
