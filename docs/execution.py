@@ -16,6 +16,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from nexuslab.parameters import read_parameters
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_proc" / "docs"
 TREE = WORK / "tree"  # the copy of the project in which notebooks are executed
@@ -57,10 +59,7 @@ class Chapter:
     def parameters(self) -> list[str]:
         """Names that a job declares; none for other notebooks."""
         tagged = [c for c in self.cells() if "parameters" in c["metadata"].get("tags", [])]
-        return [
-            re.split("[:=]", line)[0].strip() for c in tagged for line in "".join(c["source"]).splitlines()
-            if "=" in line.split("#")[0]
-        ]
+        return [name for cell in tagged for name in read_parameters("".join(cell["source"]))]
 
     def stored(self) -> dict[str, dict]:
         """The cells marked `#| stored`, by id: they show finished trainings, whose minutes are not repeated for the

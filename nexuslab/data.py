@@ -323,7 +323,7 @@ def eval_keys(
 def documents(source: Consecutive, lanes: int) -> Iterator[np.ndarray]:
     "For each turn the example of each lane, -1 for none: a lane reads documents, each from its beginning to its end."
     starts = np.union1d(np.flatnonzero(source.begins(np.arange(source.size))), [0])
-    left = deque(zip(starts, np.append(starts[1:], source.size)))    # beginning and end of documents
+    left = deque(zip(starts, np.append(starts[1:], source.size)))  # beginning and end of documents
     reading = [(0, 0)] * lanes
     while True:
         reading = [left.popleft() if place == end and left else (place, end) for place, end in reading]

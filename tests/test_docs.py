@@ -30,8 +30,9 @@ import api  # noqa: E402  the path is set above
 import coming_from  # noqa: E402
 import convert  # noqa: E402
 import execution  # noqa: E402
+from furo.navigation import get_navigation_tree  # noqa: E402
+from navigation import Contents  # noqa: E402
 
-from nexuslab.parameters import job_notebooks, parameters_of  # noqa: E402
 from nexuslab.task import list_tasks  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("docs")
@@ -72,11 +73,26 @@ def test_a_docstring_is_shown_as_it_was_meant():
     assert api.prose("between $n$ and `k_1`, not a*b*c") == "between `n` and `k_1`, not a\\*b\\*c"
 
 
-def test_what_a_job_declares_is_known():
-    """So that the site's jobs run on the smoke preset, and not on one that takes minutes."""
-    chapters = {chapter.path.resolve(): chapter for chapter in execution.find_chapters()}
-    for verb, path in job_notebooks().items():
-        assert chapters[path.resolve()].parameters() == list(parameters_of(path)), verb
+def test_the_jobs_of_the_site_are_smoke():
+    """A job that trains is asked for the smoke preset, not for one that takes minutes."""
+    jobs = {c.name: set(c.parameters()) for c in execution.find_chapters() if c.parameters()}
+    assert len(jobs) >= 9 and execution.SMOKE.keys() <= set().union(*jobs.values())
+    for job in ("01_prepare", "02_inspect", "03_train", "05_tune", "11_seeds"):
+        assert "preset" in jobs[job], job
+
+
+def test_the_contents_are_what_the_theme_makes():
+    """On a page two levels down: the entries above it are open, its own leads nowhere, links start from its folder."""
+
+    def contents(up: str, item: str, opened: str, link: str) -> str:
+        first = f'<li class="toctree-l1{item}"><a class="reference internal" href="{up}a.html">A</a>'
+        inner = f'<li class="toctree-l2{item}"><a class="{link}</a></li>'
+        last = f'<li class="toctree-l1"><a class="reference internal" href="{up}c.html">C</a></li>'
+        return f"<ul{opened}>\n{first}<ul{opened}>\n{inner}\n</ul>\n</li>\n{last}\n</ul>"
+
+    plain = contents("", "", "", 'reference internal" href="s/b.html">B')
+    beside_b = contents("../", " current", ' class="current"', 'current reference internal" href="#">B')
+    assert Contents(get_navigation_tree(plain)).beside("s/b.html") == get_navigation_tree(beside_b)
 
 
 def test_every_chapter_is_a_page_and_listed(site):

@@ -84,12 +84,6 @@ def in_series(series: str) -> np.ndarray:
         raise ConfigError("series", found=series, expected=", ".join(SERIES), remedy="choose one of them")
     return np.log(np.concatenate([SERIES[series] * 10.0**k for k in range(-12, 7)]))
 
-def neighbours(values: np.ndarray, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    "The values of a series on both sides of x, inside limits that hold at least one; (..., 2)."
-    first, last = np.searchsorted(values, low - 1e-9), np.searchsorted(values, high + 1e-9) - 1
-    above = np.clip(np.searchsorted(values, x), first, last)
-    return np.stack([values[np.clip(above - 1, first, last)], values[above]], -1)
-
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #e4ad910d
 ROOM = np.log(5.0)  # how far the impedance is moved each way
 NEAR, KEPT = 4, 200  # values of a part that are tried; beginnings that go on

@@ -20,8 +20,10 @@ from ...core import ConfigError, DataError, mix, write_json
 from nexuslab.systems.circuits.analysis import (
     PARTS, Circuit, analyse, canonical, classify, from_netlist, named_parts, response, same_graph, topology_hash,
 )
-from .design import Design, Solution, Wish, buyable, finish_design, write_designs
-from .fit import DB, Target, graph_of, levels, logs_of, stack
+from nexuslab.systems.circuits.design import (
+    Design, Solution, Wish, buyable, error_of_parts, finish_design, write_designs,
+)
+from .fit import DB, Target
 from .loss import divergence
 from .model import Batch, CircuitVAE, GraphVAE
 from .population import RANGES
@@ -199,8 +201,8 @@ def beside(
     wish: Wish,
 ) -> Design:
     "A circuit as it is handed over, compared with the given one."
-    worst = np.abs(target.off(levels(stack([graph_of(circuit)]), logs_of([circuit]), target)[0])).max()
-    made = finish_design(target, Solution(circuit, source, float(worst)), buyable(target, circuit, wish), wish)
+    solution = Solution(circuit, source, error_of_parts(target, circuit))
+    made = finish_design(target, solution, buyable(target, circuit, wish), wish)
     same = same_graph(given, circuit)
     apart = float(value_errors(given, circuit).max()) if same else float("nan")
     row = {k: v for k, v in made.row.items() if k != "before_series_db"}
