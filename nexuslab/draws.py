@@ -50,14 +50,14 @@ def keyed_numbers(
     count: int,  # numbers an item
     made: Callable | None = None,  # two uniform numbers -> two others, such as box_muller
 ) -> torch.Tensor:
-    "Numbers in (0, 1), or `made` of them, that depend on (seed, id, position, count) only; (B, count), float32."
+    "Numbers in (0, 1), or `made` of them, that depend on (seed, id, position) only; shape (B, count), float32."
     ids, places = ids.long(), np.arange(1, (count + 1) // 2 + 1) * GOLDEN
     if ids.device.type == "cpu":
         ids = ids.numpy()  # small arrays cost NumPy half of what they cost PyTorch
     else:
         places = torch.from_numpy(places).to(ids.device)
     u, v = halves(torch.as_tensor(scramble(scramble(ids * GOLDEN + seed)[:, None] + places)))
-    return torch.cat(made(u, v) if made else (u, v), dim=1)[:, :count]
+    return torch.stack(made(u, v) if made else (u, v), dim=2).flatten(1)[:, :count]
 
 # %% ../nbs/engine/02a_draws.ipynb #6c4ba347
 def row_keys(

@@ -6,14 +6,18 @@
 __all__ = ['REACHED', 'evaluate', 'kept_figures', 'figures_in', 'untrained_model', 'evaluation_table', 'table_of']
 
 # %% ../nbs/engine/09_evaluate.ipynb #827b88d3
+import ast
 import dataclasses
 import functools
 import importlib.util
 import json
 import math
+import sys
+import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+import nexuslab
 from .checkpoint import Saved, fitting, model_of, open_checkpoint
 from .config import Config, difference, validated
 from nexuslab.core import (
@@ -234,7 +239,7 @@ def untrained_model(
 
 # %% ../nbs/engine/09_evaluate.ipynb #514bd777
 INITIALISATIONS = 3  # untrained models: the run's own, and two more for the spread
-SPREADS, TOLERANCE = 2.0, 1e-3  # within which figures are taken as equal; the second of the larger of the two
+SPREADS, TOLERANCE = 2.0, 1e-3  # within which figures are taken as equal; the second of the larger figure
 
 def compared(
     figures: dict[str, float],  # of the trained model
@@ -242,18 +247,27 @@ def compared(
     aims: dict[str, float],  # what figures ought to be; infinite where larger, or smaller, is always better
 ) -> dict[str, Any]:
     "How many untrained models there were, the spread of their figures, and which figures they reach, or may reach."
-    spread = {k: float(np.std([u.get(k, math.nan) for u in untrained], ddof=1)) for k in untrained[0]}
-    alike = [k for k in figures if k in spread and reaches(untrained[0][k], figures[k], spread[k], aims.get(k))]
-    unknown = [k for k in figures if k in spread and k not in aims and k not in alike]
-    return {"models": len(untrained), "spread": spread, "reached": alike, "unknown": unknown}
+    seen = {k: [u.get(k, math.nan) for u in untrained] for k in untrained[0]}
+    reached = [k for k in figures if k in seen and reaches(seen[k], figures[k], aims.get(k))]
+    unknown = [k for k in figures if k in seen and k not in aims and k not in reached]
+    spread = {k: float(np.std(values, ddof=1)) for k, values in seen.items()}
+    return {"models": len(untrained), "spread": spread, "reached": reached, "unknown": unknown}
 
 # %% ../nbs/engine/09_evaluate.ipynb #55a21c83
-def reaches(untrained: float, trained: float, spread: float, aim: float | None) -> bool:
-    "Whether an untrained model's figure cannot be told from the trained one's, or is better."
-    if not (math.isfinite(untrained) and math.isfinite(trained)):
+def reaches(untrained: Sequence[float], trained: float, aim: float | None) -> bool:
+    "Whether the first untrained model's figure is better, or cannot be told from the trained one's on either scale."
+    if not (math.isfinite(untrained[0]) and math.isfinite(trained)):
         return False
-    slack = SPREADS * (spread if math.isfinite(spread) else 0.0) + TOLERANCE * max(abs(untrained), abs(trained))
-    return abs(untrained - trained) <= slack or aim is not None and away(untrained, aim) <= away(trained, aim)
+    if aim is not None and away(untrained[0], aim) <= away(trained, aim):
+        return True
+    alike = hidden(untrained, trained, TOLERANCE * max(abs(untrained[0]), abs(trained)))
+    positive = all(value > 0 for value in (*untrained, trained))
+    return alike and not (positive and not hidden(np.log(untrained), math.log(trained), TOLERANCE))
+
+def hidden(untrained: Sequence[float], trained: float, tolerance: float) -> bool:
+    "Whether the spread of untrained figures is as large as the difference of the first to the trained one."
+    spread = np.nan_to_num(np.std(untrained, ddof=1)) if len(untrained) > 1 else 0.0
+    return abs(untrained[0] - trained) <= SPREADS * spread + tolerance
 
 def away(value: float, aim: float) -> float:
     "How far a figure is from what it ought to be; of an infinite aim, on a scale without a zero."
@@ -283,10 +297,52 @@ def code_of(system: str) -> str | None:
     modules = system_modules()
     if system not in modules:
         return None
-    spec = importlib.util.find_spec(modules[system])
-    folders = spec.submodule_search_locations
-    files = [f for folder in folders for f in Path(folder).rglob("*.py")] if folders else [Path(spec.origin)]
-    return digest([code_digest(), *(file_digest(f) for f in sorted(files))])
+    return digest([code_digest(), *(file_digest(f) for f in sorted(files_of(modules[system])))])
+
+
+# %% ../nbs/engine/09_evaluate.ipynb #37e903b8
+def files_of(module: str) -> set[Path]:
+    "Python files of a module and of those that it imports, in turn."
+    found, waiting = set(), [module]
+    while waiting:
+        new = {file: package for file, package in own_files(waiting.pop()).items() if file not in found}
+        found |= new.keys()
+        waiting += [name for file, package in new.items() for name in imported(file, package)]
+    return found
+
+def imported(file: Path, package: str) -> list[str]:
+    "The modules that a file of a package names in its imports."
+    names = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
+
+# %% ../nbs/engine/09_evaluate.ipynb #baaf5a8f
+def own_files(module: str) -> dict[Path, str]:
+    "Python files of a module or package and the package of each; none of what is installed or a part of this package."
+    top, _, rest = module.partition(".")
+    if top in sys.stdlib_module_names or rest and top != "nexuslab" and installed(importlib.util.find_spec(top)):
+        return {}
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # a name in a module is asked for as if it were a module
+        return {}
+    if spec is None or installed(spec):
+        return {}
+    if not (folders := spec.submodule_search_locations):
+        return {Path(spec.origin): module.rpartition(".")[0]}
+    files = [(file, file.relative_to(folder).parts[:-1]) for folder in folders for file in Path(folder).rglob("*.py")]
+    return {file: ".".join((module, *inner)) for file, inner in files}
+
+def installed(spec: ModuleSpec | None) -> bool:
+    "Whether a module lies where packages are installed, or in this package."
+    places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+    homes = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")] + [str(Path(nexuslab.__file__).parent)]
+    return any(place and Path(place).is_relative_to(home) for place in places for home in homes)
 
 # %% ../nbs/engine/09_evaluate.ipynb #24dc31b9
 def untrained_models(test: Assessment, folder: Path) -> list[dict[str, float]]:

@@ -55,6 +55,8 @@ def test_an_evaluation_draws_the_same_for_an_item_in_any_batch_and_at_any_step()
     for ids in (ITEMS[::-1].copy(), ITEMS[5:9], ITEMS[7:8]):
         at = evaluation(ids, step=50, epoch=2)
         assert torch.equal(at.normal(torch.empty(len(ids), 3), "noise"), whole[torch.as_tensor(ids)])
+    padded = evaluation(ITEMS[:6]).normal(torch.empty(6, 8), "noise")  # of a batch with a longer item
+    assert torch.equal(padded[:, :3], whole[:6])
     shaped = evaluation(ITEMS[:6]).normal(torch.empty(6, 3, 1, dtype=torch.float64), "noise")
     assert shaped.dtype == torch.float64 and torch.equal(shaped[:, :, 0].float(), whole[:6])
 

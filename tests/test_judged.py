@@ -8,7 +8,7 @@ from torchmetrics import MeanMetric, MeanSquaredError
 
 from nexuslab.config import Config, overlay
 from nexuslab.core import ConfigError, ModelError
-from nexuslab.evaluate import REACHED, evaluate, evaluation_table
+from nexuslab.evaluate import REACHED, evaluate, evaluation_table, files_of
 from nexuslab.fit import fit
 from nexuslab.own import OwnTask
 from nexuslab.run import Run
@@ -57,6 +57,20 @@ def test_an_untrained_model_that_is_better_on_an_examined_figure_is_marked(judge
     assert told["unknown"] == ["steps"]
     marks = evaluation_table(run, "val")[REACHED]
     assert marks[["recall", "slope", "cost", "precision", "steps"]].tolist() == ["yes", "yes", "yes", "", "?"]
+
+
+def test_kept_figures_depend_on_the_modules_that_a_system_imports(tmp_path, monkeypatch):
+    """Of its own package, or of files beside it, in turn; not of what is installed."""
+    texts = {"outer/__init__.py": "import torch\nimport beside\nfrom .inner.deep import y", "outer/x.py": "a = 1",
+             "outer/inner/__init__.py": "", "outer/inner/deep.py": "from ..x import a\ny = a",
+             "beside.py": "import further", "further.py": "", "other.py": ""}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {str(file.relative_to(tmp_path)) for file in files_of("outer")}
+    assert names == texts.keys() - {"other.py"}
+    assert len(files_of("beside")) == 2 and len(files_of("outer.inner.deep")) == 2
 
 
 @pytest.mark.parametrize("way", ["higher", None, True, math.nan])
