@@ -2,11 +2,14 @@
 where the answer is known."""
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.nn.functional import one_hot
 
 from nexuslab.config import resolve
 from nexuslab.core import CheckpointError
@@ -14,11 +17,13 @@ from nexuslab.fit import fit
 from nexuslab.run import Run
 from nexuslab.systems.collatz.errors import LABELS, plant
 from nexuslab.systems.collatz.inside import probe_checkpoints
+from nexuslab.systems.collatz.task import apex_digits
 from nexuslab.systems.collatz.views import (
     PUBLISHED,
     VIEWS,
     class_history,
     classes,
+    climb,
     draw_taxonomy,
     evaluations,
     failures,
@@ -35,7 +40,7 @@ from nexuslab.systems.collatz.views import (
 from nexuslab.task import get_task
 from nexuslab.views import render_views
 
-TABLES = {"law", "classes", "taxonomy_table", "certainty", "patching_table"}
+TABLES = {"law", "classes", "taxonomy_table", "certainty", "climb", "apex_put", "patching_table"}
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,17 @@ def test_planted_failures_in_the_picture(runs):
     left, right = draw_taxonomy(scene).axes
     bars = dict(zip([t.get_text() for t in left.get_yticklabels()], [b.get_width() for b in left.patches], strict=True))
     assert bars["digit slip"] == 1 and sum(bars.values()) == 1 and list(bars) == list(LABELS)
+
+
+def test_an_apex_that_is_planted_half_way(runs):
+    """A network that spells the apex with one digit wrong has slipped in the climb, whatever it answers."""
+    scene = look(runs["aligned"])
+    tokens = apex_digits(scene.batch, scene.code)
+    for off, name in ((0, "right"), (1, "digit slip")):
+        spelt = torch.cat([(tokens[:, :1] + off) % scene.code.base, tokens[:, 1:]], 1)
+        told = SimpleNamespace(halfway=lambda rows, spelt=spelt: (None, one_hot(spelt, scene.code.vocabulary)))
+        table = climb(dataclasses.replace(scene, model=told)).xs("its own", level="apex")
+        assert (table.loc[table["answers"] > 0, name] == 1).all() and table["answers"].sum() == len(tokens)
 
 
 def test_a_model_that_is_always_right(runs):

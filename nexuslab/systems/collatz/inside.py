@@ -418,6 +418,32 @@ def forced_table(
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #3d6c8807
+MOVES, MOVE = 60, 0.05  # steps of Adam, and their size in standard deviations of the states
+
+def halfway_block(model: CollatzTransformer) -> str:
+    "The block after which the apex is spelt."
+    return f"blocks.{max(1, len(model.blocks) // 2) - 1}"
+
+def shift_to_apex(
+    model: CollatzTransformer,
+    inputs: Tensor,  # (B, L_in)
+    digits: Tensor,  # (B, L_out) of the apex that each is to spell
+) -> Tensor:
+    "What to add to the states half-way, (B, L, D), each number by itself, so that they spell an apex; by Adam."
+    block = halfway_block(model)
+    with cached(model, [block]) as kept, torch.no_grad():
+        model(inputs)
+    states = kept[block]
+    shift = torch.zeros_like(states).requires_grad_()
+    optimiser = torch.optim.Adam([shift], MOVE * float(states.std()))
+    for _ in range(MOVES):
+        logits = model.apex_head(model.apex_norm(states + shift))
+        loss = cross_entropy(logits.transpose(1, 2), digits, reduction="sum")
+        (shift.grad,) = torch.autograd.grad(loss, [shift])
+        optimiser.step()
+    return shift.detach()
+
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #22657562
 FEATURES = 512  # a probe's inputs at most: a fit takes a tenth of a second, and twice as many tell no more
 SHRINKAGE = 0.1  # share of the identity in the covariance; 0.03 and 0.3 give the same within a point

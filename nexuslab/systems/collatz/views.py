@@ -26,10 +26,10 @@ from ...run import Run, find_runs
 from nexuslab.systems.collatz.data import (
     COUNTED, TEST, Batch, Classes, Code, class_numbers, class_residue, class_share, long_step, make_batch, side_of,
 )
-from .errors import LABELS, explain, taxonomy
+from .errors import LABELS, OF_THE_NUMBER, SLIPS, classmates, explain, slip, taxonomy
 from ...evaluate import untrained_model
 from nexuslab.systems.collatz.inside import (
-    attention_maps, partners, probe_checkpoints, restored, restored_heads, some,
+    attention_maps, halfway_block, moved, partners, probe_checkpoints, restored, restored_heads, shift_to_apex, some,
 )
 from nexuslab.systems.collatz.metrics import (
     CLASS_SCALAR,
@@ -42,6 +42,7 @@ from nexuslab.systems.collatz.metrics import (
     right_rows,
 )
 from .model import CollatzTransformer
+from .task import apex_digits
 from .trajectory import exact_long_step
 from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, once_a_checkpoint
 from .rivals import race
@@ -459,6 +460,56 @@ def certainty(scene: Scene) -> pd.DataFrame:
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("answer").astype({"answers": int})
 
+# %% ../../../nbs/systems/collatz/05_views.ipynb #ba23d982
+@torch.no_grad()
+def halfway(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    "The apexes that the states half-way spell, -1 where that is no number, and the true ones; both (B,) int64."
+    rows = scene.batch.inputs.split(ROWS)
+    value, valid = scene.code.decode(torch.cat([scene.model.halfway(x)[1].argmax(-1) for x in rows]))
+    true = scene.code.decode(apex_digits(scene.batch, scene.code))[0]
+    return torch.where(valid, value, -1).numpy(), true.numpy()
+
+def answer_groups(scene: Scene) -> dict[str, np.ndarray]:
+    "Which answers (B,) are right, wrong with a label that speaks of the number, and wrong without one."
+    label = explain(scene.batch.n.numpy(), scene.value, scene.code.base, scene.valid).label
+    named = np.isin(label, [LABELS.index(name) for name in OF_THE_NUMBER])
+    wrong = ~scene.right
+    return {"right": scene.right, "wrong, labelled": wrong & named, "wrong, no label": wrong & ~named}
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #373d66e7
+def climb(scene: Scene) -> pd.DataFrame:
+    "The apex half-way, right or how it is wrong, by what became of the answer; and by chance, of another of the class."
+    (told, true), n, rows = halfway(scene), scene.batch.n.numpy(), {}
+    for name, here in answer_groups(scene).items():
+        asked, other = classmates(n, here, np.random.default_rng(mix(scene.seed, "apex", name)))
+        for source, value, truth in (("its own", told[here], true[here]), ("chance", told[other], true[asked])):
+            counts = np.bincount(slip(value, truth, scene.code.base), minlength=len(SLIPS))
+            shares = dict(zip(SLIPS, counts / max(1, len(value)), strict=True))
+            rows[name, source] = {"answers": len(value)} | shares
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["answer", "apex"]).astype({"answers": int})
+
+# %% ../../../nbs/systems/collatz/05_views.ipynb #945d4b49
+PUT = 512  # numbers of a group that an apex is put into
+
+def apex_put(scene: Scene) -> pd.DataFrame:
+    "Shares answered right with the true apex put half-way, and, with the apex of another of the class, as that other."
+    block, n, rows = halfway_block(scene.model), scene.batch.n.numpy(), {}
+    apexes = apex_digits(scene.batch, scene.code)
+    for name, here in answer_groups(scene).items():
+        asked, other = (x[:PUT] for x in classmates(n, here, np.random.default_rng(mix(scene.seed, "put", name))))
+        if not len(asked):
+            continue
+        inputs, own, others = (scene.batch.inputs[asked], *(scene.batch.targets[x] for x in (asked, other)))
+        answers = [
+            moved(scene.model, inputs, block, shift_to_apex(scene.model, inputs, apexes[x])) for x in (asked, other)
+        ]
+        share = lambda found, aim: float((found == aim).all(1).float().mean())
+        rows[name] = {
+            "answers": len(asked), "right, its apex put there": share(answers[0], own),
+            "right, another's put there": share(answers[1], own), "the other's answer": share(answers[1], others),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("answer")
+
 # %% ../../../nbs/systems/collatz/05_views.ipynb #c17da39e
 LOOKED = 512  # test numbers whose attention is averaged
 
@@ -754,6 +805,14 @@ def of_blocks(run: Run) -> plt.Figure | None:
     explained_absence(ax, "a recurrent network: it has no blocks and no attention")
     return fig
 
+def of_apex(run: Run) -> plt.Figure | None:
+    "None if the run's network is told the apex, else a figure that says so."
+    if run.config.apex:
+        return None
+    fig, ax = plt.subplots(figsize=(5, 1.2))
+    explained_absence(ax, "this network is not told the apex: it spells none half-way")
+    return fig
+
 def of_one_pass(run: Run) -> plt.Figure | None:
     "None if the blocks of the run's model are passed once, else a figure that says so."
     if run.config.model.kind != "looped":
@@ -780,6 +839,8 @@ VIEWS: dict[str, Callable[[Run], plt.Figure | pd.DataFrame]] = {
     "taxonomy": _captioned(draw_taxonomy, lambda run: draw_taxonomy(look(run))),
     "taxonomy_table": _captioned(failures, lambda run: failures(look(run))),
     "certainty": _captioned(certainty, lambda run: of_one_pass(run) or certainty(look(run))),
+    "climb": _captioned(climb, lambda run: of_apex(run) or climb(look(run))),
+    "apex_put": _captioned(apex_put, lambda run: of_apex(run) or apex_put(look(run))),
     "attention": _captioned(attention, lambda run: of_blocks(run) or attention(look(run))),
     "probes": _captioned(probes, lambda run: of_blocks(run) or probes(probe_checkpoints(run))),
     "patching": _captioned(patching, lambda run: of_one_pass(run) or patching(look(run))),
