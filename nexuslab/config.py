@@ -8,12 +8,13 @@ __all__ = ['SHORT', 'Section', 'fields_of', 'Compute', 'Loader', 'Budget', 'Opti
            'explain']
 
 # %% ../nbs/engine/01_config.ipynb #8e6faa31
+import functools
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -107,7 +108,8 @@ def entries_in(annotation) -> Any:
     return None
 
 # %% ../nbs/engine/01_config.ipynb #4ea3a96c
-def fields_of(section: type[Section], prefix: str = "") -> dict[str, Any]:
+@functools.cache  # it is asked for each key of each layer
+def fields_of(section: type[Section], prefix: str = "") -> Mapping[str, Any]:
     "Every dotted name that can be set in a configuration class, with its pydantic field."
     found = {}
     for name, field in section.model_fields.items():
@@ -116,7 +118,7 @@ def fields_of(section: type[Section], prefix: str = "") -> dict[str, Any]:
             found[prefix + name] = field
         for one in inner:
             found |= fields_of(one, f"{prefix}{name}.")
-    return found
+    return MappingProxyType(found)
 
 # %% ../nbs/engine/01_config.ipynb #b478c945
 def unusable(error: ValidationError, cls: type[Section]) -> ConfigError:
@@ -366,7 +368,7 @@ class Config(Section):
         return flatten(self.tree())
 
 # %% ../nbs/engine/01_config.ipynb #7d203eee
-class Escaping(yaml.SafeDumper):
+class Escaping(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # in C, where PyYAML was built with LibYAML
     "PyYAML's safe dumper with escapes for what does not print: it writes some line breaks that it does not read back."
 
 def escaping(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
@@ -456,9 +458,10 @@ SYNONYMS = (  # of one size
 )
 
 # %% ../nbs/engine/01_config.ipynb #df076de4
-def sections_of(section: type[Section], prefix: str = "") -> set[str]:
+@functools.cache
+def sections_of(section: type[Section], prefix: str = "") -> frozenset[str]:
     "The dotted names of all sections of a configuration class."
-    found = set()
+    found = frozenset()
     for name, field in section.model_fields.items():
         for one in sections_in(field.annotation):
             found |= {prefix + name} | sections_of(one, f"{prefix}{name}.")
@@ -471,7 +474,8 @@ def full_name(
 ) -> str | None:
     "The dotted name a user meant; None if there is no such key."
     dotted = SHORT[name] if name not in known and SHORT.get(name) in known else name
-    inside = any(dotted.startswith(f"{key}.") for key, field in known.items() if is_dictionary(field.annotation))
+    holders = (field for key, field in known.items() if dotted.startswith(f"{key}."))
+    inside = dotted not in known and any(is_dictionary(field.annotation) for field in holders)
     return dotted if dotted in known or inside else None
 
 # %% ../nbs/engine/01_config.ipynb #092996d8
@@ -572,7 +576,7 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
 def way_to(name: str, cls: type[Config]) -> tuple[list[str], bool]:
     "The parts of a dotted name, with a dictionary's keys in one piece; and whether it is an entry that None removes."
     known = fields_of(cls)
-    holder = next((k for k, f in known.items() if is_dictionary(f.annotation) and name.startswith(f"{k}.")), None)
+    holder = next((k for k, f in known.items() if name.startswith(f"{k}.") and is_dictionary(f.annotation)), None)
     if holder is None:
         return name.split("."), False
     kind, rest = entries_in(known[holder].annotation), name.removeprefix(f"{holder}.")
