@@ -1,7 +1,8 @@
 """Run directories that version 0.1 wrote are listed, read, evaluated and resumed.
 
-`runs_of_0.1.tar.gz` holds two runs of the smoke presets, with small models, stopped half-way by
-its last commit before checkpoints were sealed, and their data; the machine's name and the command are left out.
+`runs_of_0.1.tar.gz` holds runs of the smoke presets, with small models: two stopped half-way by its last commit before
+checkpoints were sealed, with their data, and a finished one of a model that is another one now. The machine's name and
+the command are left out.
 """
 import json
 import tarfile
@@ -11,7 +12,7 @@ import pytest
 
 from nexuslab.checkpoint import read_checkpoint, step_name
 from nexuslab.config import overlay
-from nexuslab.core import FormatError, read_json
+from nexuslab.core import CheckpointError, FormatError, read_json
 from nexuslab.evaluate import evaluate, evaluation_table
 from nexuslab.fit import fit
 from nexuslab.run import Run, has_seals, left_out, runs_table
@@ -30,8 +31,9 @@ def old(tmp_path_factory) -> Path:
 
 def test_old_runs_are_listed(old):
     table = runs_table(old)
-    assert table.system.tolist() == ["toy_tokens", "collatz"] or table.system.tolist() == ["collatz", "toy_tokens"]
-    assert set(table.state) == {"stopped"} and set(table.preset) == {"smoke"} and not table.remark.any()
+    states = dict(zip(table.system, table.state))
+    assert states == {"toy_tokens": "stopped", "collatz": "stopped", "circuits": "finished"}
+    assert set(table.preset) == {"smoke"} and not table.remark.any()
 
 
 @pytest.mark.parametrize("system", ENDS)
@@ -50,6 +52,15 @@ def test_an_old_run_goes_on_as_it_would_have(system, old):
     assert history["step"].is_monotonic_increasing and history["step"].iloc[0] <= 5
     model, cfg, _ = run.load("best")
     assert cfg == run.config and evaluate(task, run)["loss"] > 0
+
+
+def test_an_old_run_of_a_model_that_is_gone_is_read_and_its_weights_are_refused(old):
+    """Configuration, curves and figures are shown; what asks the model says how to train it again."""
+    run = Run.open("circuits/0.1", old)
+    assert run.config.model.hidden == 4 and run.history()["val/loss"].dropna().iloc[-1] == pytest.approx(20.34, rel=1e-3)
+    assert evaluation_table(run).loc["loss", "model"] == pytest.approx(21.996667861938477)
+    with pytest.raises(CheckpointError, match="reader.prefix(.|\n)*train again: nexuslab reproduce"):
+        run.load("best")
 
 
 def test_an_old_run_keeps_its_best_checkpoint_and_figures(tmp_path):

@@ -105,6 +105,7 @@ class CircuitConfig(Config):
         **dict.fromkeys(("train_ratio", "val_ratio", "test_ratio"), "data.fractions"),
         "num_samples": "data.circuits", "latent_dim": "model.latent", "num_layers": "model.rounds",
     }
+    moved: ClassVar[dict[str, str | None]] = {"model.beam": None}
 
     system: str = Field("circuits", description="name of the system")
     data: CircuitData = Field(default_factory=CircuitData, description="which circuits")
