@@ -455,8 +455,8 @@ def load_weights(
     if odd and not (partial and fit):
         raise CheckpointError(f"weights of {path}", found=f"{len(odd)} differences: {'; '.join(odd[:3])}",
                               expected="the weights of this model",
-                              remedy="use the configuration of the run that wrote them; of a model that was another one "
-                              "when they were written, train again: nexuslab reproduce RUN")
+                              remedy="use the configuration of the run that wrote them; if the model has changed since, "
+                              "train again: nexuslab reproduce RUN")
     model.load_state_dict(fit, strict=not odd)
     return odd
 

@@ -181,6 +181,26 @@ def job_command(verb: str, arguments: list[str]) -> dict[str, Any]:
     run_job(verb, parameters, address=address)
     return result_of(address)
 
+# %% ../nbs/engine/20_jobs.ipynb #716515bc
+def add_run(parser: Parser, otherwise: str = "last") -> None:
+    "A run as an argument, and as an option."
+    told = f"a run: its name, a part of it, its path, or last; {otherwise} when left out"
+    parser.add_argument("run", nargs="?", help=told)
+    parser.add_argument("--run", dest="named", metavar="RUN", help="the same, as an option")
+
+def run_said(said: argparse.Namespace) -> str | None:
+    "The one run that was named, in either way; None if there is none."
+    names = {said.run, said.named} - {None}
+    if len(names) > 1:
+        raise ConfigError("run", found=" and ".join(sorted(names)), expected="one", remedy="name it once")
+    return names.pop() if names else None
+
+def refuse_strange(system: str | None) -> None:
+    "Refuse a system that is not installed and has no runs."
+    runs = project_root() / "runs"
+    if system is not None and system not in (os.listdir(runs) if runs.is_dir() else ()):
+        module_of(system)
+
 # %% ../nbs/engine/20_jobs.ipynb #e8337143
 def runs_command(arguments: list[str]) -> dict[str, Any]:
     "`nexuslab runs`: the table of all runs, or the latest with its test figures."
@@ -188,6 +208,7 @@ def runs_command(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--system", help="only this system's")
     parser.add_argument("--latest", action="store_true", help="the newest run and its test figures")
     said = parser.parse_args(arguments)
+    refuse_strange(said.system)
     from nexuslab.run import left_out, runs_table  # late: imports torch
 
     if not said.latest:
@@ -211,17 +232,13 @@ def runs_command(arguments: list[str]) -> dict[str, Any]:
 def reproduce_command(arguments: list[str]) -> dict[str, Any]:
     "`nexuslab reproduce --run RUN`: build the data and train again, and name what differs."
     parser = Parser(prog="nexuslab reproduce", description="train again from a run directory and compare every figure")
-    parser.add_argument("run", nargs="?", default=None, help="a run: its name, a part of it, its path, or last")
-    parser.add_argument("--run", dest="named", default=None, help="the same, as an option")
-    said = parser.parse_args(arguments)
-    names = {said.run, said.named} - {None} or {"last"}
-    if len(names) > 1:
-        raise ConfigError("run to reproduce", found=" and ".join(sorted(names)), expected="one", remedy="name it once")
+    add_run(parser)
+    name = run_said(parser.parse_args(arguments)) or "last"
     from nexuslab.reproduce import reproduce  # late: imports torch
     from nexuslab.launch import train
     from nexuslab.run import Run
 
-    run = Run.open(names.pop())
+    run = Run.open(name)
     if found := reproduce(run, train=train):
         raise NexusError("the run did not come out again", found=f"{len(found)} differences, listed above",
                          expected="none", remedy="restore what is named first")
@@ -231,13 +248,14 @@ def reproduce_command(arguments: list[str]) -> dict[str, Any]:
 def report_command(arguments: list[str]) -> dict[str, Any]:
     "`nexuslab report RUN`: one self-contained HTML file."
     parser = Parser(prog="nexuslab report", description="a run as one self-contained HTML file")
-    parser.add_argument("run", nargs="?", default="last", help="a run: its name, a part of it, its path, or last")
+    add_run(parser)
     parser.add_argument("--output", type=Path, help="the file; report.html of the run by default")
     said = parser.parse_args(arguments)
+    name = run_said(said) or "last"
     from nexuslab.run import Run  # late: imports torch
     from nexuslab.views import report
 
-    path = report(Run.open(said.run), said.output)
+    path = report(Run.open(name), said.output)
     print(visible(str(path)))
     return {"path": path}
 
@@ -246,16 +264,17 @@ def doctor_command(arguments: list[str]) -> dict[str, Any]:
     "`nexuslab doctor [RUN]`: verify run directories and mend them; 1 if something is lost."
     told = "verify everything in a run directory, and mend what can be mended"
     parser = Parser(prog="nexuslab doctor", description=told)
-    parser.add_argument("run", nargs="?", help="a run: its name, a part of it, its path, or last; all when left out")
+    add_run(parser, "all")
     parser.add_argument("--system", help="only this system's")
     parser.add_argument("--dry-run", action="store_true", help="only report")
     said = parser.parse_args(arguments)
+    name, root = run_said(said), project_root()
+    refuse_strange(said.system)
     from nexuslab.doctor import as_object, as_text, diagnose, patient  # late: imports torch
 
-    root = project_root()
-    if said.run is None:
+    if name is None:
         return survey_command(root, said.system, not said.dry_run)
-    e = diagnose(patient(said.run, root, said.system), not said.dry_run)
+    e = diagnose(patient(name, root, said.system), not said.dry_run)
     print(as_text(e))
     return as_object(e) | {"exit_code": int(e.failed or any(f.outcome == "lost" for f in e.findings))}
 
