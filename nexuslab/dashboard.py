@@ -39,6 +39,7 @@ __all__ = ['Curve', 'Follower', 'decimate', 'Trace', 'show', 'Chart', 'last_scal
 # %% ../nbs/engine/13_dashboard.ipynb #7a10d001
 from .config import flatten
 from .core import ConfigError, FormatError, NexusError, open_regular, parse_yaml, plain, project_root
+from .figures import DPI, PALETTE, in_style
 from .listen import Listener, Snapshot
 from .parameters import Parameter, command_line, job_notebooks, parameters_of, parse_changes, split_changes
 from .plans import planned
@@ -56,7 +57,6 @@ from nexuslab.run import (
     stamp,
     uncollected,
 )
-from .views import PALETTE
 
 # %% ../nbs/engine/13_dashboard.ipynb #2582a87c
 class Growing:
@@ -748,6 +748,7 @@ CHART_CSS = """
 """
 
 # %% ../nbs/engine/13_dashboard.ipynb #972553c8
+@in_style
 def chart_picture(spec: dict, traces: dict[str, Trace]) -> bytes:
     "A chart as a PNG, for static pages; a logarithmic axis is linear below its least positive value."
     fig, ax = plt.subplots(figsize=(7, 2.8))
@@ -762,11 +763,12 @@ def chart_picture(spec: dict, traces: dict[str, Trace]) -> bytes:
     positive = shown[shown > 0]
     if spec["log"] and len(positive):
         ax.set_yscale("log") if len(positive) == len(shown) else ax.set_yscale("symlog", linthresh=positive.min())
-    ax.set(title=spec["title"], xlabel="training time [s], without pauses" if spec["axis"] == "time" else spec["axis"])
+    ax.set_xlabel("training time [s], without pauses" if spec["axis"] == "time" else spec["axis"])
+    ax.set_ylabel(spec["title"])
     if spec["series"]:
-        ax.legend(fontsize="small")
+        ax.legend()
     data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=80, bbox_inches="tight")
+    fig.savefig(data, format="png", dpi=DPI, bbox_inches="tight")
     plt.close(fig)
     return data.getvalue()
 

@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from .core import ConfigError, DataError, as_path, make_folder, naming_files, project_root
-from .run import write_picture, write_table
+from .figures import in_style, write_figure
+from .run import write_table
 from .task import Task
 
 # %% ../nbs/engine/09c_files.ipynb #a4619fd5
@@ -74,7 +75,7 @@ def compare_files(
 ) -> tuple[pd.DataFrame, Path]:
     "The figures of generated data beside real ones, and their picture, beside which the table is kept as CSV."
     *held, place = known_files(task, real, generated, output)
-    table, figure = task.compare_files(*held)
+    table, figure = in_style(task.compare_files)(*held)
     make_folder(place.parent)
     write_table(place.with_suffix(".csv"), table)
-    return table, write_picture(place, figure, f"{held[1].name} beside {held[0].name}")
+    return table, write_figure(place, figure, f"{held[1].name} beside {held[0].name}")

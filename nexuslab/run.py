@@ -37,9 +37,8 @@ from typing import Any, BinaryIO
 
 # %% auto #0
 __all__ = ['PACKAGES', 'versions', 'hardware', 'code_digest', 'environment', 'Record', 'read_lines', 'damaged_rows', 'read_rows',
-           'latest', 'find_runs', 'open_run', 'run_name', 'write_picture', 'write_table', 'Run', 'Tracker', 'NoTracker',
-           'JsonlTracker', 'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison',
-           'grouped_figures']
+           'latest', 'find_runs', 'open_run', 'run_name', 'write_table', 'Run', 'Tracker', 'NoTracker', 'JsonlTracker',
+           'TensorBoardTracker', 'WandbTracker', 'ExperimentTracker', 'runs_table', 'comparison', 'grouped_figures']
 
 # %% ../nbs/engine/06_run.ipynb #51fc9d3b
 import numpy as np
@@ -57,6 +56,7 @@ from nexuslab.core import (
     digest, file_digest, held, is_there, make_folder, naming_files, open_regular, parse_yaml, plain, project_root,
     read_bytes, read_json, read_sealed, refuse_name, sync_folder, visible, write_sealed,
 )
+from .figures import write_figure
 
 # %% ../nbs/engine/06_run.ipynb #6dfbe6be
 def git(*arguments: str, folder: Path) -> str | None:
@@ -846,29 +846,7 @@ def its_environment(self: Run) -> dict[str, Any]:
                           expected="commit, code, hardware and packages", remedy="restore it from a copy")
     return found
 
-# %% ../nbs/engine/06_run.ipynb #4e4fcd1e
-MANY = 1_000  # points that an SVG holds as one picture
-
-def points_of(artist: Any) -> int:
-    "How many points a part of a matplotlib figure draws, each as a shape of its own."
-    from matplotlib.collections import Collection  # late: listing runs draws nothing
-    from matplotlib.lines import Line2D
-
-    if isinstance(artist, Collection):
-        return len(artist.get_offsets())
-    marked = isinstance(artist, Line2D) and artist.get_marker() not in ("None", "none", " ", "", None)
-    return len(artist.get_xdata()) if marked else 0
-
 # %% ../nbs/engine/06_run.ipynb #4438063b
-def write_picture(path: Path, figure: Any, caption: str = "") -> Path:
-    "Write a matplotlib figure as what its path ends in (PNG at 150 dpi, SVG), atomically; the caption is kept in it."
-    about = {"format": path.suffix[1:], "metadata": {"Description": caption}}
-    for part in figure.findobj(lambda artist: points_of(artist) > MANY):
-        part.set_rasterized(True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight", **about)
-    return path
-
 def write_table(path: Path, table: pd.DataFrame) -> Path:
     "Write a pandas table as CSV, atomically."
     with atomic_path(path) as temporary:
@@ -907,9 +885,7 @@ def keep(
     if not isinstance(made, plt.Figure):
         raise RunError(f"view {name} of {self.path.name}", found=type(made).__name__,
                        expected="a matplotlib figure or a pandas table", remedy="return one of the two")
-    for kind in ("svg", "png"):
-        path = write_picture(path.with_name(f"{name}.{kind}"), made, caption)
-        made.set_layout_engine("none")  # laid out once
+    write_figure(path := path.with_name(f"{name}.png"), made, caption)
     plt.close(made)
     return path
 

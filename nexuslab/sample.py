@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from tqdm.auto import tqdm
@@ -29,8 +28,9 @@ from nexuslab.core import (
     ConfigError, DataError, ModelError, atomic_path, did_you_mean, digest, naming_files, refuse_name, visible,
     whole_number,
 )
+from .figures import caption_of, in_style, write_figure
 from .store import Store, write_store
-from .run import Run, refuse_links, write_picture
+from .run import Run, refuse_links
 from .setup import placed
 from .task import At, CanPredict, CanSample, Task, register
 
@@ -63,7 +63,7 @@ def sample(
     about = origin(run, saved, how) | {"seed": seed, "precision": arithmetic}
     path = Path(output) if output else run.path / "samples" / f"{n}-{seed}-step_{about['step']}-{digest(about, 6)}.h5"
     write_samples(path, about, samples, task.beside(cfg, meta))
-    write_sheet(path.with_suffix(".png"), task.contact_sheet(samples, cfg, meta), chosen=bool(output))
+    write_sheet(task, path.with_suffix(".png"), in_style(task.contact_sheet)(samples, cfg, meta), chosen=bool(output))
     return path
 
 # %% ../nbs/engine/09a_sample.ipynb #682ab97b
@@ -114,7 +114,7 @@ def size_of(cfg: Config, chunk: int | None) -> int:
     return usual if chunk is None else whole_number("chunk", chunk)
 
 # %% ../nbs/engine/09a_sample.ipynb #4b53d2fd
-SHEET = "contact sheet of samples"  # the description in the picture
+SHEET = "contact sheet of samples"  # how the caption in the picture begins
 
 def holds_samples(path: Path) -> bool:
     "Whether a file was written by `sample`."
@@ -127,11 +127,7 @@ def holds_samples(path: Path) -> bool:
 # %% ../nbs/engine/09a_sample.ipynb #3cd98c61
 def is_sheet(path: Path) -> bool:
     "Whether a file is a contact sheet that was drawn by `sample`."
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Description") == SHEET
-    except (OSError, ValueError, SyntaxError):  # Pillow's answers to what is no picture
-        return False
+    return path.suffix in (".png", ".svg") and caption_of(path).startswith(SHEET)
 
 # %% ../nbs/engine/09a_sample.ipynb #4eacefb3
 def refuse_output(
@@ -307,14 +303,15 @@ def samples_table(samples: dict[str, np.ndarray | list]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/engine/09a_sample.ipynb #56efdf38
-def write_sheet(path: Path, figure: Any, chosen: bool) -> None:
+def write_sheet(task: Task, path: Path, figure: Any, chosen: bool) -> None:
     "Write a contact sheet; beside a file that a user chose, another's picture of that name is left alone."
     import matplotlib.pyplot as plt  # late: evaluations draw nothing
 
-    if chosen and os.path.lexists(path) and not is_sheet(path):
-        warnings.warn(f"{visible(str(path))} is another's file: the contact sheet is not written", stacklevel=3)
+    foreign = [p for p in (path, path.with_suffix(".svg")) if os.path.lexists(p) and not is_sheet(p)]
+    if chosen and foreign:
+        warnings.warn(f"{visible(str(foreign[0]))} is another's file: the contact sheet is not written", stacklevel=3)
     else:
-        write_picture(path, figure, SHEET)
+        write_figure(path, figure, f"{SHEET}: {inspect.getdoc(task.contact_sheet)}")
     plt.close(figure)
 
 def origin(run: Run, saved: Saved, how: dict[str, Any]) -> dict[str, Any]:

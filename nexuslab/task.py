@@ -269,7 +269,7 @@ class Task(Trainable):
         return self.baselines(splits, split, cfg)
 
     def show(self, batch: Any, cfg: Config, meta: dict):
-        "A matplotlib figure of a batch's first examples, as a person would draw them."
+        "The first examples of a batch, as a person would draw them."
         return show_numbers(batch, self.title or self.name)
 
     def space(self, trial) -> dict[str, Any]:
@@ -287,7 +287,8 @@ def show_numbers(batch: Any, title: str):
 
     fig, ax = plt.subplots(figsize=(5, 3))
     first = torch.as_tensor(leaves(batch)[0][1])
-    ax.imshow(first.reshape(len(first), -1).float().cpu(), aspect="auto")
+    shown = ax.imshow(first.reshape(len(first), -1).float().cpu(), aspect="auto")
+    fig.colorbar(shown, ax=ax, label="value")
     ax.set(xlabel="column", ylabel="example", title=title)
     return fig
 
@@ -368,7 +369,7 @@ class CanSample(ABC):
         example, so that chunks do not matter."""
 
     def contact_sheet(self, samples: dict[str, np.ndarray | list], cfg: Config, meta: dict):
-        "A matplotlib figure that shows some samples: by default the texts, or the numbers of the first array."
+        "Some of the samples: the first texts, or the numbers of the first array, with a row per example."
         return show_samples(samples)
 
     def beside(self, cfg: Config, meta: dict) -> dict[str, np.ndarray]:

@@ -44,7 +44,8 @@ from nexuslab.systems.circuits.reconstruct import (
     verdict,
 )
 from .schematic import draw_circuit, with_prefix
-from ...views import ORANGE, PALETTE, STYLE, once_a_checkpoint, project, scatter
+from ...figures import ORANGE, PALETTE, STYLE
+from ...views import once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3
 SHOWN = 600  # circuits of a split: enough for a map, few enough for t-SNE in seconds

@@ -557,7 +557,7 @@ def picture(batch: Batch, code: Code, rows: int = 12):
         f"({a}, {b})  {c:,}"
         for a, b, c in zip(batch.k[:rows].tolist(), batch.k_prime[:rows].tolist(), batch.kappa[:rows].tolist())
     ]
-    for axis, tokens, names, title in zip(axes, (batch.inputs, batch.targets), labels, ("n", "(k, k')  kappa(n)")):
+    for axis, tokens, names, label in zip(axes, (batch.inputs, batch.targets), labels, ("n", "(k, k')  kappa(n)")):
         axis.imshow(tokens[:rows].cpu(), aspect="auto", cmap="viridis", vmin=0, vmax=code.vocabulary - 1)
         for (i, j), token in np.ndenumerate(tokens[:rows].cpu().numpy()):
             axis.text(
@@ -565,8 +565,8 @@ def picture(batch: Batch, code: Code, rows: int = 12):
                 ha="center", va="center", color="w", fontsize=8,
             )
         axis.set(
-            yticks=range(rows), yticklabels=names, xlabel=f"place ({code.order} significant first)",
-            title=f"{title}, base {code.base}",
+            yticks=range(rows), yticklabels=names, xlabel=f"place ({code.order} significant first)", ylabel=label,
+            xticks=range(tokens.shape[1]), title=f"digits in base {code.base}",
         )
     return fig
 

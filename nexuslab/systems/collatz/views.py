@@ -44,7 +44,8 @@ from nexuslab.systems.collatz.metrics import (
 from .model import CollatzTransformer
 from .task import apex_digits
 from .trajectory import exact_long_step
-from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, once_a_checkpoint
+from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from ...views import once_a_checkpoint
 from .rivals import race
 
 # %% ../../../nbs/systems/collatz/05_views.ipynb #6a58f69f
@@ -155,7 +156,7 @@ def evaluations(run: Run, scalar: str = "val/exact_match") -> pd.DataFrame:
 # %% ../../../nbs/systems/collatz/05_views.ipynb #aeaba9fa
 def ladder(scene: Scene, climbed: pd.DataFrame) -> plt.Figure:
     "Accuracy over training against the plateaus, and at the end depth by depth."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.25, 1))
+    fig, (left, right) = plt.subplots(2, 1, figsize=(9, 8))
     total, (low, high) = scene.right.mean(), wilson(int(scene.right.sum()), len(scene.right))
     left.plot(
         climbed["step"], climbed["value"], color=BLUE, marker="o", ms=3, lw=1.5, label="validation, over training"
@@ -272,7 +273,8 @@ def residues(table: pd.DataFrame, most: int = 28) -> plt.Figure:
         ax.axhline(next(i for i, c in enumerate(classes) if sum(c) == depth), color="white", lw=1.2)
     ax.set_yticks(np.arange(len(classes)) + 0.5, [residue_name(*c) for c in classes], family="monospace")
     ax.invert_yaxis()
-    ax.set(xlabel="training step", title="Residue classes over training; white lines part the depths k + k′")
+    title = "Residue classes over training; white lines part the depths k + k′"
+    ax.set(xlabel="training step", ylabel="(k, k′) and its residue class", title=title)
     fig.colorbar(mesh, ax=ax, label="share of the class right (validation)", pad=0.01)
     return fig
 
@@ -401,7 +403,7 @@ def failures(scene: Scene) -> pd.DataFrame:
 def draw_taxonomy(scene: Scene) -> plt.Figure:
     "Shares of the labels with chance rates, and labels by depth."
     table, n = failures(scene), scene.batch.n.numpy()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.6), width_ratios=(1, 1.15))
+    fig, (left, right) = plt.subplots(2, 1, figsize=(9, 10), height_ratios=(1.25, 1))
     spans = np.stack([table["share"] - table["low"], table["high"] - table["share"]]).clip(0)
     place = np.arange(len(table))
     left.barh(
@@ -412,11 +414,12 @@ def draw_taxonomy(scene: Scene) -> plt.Figure:
         left.scatter(table[column], place, marker=marker, color="black", s=40, lw=1.5, zorder=3, label=column)
     chance = table[list(CHANCES)].max(axis=1)
     for y, (count, share, luck) in enumerate(zip(table["failures"], table["share"], chance, strict=True)):
-        left.text(1.06, y, f"{count:,} = {share:.1%}\nby chance {luck:.2%}", va="center")
+        left.text(1.06, y, f"{count:,} = {share:.1%}, by chance {luck:.2%}", va="center")
     left.set_yticks(place, table.index)
     left.invert_yaxis()
     left.set(
-        xlabel="share of the failures (95 % intervals)", xlim=(-0.03, 1.5), xticks=np.linspace(0, 1, 6),
+        xlabel="share of the failures (95 % intervals)", ylabel="what was computed", xlim=(-0.03, 1.5),
+        xticks=np.linspace(0, 1, 6),
         title=f"{table['failures'].sum():,} failures of {len(n):,} answers",
     )
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
@@ -525,7 +528,8 @@ def attention(scene: Scene) -> plt.Figure:
     rows = scene.batch.inputs[:LOOKED], scene.batch.targets[:LOOKED]
     maps = attention_maps(scene.model, *rows)
     heads = max(len(m) for m in maps.values())
-    fig, axes = plt.subplots(len(maps), heads, figsize=(1.75 * heads + 1.6, 1.7 * len(maps) + 1.1), squeeze=False)
+    size = min(9.6, 1.75 * heads + 1.6), 1.7 * len(maps) + 1.1
+    fig, axes = plt.subplots(len(maps), heads, figsize=size, squeeze=False)
     top = max(m.max() for m in maps.values())
     for row, (name, weights) in enumerate(maps.items()):
         for head, ax in enumerate(axes[row]):
@@ -550,7 +554,7 @@ def probes(table: pd.DataFrame) -> plt.Figure:
     "Linear probes for (k, k') by layer and by checkpoint."
     steps = table.index.get_level_values("step").unique()
     last = table.loc[steps[-1]]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True)
     place = np.arange(len(last))
     spans = np.stack([last["accuracy"] - last["low"], last["high"] - last["accuracy"]])
     left.errorbar(place, last["accuracy"], spans, color=BLUE, marker="o", capsize=3, label="probe for (k, k′)")
@@ -647,7 +651,7 @@ def patching(scene: Scene) -> plt.Figure:
     places = places_of(scene)
     found = [patching_effects(scene, place) for place in places]
     length = max(t.shape[1] for effects in found for t in effects.values())
-    size = (3 * (0.3 * length + 1.3) + 1, len(places) * (0.34 * len(found[0]["stream"]) + 0.9) + 0.6)
+    size = (min(9.6, 3 * (0.3 * length + 1.3) + 1), len(places) * (0.34 * len(found[0]["stream"]) + 0.9) + 0.6)
     fig, axes = plt.subplots(len(places), 3, figsize=size, squeeze=False, layout="constrained")
     for line, effects, place in zip(axes, found, places, strict=True):
         for ax, (kind, table) in zip(line, effects.items(), strict=True):
@@ -655,6 +659,7 @@ def patching(scene: Scene) -> plt.Figure:
             step = -(-length // 14)
             ax.set_xticks(range(0, table.shape[1], step), position_names(scene, table.shape[1])[::step])
     fig.supxlabel("position")
+    fig.supylabel("state that is patched")
     fig.colorbar(shown, ax=axes, label="restored (0 nothing, 1 all)", shrink=0.9)
     fig.suptitle(f"Activations patched into numbers that differ in one digit, {PAIRS} pairs")
     return fig
@@ -684,7 +689,7 @@ def heads(scene: Scene, before: CollatzTransformer) -> plt.Figure:
     places = places_of(scene)
     found = [head_effects(scene, before, place) for place in places]
     high, wide = found[0]["the model"].shape
-    size = 3 * (0.3 * wide + 0.5) + 2, len(places) * (0.24 * high + 0.8) + 0.6
+    size = min(9.6, 3 * (0.3 * wide + 0.5) + 2), len(places) * (0.24 * high + 0.8) + 0.6
     fig, axes = plt.subplots(len(places), 3, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for line, effects, place in zip(axes, found, places, strict=True):
         for ax, (name, table) in zip(line, effects.items(), strict=True):
@@ -761,7 +766,7 @@ def bases(run: Run) -> plt.Figure:
     found = study(run)
     published = {base: share for share, group in PUBLISHED.items() for base in group}
     colours = dict(zip(found, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(found))), strict=True))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), width_ratios=(1, 1.1), sharey=True)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4), width_ratios=(1, 1.1), sharey=True)
     place = np.arange(len(found))
     shares = [reached(r) for r in found.values()]
     order = published_order(dict(zip(found, shares, strict=True)))

@@ -30,7 +30,8 @@ from .event import flight
 from .factory import generated, keyed
 from .metrics import FEATURES, FEWEST, compare, features_of, residuals
 from ...task import At
-from ...views import BLUE, GREY, ORANGE, once_a_checkpoint
+from ...figures import BLUE, GREY, ORANGE
+from ...views import once_a_checkpoint
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #d7f11d20
 EVENTS = 60

@@ -30,7 +30,8 @@ from .suites import causal_model, observe
 from .tokens import Tokenizer, tokenizer_of
 from .world import imagine
 from ...task import get_task
-from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, once_a_checkpoint, project
+from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY
+from ...views import once_a_checkpoint, project
 
 # %% ../../../nbs/systems/language/05_views.ipynb #72ab03cc
 ROWS = 32  # of the test text

@@ -26,7 +26,8 @@ from .model import propose
 from .predict import Proposals, Verified, verify
 from .profile import Profile, Solution, pick
 from .rivals import RIVALS, answers
-from ...views import BLUE, GREEN, GREY, ORANGE, PINK, SKY, once_a_checkpoint
+from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY
+from ...views import once_a_checkpoint
 
 # %% ../../../nbs/systems/lattice/05_views.ipynb #44f12d4a
 MOST = 2000  # test circuits that are answered
