@@ -112,6 +112,7 @@ def class_share(
     "The share of odd numbers whose class has k + k' <= depth."
     return 1 - (depth + 1) * 2.0**-depth
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #b1639c63
 def class_residue(
     k: int,  # climbing steps, at least 1
     k_prime: int,  # falling steps, at least 1
@@ -369,6 +370,7 @@ def keyed_words(
     "63 random bits for each (seed, id, lane), int64."
     return shift_right(scramble(scramble(ids * GOLDEN + seed) + signed(lane * GOLDEN % 2**64)), 1)
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #9e0f06be
 def below(
     words: np.ndarray | Tensor,  # 63 random bits each
     bound: int | np.ndarray | Tensor,  # at most 2^40, so that the bias is below 2^-23

@@ -70,6 +70,7 @@ def wrong_digits(
         rows.append(x != y)
     return np.array(rows)
 
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #a71beb27
 def places_wrong(value: np.ndarray, kappa: np.ndarray, base: int) -> np.ndarray:
     "In how many places the digits of two numbers differ; shape (B,)."
     return wrong_digits(value, kappa, base).sum(0)
@@ -129,6 +130,23 @@ class Verdicts:
         return pd.Series(counts / max(1, counts.sum()), index=LABELS)
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #2dcf3a4f
+def refuse_wide(tolerance: float) -> None:
+    "Refuse a tolerance that labels random answers."
+    if not 0 < tolerance <= TOLERANCE:
+        raise ConfigError(
+            "tolerance of the taxonomy", found=tolerance, expected=f"above 0, at most {TOLERANCE:g}",
+            remedy="keep the default: a wider net labels random answers too",
+        )
+
+def of_digits(value: np.ndarray, kappa: np.ndarray, k: np.ndarray, base: int) -> dict[str, np.ndarray]:
+    "Label -> whether an answer (B,) bears it, for those that compare it with kappa alone."
+    return {
+        "digit slip": places_wrong(value, kappa, base) == 1, "right magnitude": abs(value / kappa - 1) <= MAGNITUDE,
+        "inner block": inner_block(value, kappa, base), "right remainder": (k >= 2) & (value % 9 == kappa % 9),
+        "right last digit": value % base == kappa % base, "unexplained": np.ones(len(value), bool),
+    }
+
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #107fb7b7
 def explain(
     n: np.ndarray,  # (B,) odd inputs
     value: np.ndarray,  # (B,) int64 answers, not negative
@@ -137,24 +155,16 @@ def explain(
     tolerance: float = TOLERANCE,  # relative, at most 1e-4
 ) -> Verdicts:
     "The label of every answer, and the loop length it speaks of."
-    if not 0 < tolerance <= TOLERANCE:
-        raise ConfigError(
-            "tolerance of the taxonomy", found=tolerance, expected=f"above 0, at most {TOLERANCE:g}",
-            remedy="keep the default: a wider net labels random answers too",
-        )
+    refuse_wide(tolerance)
     n, value = np.asarray(n, np.int64), np.asarray(value, np.int64)
     valid = np.ones(len(n), bool) if valid is None else np.asarray(valid, bool)
     step = long_step(n)
     kappa, k, k_prime = (np.asarray(x, np.int64) for x in (step.kappa, step.k, step.k_prime))
-    exact = exact_shift(value, kappa)
-    nearest, near = near_shift(value, kappa, tolerance)
+    exact, (nearest, near) = exact_shift(value, kappa), near_shift(value, kappa, tolerance)
     a, b = other_loop(value, n, k, tolerance)
-    tests = {  # the first that holds
-        "no number": ~valid, "power of two": exact > 0, "digit slip": places_wrong(value, kappa, base) == 1,
-        "last digits": near & (nearest == 0), "near power of two": near, "wrong k": a > 0,
-        "right magnitude": abs(value / kappa - 1) <= MAGNITUDE, "inner block": inner_block(value, kappa, base),
-        "right remainder": (k >= 2) & (value % 9 == kappa % 9), "right last digit": value % base == kappa % base,
-        "unexplained": np.ones(len(n), bool),
+    tests = of_digits(value, kappa, k, base) | {
+        "no number": ~valid, "power of two": exact > 0, "last digits": near & (nearest == 0),
+        "near power of two": near, "wrong k": a > 0,
     }
     given = [LABELS.index(name) for name in ASKED]
     label = np.select([valid & (value == kappa), *(tests[name] for name in ASKED)], [-1, *given])
@@ -192,6 +202,27 @@ def planted_digits(label: str, n: np.ndarray, base: int, rng: np.random.Generato
     return value, alone & named & (abs(value / kappa - 1) > MAGNITUDE)
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #f3563266
+def planted_slip(n: np.ndarray, base: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Truths with one digit changed, and whether they are that alone."
+    kappa = np.asarray(long_step(n).kappa, np.int64)
+    length = np.floor(np.log(kappa) / np.log(base) + 1e-12).astype(np.int64) + 1
+    weight = base ** rng.integers(0, length)
+    slip = (rng.integers(1, base, len(n)) + kappa // weight) % base
+    value = kappa + (slip - kappa // weight % base) * weight
+    return value, (value != kappa) & (exact_shift(value, kappa) == 0)
+
+def planted_aim(label: str, n: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "What an answer with a wrong loop or magnitude is near, (B,) float, and whether it is what the label says."
+    step, many = long_step(n), len(n)
+    if label == "wrong k":
+        a, b = 1 + (step.k + rng.integers(0, MAX_K - 1, many)) % MAX_K, rng.integers(1, MAX_K_PRIME + 1, many)
+        return (1.5**a * (n + 1.0) - 1) / 2.0**b, a != step.k
+    shift, noise = 2.0 ** rng.integers(-6, 7, many), 1 + TOLERANCE * rng.uniform(-0.9, 0.9, many)
+    coarse = 1 + rng.choice([-1, 1], many) * rng.uniform(2 * TOLERANCE, 0.95 * MAGNITUDE, many)
+    factor = {"near power of two": shift * noise, "last digits": noise, "right magnitude": coarse}
+    return step.kappa * factor.get(label, shift * widest_gap()), (shift != 1) | (label != "near power of two")
+
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #7f9a8686
 def plant(
     label: str,  # of LABELS, but "no number"
     n: np.ndarray,  # (B,) odd inputs
@@ -199,29 +230,14 @@ def plant(
     seed: int = 0,  # of the draws
 ) -> tuple[np.ndarray, np.ndarray]:
     "One wrong answer of a kind for each input, and whether it is of that kind only; (B,) int64 and (B,) bool."
-    rng, step = np.random.default_rng(mix(seed, "plant", label)), long_step(n)
-    kappa, many = np.asarray(step.kappa, np.int64), len(n)
-    shift, noise = 2.0 ** rng.integers(-6, 7, many), 1 + TOLERANCE * rng.uniform(-0.9, 0.9, many)
+    rng, kappa = np.random.default_rng(mix(seed, "plant", label)), np.asarray(long_step(n).kappa, np.int64)
     if label == "power of two":
-        l = rng.integers(1, 9, many)
-        return kappa << l, kappa < 1 << 54
+        return kappa << rng.integers(1, 9, len(n)), kappa < 1 << 54
     if label == "digit slip":
-        length = np.floor(np.log(kappa) / np.log(base) + 1e-12).astype(np.int64) + 1
-        weight = base ** rng.integers(0, length)
-        slip = (rng.integers(1, base, many) + kappa // weight) % base
-        value = kappa + (slip - kappa // weight % base) * weight
-        return value, (value != kappa) & (exact_shift(value, kappa) == 0)
+        return planted_slip(n, base, rng)
     if label in ("inner block", "right remainder", "right last digit"):
         return planted_digits(label, n, base, rng)
-    if label == "wrong k":
-        a, b = 1 + (step.k + rng.integers(0, MAX_K - 1, many)) % MAX_K, rng.integers(1, MAX_K_PRIME + 1, many)
-        aim = (1.5**a * (n + 1.0) - 1) / 2.0**b
-        known = a != step.k
-    else:
-        coarse = 1 + rng.choice([-1, 1], many) * rng.uniform(2 * TOLERANCE, 0.95 * MAGNITUDE, many)
-        factor = {"near power of two": shift * noise, "last digits": noise, "right magnitude": coarse}
-        aim = kappa * factor.get(label, shift * widest_gap())
-        known = (shift != 1) | (label != "near power of two")
+    aim, known = planted_aim(label, n, rng)
     value = aim.round().astype(np.int64)
     single = (places_wrong(value, kappa, base) > 1) & (exact_shift(value, kappa) == 0)
     if label == "unexplained":
@@ -252,6 +268,7 @@ def classmates(n: np.ndarray, asked: np.ndarray, rng: np.random.Generator) -> tu
     there = asked[order] & (size[group] > 1)
     return order[there], other[there]
 
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #7c9ce0e1
 def by_chance(chance: pd.Series, share: pd.Series) -> pd.Series:
     "The share that each label would have of the failures left to it, if they were those of a chance rate."
     chance, share = chance[list(ASKED)], share[list(ASKED)]
@@ -259,6 +276,15 @@ def by_chance(chance: pd.Series, share: pd.Series) -> pd.Series:
     return (left * (chance / left_chance.where(left_chance > 1e-12)).fillna(0))[list(LABELS)]
 
 # %% ../../../nbs/systems/collatz/03b_errors.ipynb #e284ce04
+def unrelated(n: np.ndarray, value: np.ndarray, base: int, width: int, valid: np.ndarray, wrong: np.ndarray, seed: int):
+    "Verdicts on answers that have nothing to do with the questions, in three ways: name -> Verdicts."
+    rng, rows = np.random.default_rng(mix(seed, "deal")), np.arange(len(n))
+    dealt, (asked, of_class) = rng.permutation(len(n)), classmates(n, wrong, rng)
+    others = {"answers dealt anew": (rows, dealt), "of the class": (asked, of_class)}
+    found = {"random digits": explain(n, random_answers(len(n), base, width, seed), base)}
+    return found | {name: explain(n[of], value[given], base, valid[given]) for name, (of, given) in others.items()}
+
+# %% ../../../nbs/systems/collatz/03b_errors.ipynb #7e23067c
 def taxonomy(
     n: np.ndarray,  # (B,) odd inputs
     value: np.ndarray,  # (B,) int64 answers
@@ -271,17 +297,11 @@ def taxonomy(
     failures that are left to the label."""
     n, value = np.asarray(n), np.asarray(value)
     valid = np.ones(len(n), bool) if valid is None else np.asarray(valid)
-    found, rng = explain(n, value, base, valid), np.random.default_rng(mix(seed, "deal"))
-    failures = int((found.label >= 0).sum())
-    counts = np.bincount(found.label[found.label >= 0], minlength=len(LABELS))
+    found = explain(n, value, base, valid)
+    wrong = found.label >= 0
+    counts, failures = np.bincount(found.label[wrong], minlength=len(LABELS)), int(wrong.sum())
     between = np.array([wilson(int(c), failures) if failures else (0.0, 1.0) for c in counts])
-    columns = {
-        "failures": counts, "share": counts / max(1, failures), "low": between[:, 0], "high": between[:, 1],
-    }
-    rows, dealt, (asked, of_class) = np.arange(len(n)), rng.permutation(len(n)), classmates(n, found.label >= 0, rng)
-    questions = {"random digits": (rows, None), "answers dealt anew": (rows, dealt), "of the class": (asked, of_class)}
-    for name, (of, given) in questions.items():
-        told = random_answers(len(n), base, width, seed) if given is None else value[given]
-        verdict = explain(n[of], told, base, None if given is None else valid[given])
-        columns[f"chance, {name}"] = by_chance(verdict.share(), pd.Series(columns["share"], LABELS)).to_numpy()
+    columns = {"failures": counts, "share": counts / max(1, failures), "low": between[:, 0], "high": between[:, 1]}
+    for name, verdict in unrelated(n, value, base, width, valid, wrong, seed).items():
+        columns[f"chance, {name}"] = by_chance(verdict.share(), found.share()).to_numpy()
     return pd.DataFrame(columns, index=pd.Index(LABELS, name="label"))

@@ -113,6 +113,7 @@ def first_call(act: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Ten
         return act(out) if len(calls) == 1 else None
     return once
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #ef27c8e3
 @torch.no_grad()
 def donated(model: CollatzTransformer, inputs: Tensor, told: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     "What each module puts out for inputs (B, L_in), told an answer (B, L_out); of the embedding, its first output."
@@ -122,6 +123,7 @@ def donated(model: CollatzTransformer, inputs: Tensor, told: Tensor, names: Sequ
         model(inputs, told)
     return kept
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #f0ea5bde
 def bounds(model: CollatzTransformer, clean: Batch, corrupt: Batch) -> tuple[Tensor, Tensor]:
     "Mean log-probability [nats] of the clean answers on the corrupt inputs and on the clean ones; refused where equal."
     floor, top = (log_probability(model, batch.inputs, clean.targets).mean() for batch in (corrupt, clean))
@@ -161,6 +163,7 @@ def fed_to(model: nn.Module, name: str, act: Callable[[Tensor], Tensor]) -> Iter
     finally:
         handle.remove()
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #e97bc45d
 def of_head(act: Callable[[Tensor], Tensor], part: slice) -> Callable[[Tensor], Tensor]:
     "Let an act see and change the channels of one head alone."
     def changed(mixed: Tensor) -> Tensor:
@@ -169,6 +172,7 @@ def of_head(act: Callable[[Tensor], Tensor], part: slice) -> Callable[[Tensor], 
         return mixed
     return changed
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #1ffe4aa5
 @torch.no_grad()
 def mixtures(model: nn.Module, inputs: Tensor, told: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     "What the heads of each attention put out, side by side, (B, L, H E), told an answer (B, L_out)."
@@ -363,6 +367,7 @@ def false_rule(n: Tensor, climbs: Tensor, falls: Tensor) -> Tensor:
     rows = zip(n.tolist(), climbs.tolist(), falls.tolist(), strict=True)
     return torch.tensor([(7**a * (x + 1) - 5**a) // 5**a >> b for x, a, b in rows])
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #bd8be159
 def sided(k: int, k_prime: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor]:
     "Distinct numbers of a class, at random: of the training's side and of the test's."
     n = np.unique(class_numbers(k, k_prime, 1 << 15, stop, np.random.default_rng(mix(seed, "sides")), start))
@@ -376,6 +381,7 @@ def moved(model: CollatzTransformer, inputs: Tensor, block: str, shift: Tensor |
     with hooked(model, {block: lambda out: out + shift}):
         return model.generate(inputs)
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #045bf42f
 @torch.no_grad()
 def mean_state(model: CollatzTransformer, inputs: Tensor, block: str) -> Tensor:
     "The mean (L, D) of what a block puts out for inputs (N, L_in)."
@@ -384,38 +390,46 @@ def mean_state(model: CollatzTransformer, inputs: Tensor, block: str) -> Tensor:
     return kept[block].mean(0)
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #cab3055c
+Class = tuple[int, int]  # (k, k')
+
+def fitted_shifts(
+    nets: dict[str, tuple[CollatzTransformer, Callable]],  # name -> network, and the rule it is to follow
+    kind: Class, known: Tensor, code: Code, start: int, stop: int, block: str, seed: int, steps: int,
+) -> dict[str, Tensor]:
+    "One climb more, fitted to known numbers (N,) of a class: name -> vectors (L, D), begun from the means."
+    k, k_prime = kind
+    inputs, longer = code.encode_input(known), code.encode_input(sided(k + 1, k_prime, start, stop, seed)[0][:4096])
+    lengths, shifts = (known, torch.full_like(known, k + 1), torch.full_like(known, k_prime)), {}
+    for name, (net, rule) in nets.items():
+        towards = mean_state(net, longer, block) - mean_state(net, inputs[:4096], block)
+        targets = code.encode_output(rule(*lengths))
+        shifts[name] = fitted_shift(net, inputs, targets, block, seed, towards, steps)
+    return shifts
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #744fc325
 def forced_table(
     model: CollatzTransformer,
     before: CollatzTransformer,  # the same network, untrained
-    code: Code, start: int, stop: int, classes: Sequence[tuple[int, int]] = STEERED, block: str = "blocks.0",
+    code: Code, start: int, stop: int, classes: Sequence[Class] = STEERED, block: str = "blocks.0",
     seed: int = 0, steps: int = FITTED,
 ) -> pd.DataFrame:
     """One row a class: of its test numbers, at most 512, the share answered exactly as by one climb more, with the
     fitted vector and with those of the three controls; and the share right as it is."""
-    shifts, numbers, rows = {}, {c: sided(*c, start, stop, seed) for c in classes}, {}
-    answers = lambda net, n, shift: code.decode(moved(net, code.encode_input(n), block, shift))[0]
-    for k, k_prime in classes:
-        known, test = (n[:8192] for n in numbers[k, k_prime])
-        lengths = lambda n: (n, torch.full_like(n, k + 1), torch.full_like(n, k_prime))
-        inputs = code.encode_input(known)
-        fits = ("fitted", model, made), ("untrained", before, made), ("false rule", model, false_rule)
-        for name, net, rule in fits:
-            targets = code.encode_output(rule(*lengths(known)))
-            longer = code.encode_input(sided(k + 1, k_prime, start, stop, seed)[0][:4096])
-            towards = mean_state(net, longer, block) - mean_state(net, inputs[:4096], block)
-            shifts[name, k, k_prime] = fitted_shift(net, inputs, targets, block, seed, towards, steps)
+    nets = {"exact": (model, made), "untrained": (before, made), "false rule": (model, false_rule)}
+    numbers, rows = {c: sided(*c, start, stop, seed) for c in classes}, {}
+    fit = lambda c: fitted_shifts(nets, c, numbers[c][0][:8192], code, start, stop, block, seed, steps)
+    shifts = {c: fit(c) for c in classes}
     for i, (k, k_prime) in enumerate(classes):
         n = numbers[k, k_prime][1][:512]
         lengths = n, torch.full_like(n, k + 1), torch.full_like(n, k_prime)
-        other = classes[(i + 1 + len(classes) // 3) % len(classes)]
+        answers = lambda net, shift: code.decode(moved(net, code.encode_input(n), block, shift))[0]
         share = lambda found, aim: float((found == aim).double().mean())
-        rows[k, k_prime] = {
-            "exact": share(answers(model, n, shifts["fitted", k, k_prime]), made(*lengths)),
-            "another class": share(answers(model, n, shifts["fitted", *other]), made(*lengths)),
-            "untrained": share(answers(before, n, shifts["untrained", k, k_prime]), made(*lengths)),
-            "false rule": share(answers(model, n, shifts["false rule", k, k_prime]), false_rule(*lengths)),
-            "right as it is": share(answers(model, n, 0.0), torch.as_tensor(long_step(n).kappa)), "numbers": len(n),
-        }
+        own = shifts[k, k_prime]
+        row = {name: share(answers(net, own[name]), rule(*lengths)) for name, (net, rule) in nets.items()}
+        other = shifts[classes[(i + 1 + len(classes) // 3) % len(classes)]]["exact"]
+        row["another class"] = share(answers(model, other), made(*lengths))
+        row["right as it is"] = share(answers(model, 0.0), torch.as_tensor(long_step(n).kappa))
+        rows[k, k_prime] = row | {"numbers": len(n)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #3d6c8807
@@ -425,6 +439,7 @@ def halfway_block(model: CollatzTransformer) -> str:
     "The block after which the apex is spelt."
     return f"blocks.{max(1, len(model.blocks) // 2) - 1}"
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #70d3e4d0
 def shift_to_apex(
     model: CollatzTransformer,
     inputs: Tensor,  # (B, L_in)
@@ -504,6 +519,7 @@ def stream(
     first = model.place(batch.inputs if model.writes_in_turn else widened(model, batch.inputs))
     return {name: x[:, :length].flatten(1).float().cpu() for name, x in ({"digits": first} | kept).items()}
 
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #820ce2cd
 def loop_label(batch: Batch) -> np.ndarray:
     "One number for each class (k, k'), (B,)."
     return (64 * batch.k + batch.k_prime).cpu().numpy()

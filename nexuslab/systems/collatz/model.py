@@ -229,6 +229,7 @@ def widened(model: CollatzTransformer, inputs: Tensor) -> Tensor:
     more = (model.length_out or inputs.shape[1]) - inputs.shape[1]
     return F.pad(inputs, (0, more), value=model.base if model.kind == "encoder" else 0) if more > 0 else inputs
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #9025932e
 def shifted(model: CollatzTransformer, targets: Tensor) -> Tensor:
     "A begin token, then all targets but the last: what is known before each."
     return F.pad(targets[:, :-1], (1, 0), value=model.base + 1)
@@ -283,6 +284,7 @@ def closed(model: CollatzTransformer, tokens: Tensor, told: Tensor) -> Tensor:
     over = (tokens == model.end) | (tokens == model.pad)
     return torch.where(over[:, None], only_padding, told)
 
+# %% ../../../nbs/systems/collatz/02_model.ipynb #ed713fc2
 def output_length(model: CollatzTransformer, inputs: Tensor) -> int:
     "Tokens to write."
     return model.length_out or inputs.shape[1]

@@ -24,6 +24,7 @@ def of_key(key: np.ndarray, modulus: int, stride: int) -> np.ndarray:
     "The number of a key."
     return key % stride * modulus + key // stride
 
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #db3080b4
 def nearest_known(
     known: np.ndarray,  # (M,) odd numbers with known answers
     n: np.ndarray,  # (B,) odd numbers asked
@@ -104,6 +105,7 @@ def windows(digits: np.ndarray, phases: np.ndarray, base: int) -> tuple[np.ndarr
     keys = (phases[:, None] * (base + 1) + padded[:, :-2]) * base + padded[:, 1:-1]
     return keys * base + padded[:, 2:], (phases * base + padded[:, 1]) * base + padded[:, 2]
 
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #4f3f2b34
 def most_frequent(keys: np.ndarray, values: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray]:
     "Distinct keys in order, and the value below `many` that comes with each most often."
     pairs, counts = np.unique(keys.ravel() * many + values.ravel(), return_counts=True)
@@ -111,6 +113,7 @@ def most_frequent(keys: np.ndarray, values: np.ndarray, many: int) -> tuple[np.n
     last = np.append(np.diff(pairs // many) > 0, True)
     return pairs[last] // many, pairs[last] % many
 
+# %% ../../../nbs/systems/collatz/03d_rivals.ipynb #cfc89e7d
 def told(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> np.ndarray:
     "The value of each key, -1 where the key is unknown."
     place = np.searchsorted(table[0], keys).clip(max=len(table[0]) - 1)

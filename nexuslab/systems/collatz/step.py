@@ -67,6 +67,7 @@ def far_answers(
     tokens = torch.tensor([exact_digits(n, model.base, width) for n in numbers])
     return fed_back(model, tokens.to(next(model.parameters()).device)).cpu()
 
+# %% ../../../nbs/systems/collatz/02c_step.ipynb #d5d1631e
 def far_exact(model: StepNetwork, numbers: list[int]) -> float:
     "The share of numbers of any size whose whole trajectory is right."
     answers = far_answers(model, numbers).tolist()

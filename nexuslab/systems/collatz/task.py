@@ -140,6 +140,7 @@ def refuse_idle(m: CollatzModel, loss: CollatzLoss) -> None:
         expected = f"{LEAST_LOOPS} at the end: one up, one down, and one that repeats the answer"
         raise ConfigError("model.loops", f"at most {max(m.loops)} passes", expected, remedy)
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #bf1772d5
 def refuse_of_followers(d: CollatzData, m: CollatzModel, loss: CollatzLoss) -> None:
     "Refuse what the kinds that follow the trajectory cannot use."
     if d.order == "most" or d.ending == "end":
@@ -219,6 +220,7 @@ def changed(cfg: CollatzConfig, preset: str, **sections: dict) -> CollatzConfig:
     parts = {name: getattr(cfg, name).model_copy(update=values) for name, values in sections.items()}
     return cfg.model_copy(update={"preset": preset, **parts})
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #4002acbf
 NATURAL = {"sampling": "natural", "tilt": (1.0, 0.0), "hold": 0.0}  # numbers as they come
 
 def quick() -> CollatzConfig:
@@ -248,6 +250,7 @@ def looped() -> CollatzConfig:
         schedule={"warmup_steps": 100}, checkpoint={"eval_every": 150},
     )
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #e518cc70
 def wide_looped() -> CollatzConfig:
     "n to 10^12 by a recurrent cell, most of the time for a few passes: five minutes."
     return changed(
@@ -371,6 +374,7 @@ def apex_digits(
     digits = spell(batch.kappa << batch.k_prime, code.base, code.width_out)
     return digits if code.order == "least" else digits.flip(1)
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #5056efda
 def length_loss(
     logits: Tensor,  # (B, 17)
     steps: Tensor,  # (B,) k or k'
@@ -457,6 +461,7 @@ def told_whole(n: Tensor, share: float, seed: int) -> Tensor:
     "Which numbers' trajectories are told, (B,) bool: a share of all numbers, the same at every draw."
     return fraction(keyed_words(mix(seed, "trajectory"), n, 0)) < share
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #c5091c0b
 def looped_objective(model: LoopedTransformer, batch: Batch, cfg: CollatzConfig, at: At) -> StepOut:
     "The mean over passes of the loss against the trajectory; of numbers not told, the last pass's against kappa."
     code, n, loops = cfg.code(), batch.size, at.values["loops"]
@@ -505,6 +510,7 @@ def examples_drawn(splits: Splits, cfg: CollatzConfig, until: int | None = None)
     budget = cfg.budget.steps or cfg.budget.epochs * -(-cfg.data.epoch_size // size)
     return size * (budget if until is None else max(1, min(until, budget)))
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #7e27a41e
 def numbers_seen(
     splits: Splits,
     cfg: CollatzConfig,
@@ -618,6 +624,7 @@ def far_lengths(n: int, y: int) -> tuple[int | None, int | None]:
     distance, a, b = min(found)
     return (a, b) if distance <= TOLERANCE else (None, None)
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #aeedce9c
 def far_rows(
     model: StepNetwork,
     n: Any,  # odd numbers of any size
@@ -651,6 +658,7 @@ def of_class(k: int, k_prime: int, start: int, stop: int, how_many: int = 400) -
     n = np.unique(class_numbers(k, k_prime, 64 * how_many, stop, rng, start))
     return n[side_of(n) == TEST][:how_many]
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #28d22b88
 def asked_apart(model: nn.Module, cfg: CollatzConfig) -> dict[str, float]:
     "Exact match of deep classes with at least 200 test numbers in the range; of a step network also to 10^18."
     code, device, (start, stop), found = cfg.code(), next(model.parameters()).device, cfg.data.start_range, {}
@@ -673,6 +681,7 @@ def passed(seen: np.ndarray, n: np.ndarray) -> np.ndarray:
         found |= np.isin(n, visited(way, torch.full_like(way, j)).numpy())
     return found
 
+# %% ../../../nbs/systems/collatz/04_task.ipynb #1ca864e9
 def unpassed(told: tuple[Tensor, Tensor, Tensor], seen: np.ndarray, pad: int) -> dict[str, float]:
     "Exact match on the numbers that no trajectory of the training passes, and how many they are."
     new = ~passed(seen, told[2].numpy())

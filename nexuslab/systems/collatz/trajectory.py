@@ -63,6 +63,7 @@ def exact_digits(
         digits.append(digit)
     return digits
 
+# %% ../../../nbs/systems/collatz/01b_trajectory.ipynb #581f0c7f
 def exact_number(digits: list[int], base: int) -> int:
     "The number that digits spell, least significant first."
     n = 0
@@ -78,6 +79,7 @@ def room(
     "Digits that hold every number of every trajectory from n < 2^bits."
     return math.ceil(bits * math.log(3) / math.log(base) + 1e-9)
 
+# %% ../../../nbs/systems/collatz/01b_trajectory.ipynb #5a515e87
 def longest(
     width: int,  # digits of a state
     base: int,
