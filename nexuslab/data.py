@@ -193,6 +193,13 @@ def lane_ids(size: int, lanes: int, place: int) -> np.ndarray:
     rows = np.arange(lanes if place < each else longer)
     return rows * each + np.minimum(rows, longer) + place
 
+# %% ../nbs/engine/02_data.ipynb #952bbfd9
+def seed_generators(seed: int) -> None:
+    "Seed the default generators of PyTorch (on the CPU), NumPy and Python."
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
 # %% ../nbs/engine/02_data.ipynb #93edf497
 class Fetch(Dataset):
     "A source behind keys, as `DataLoader` wants it."
@@ -444,13 +451,6 @@ def columns(arrays: tuple) -> list[torch.Tensor]:
     found = [torch.as_tensor(np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a) for a in arrays]
     return [t.to(torch.get_default_dtype()) if isinstance(a, np.ndarray) and t.is_floating_point() else t
             for a, t in zip(arrays, found)]
-
-# %% ../nbs/engine/02_data.ipynb #952bbfd9
-def seed_generators(seed: int) -> None:
-    "Seed the default generators of PyTorch (on the CPU), NumPy and Python."
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 # %% ../nbs/engine/02_data.ipynb #a57ff4ea
 def refuse_own_order(loader: DataLoader) -> None:
