@@ -370,7 +370,7 @@ def drawn_law(run: Run) -> dict[str, float]:
         "  deepest, k + k'": max(a + b for a, b in table.index), "  checkpoints asked": len(steps),
         "  above 95 %": int((last > 0.95).sum()), "  below 5 %": int((last < 0.05).sum()),
         "  share above 95 % or below 5 %": float(((last > 0.95) | (last < 0.05)).mean()),
-        "  classes learnt": int(times.step.notna().sum()), "  rank correlation of k + k'": depth_order(times),
+        "  of them learnt": int(times.step.notna().sum()), "  rank correlation of k + k'": depth_order(times),
         "  of 2k + k'": depth_order(times, 2.0), "  of c k + k', c fitted": best, "  that c": cost,
     }
 
