@@ -11,6 +11,7 @@ __all__ = ['PROMISES', 'ContractError', 'Case', 'require', 'some_ids', 'data_is_
 
 # %% ../nbs/engine/10_contract.ipynb #f1f93d9c
 import dataclasses
+import inspect
 import math
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from .config import Config, overlay, validated
 from .core import NexusError, digest, parse_yaml, project_root
 from .batch import content
 from .data import Fetch, Key, Source, Splits, load
+from .figures import flaws, in_style
 from .metrics import Measures
 from .fit import fit, start_clock
 from .listen import Listener
@@ -380,14 +382,22 @@ def two_processes_agree(case: Case, tolerance: float = 1e-4) -> str:
 
 # %% ../nbs/engine/10_contract.ipynb #156f054c
 def views_render(case: Case) -> str:
-    "Every declared view of a short run, and the picture of a batch."
+    "Every declared view of a short run, and the picture of a batch: each gives a file, and a figure can be read."
     cfg = overlay(case.cfg, {"steps": 2})
     run = fit(case.task, cfg, Run.create(cfg, case.root), splits=case.splits).run
-    files = {name: run.keep(name, view(run)) for name, view in case.task.views().items()}
-    empty = [name for name, path in files.items() if path.stat().st_size == 0]
-    require(not empty, "views: each gives a file", empty, "none empty")
-    run.keep("batch", case.task.show(case.batch(case.splits.train, some_ids(case.splits.train)), cfg, case.splits.meta))
-    return ", ".join(files) or "none declared"
+    batch = case.batch(case.splits.train, some_ids(case.splits.train))
+    for name, view in case.task.views().items():
+        keep_readable(run, name, in_style(view)(run), inspect.getdoc(view))
+    keep_readable(run, "batch", in_style(case.task.show)(batch, cfg, case.splits.meta), inspect.getdoc(case.task.show))
+    return ", ".join(case.task.views()) or "none declared"
+
+# %% ../nbs/engine/10_contract.ipynb #73556fae
+def keep_readable(run: Run, name: str, made: Any, caption: str | None) -> None:
+    "Keep a figure or a table in the run; a file without content is refused, and a figure with flaws."
+    path = run.keep(name, made, caption or "")
+    require(path.stat().st_size > 0, f"views: {name} gives a file", "an empty one", "what was drawn")
+    wrong = flaws(path, made) if path.suffix == ".png" else []
+    require(not wrong, f"views: the figure {name} can be read", "; ".join(wrong), "no flaws; see nexuslab.figures")
 
 # %% ../nbs/engine/10_contract.ipynb #86448852
 PROMISES: tuple[Callable[[Case], str], ...] = (

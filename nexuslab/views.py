@@ -12,19 +12,19 @@ import base64
 import functools
 import html
 import inspect
+import itertools
 import json
 import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import nn
 
@@ -115,11 +115,11 @@ def batch_costs(
     largest: int = 1024,  # stop here
     seconds: float = 20.0,  # or after this long
 ) -> pd.DataFrame:
-    "Batch size (doubling), peak memory [MiB] and examples a second of one training step; ends where memory does."
+    "Batch size (doubling), peak memory of tensors [MiB], examples a second of a training step; ends where memory does."
     rows, size, deadline = [], 1, time.perf_counter() + seconds
     limit = min(largest, splits.train.size or largest)
     while size <= limit and time.perf_counter() < deadline:
-        loop = probe(task, overlay(cfg, {"batch_size": size, "optim.accumulate": 1, "steps": 3}), splits)
+        loop = probe(task, overlay(cfg, {"batch_size": size, "optim.accumulate": 1, "steps": 4}), splits)
         try:
             memory, rate = cost_of_steps(loop)
         except torch.OutOfMemoryError:
@@ -130,17 +130,30 @@ def batch_costs(
 
 # %% ../nbs/engine/12_views.ipynb #eb330457
 def cost_of_steps(loop: Loop) -> tuple[float, float]:
-    "Peak memory [MiB] and examples a second over the loop's steps, the first left out of the timing."
-    on_gpu = loop.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    for i, micro in enumerate(load(loop.splits.train, loop.plan, 0, loop.total_steps)):
-        if i == 1:
-            started = time.perf_counter()
+    "Peak memory of tensors in the first two steps of a loop [MiB], and examples a second over the rest."
+    batches = load(loop.splits.train, loop.plan, 0, loop.total_steps)
+    memory = peak_memory(loop, itertools.islice(batches, 2))
+    started = time.perf_counter()
+    for micro in batches:
         step_once(loop, micro)
     seconds = max(time.perf_counter() - started, 1e-9)
-    memory = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
-    return memory / 2**20, (loop.total_steps - 1) * loop.plan.per_step / seconds
+    return memory / 2**20, (loop.total_steps - 2) * loop.plan.per_step / seconds
+
+# %% ../nbs/engine/12_views.ipynb #a6c3d14a
+def peak_memory(loop: Loop, batches: Iterable) -> int:
+    "Bytes of tensors at the peak of some training steps: weights, gradients, the optimiser's moments, activations."
+    if loop.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        for micro in batches:
+            step_once(loop, micro)
+        return torch.cuda.max_memory_allocated()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to standard error
+    with torch.autograd.profiler.profile(profile_memory=True) as seen:
+        for micro in batches:
+            step_once(loop, micro)
+    changes = [event.nbytes() for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    there = sum(t.nbytes for t in (*loop.model.parameters(), *loop.model.buffers()))
+    return there + max(itertools.accumulate(changes), default=0)
 
 # %% ../nbs/engine/12_views.ipynb #3f7933a1
 def cost_of_run(task: Task, cfg: Config) -> dict[str, Any]:
@@ -150,10 +163,10 @@ def cost_of_run(task: Task, cfg: Config) -> dict[str, Any]:
     loop = probe(task, cfg, splits)
     _, total = plan_steps(cfg, splits.train, loop.updaters, world=cfg.compute.processes)
     loop.total_steps = min(total, 6)
-    memory, rate = cost_of_steps(loop) if loop.total_steps > 1 else (float("nan"), float("nan"))
+    memory, rate = cost_of_steps(loop) if loop.total_steps > 2 else (float("nan"), float("nan"))
     minutes = total * loop.plan.per_step / rate / 60
     count = sum(p.numel() for p in loop.model.parameters())
-    return {"parameters": f"{count:,}", "steps": f"{total:,}", "memory": f"about {memory:,.0f} MiB",
+    return {"parameters": f"{count:,}", "steps": f"{total:,}", "memory": f"about {memory:,.1f} MiB of tensors",
             "time": f"about {minutes:.1f} minutes of training steps on this machine"}
 
 # %% ../nbs/engine/12_views.ipynb #1722fbb3
@@ -234,14 +247,24 @@ def is_class(values: np.ndarray) -> bool:
     return values.dtype.kind in "OUS" or len(np.unique(values)) <= 12
 
 # %% ../nbs/engine/12_views.ipynb #92730c55
-def scatter(points: np.ndarray, colour: np.ndarray, ax, title: str = "") -> None:
-    "Points (N, 2) coloured by a number or by a class."
+def scatter(
+    points: np.ndarray,  # (N, 2)
+    colour: np.ndarray,  # (N,) numbers or classes
+    ax: plt.Axes,
+    title: str = "",
+    told: str | None = None,  # what the colours are, beside the panel: the title by default, nothing if it is empty
+) -> None:
+    "Points coloured by a number or by a class."
+    told = title if told is None else told
     if is_class(colour):
         for value in np.unique(colour):
             ax.scatter(*points[colour == value].T, s=6, label=str(value))
-        ax.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+        if told or not title:
+            ax.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
     else:
-        ax.figure.colorbar(ax.scatter(*points.T, s=6, c=colour), ax=ax, label=title)
+        shown = ax.scatter(*points.T, s=6, c=colour)
+        if told or not title:
+            ax.figure.colorbar(shown, ax=ax, label=told)
     ax.set(title=title, xticks=[], yticks=[], xlabel="first direction", ylabel="second direction")
 
 # %% ../nbs/engine/12_views.ipynb #8f6a0871

@@ -571,3 +571,24 @@ def test_each_piece_of_the_loops_state_has_one_writer():
     rehearsed = {"fit.rehearse"}  # of a loop that is never run
     many = {name for name, found in writers.items() if len(found - nested - rehearsed) > 1}
     only_shrinks(many, SHARED_STATE, "a piece of state that several functions write")
+
+
+# ---- figures
+
+
+def test_figures_have_one_look_and_one_writer():
+    """A notebook that draws has the look of the house, keeps its colours and widths, and writes by `write_figure`."""
+    examined, plain, wide, other, written = 0, [], [], [], []
+    for path in NOTEBOOKS:
+        code = [c for c in cells(path) if c["cell_type"] == "code"]
+        text, name = "\n".join(map(source, code)), path.relative_to(ROOT / "nbs").as_posix()
+        sizes = re.findall(r"figsize=\((?:min\()?([\d.]+)", text) if path.stem != "06a_figures" else []
+        wide += [f"{name}: {size} inches" for size in sizes if float(size) > 9.6]
+        if path.stem != "06a_figures":
+            other += [f"{name}: {found}" for found in re.findall(r"tab10|tab:\w+|\"C\d\"|dpi=\d+", text)]
+        if "savefig(" in text and path.stem not in ("06a_figures", "13_dashboard", "15_doctor"):
+            written.append(name)
+        if any("plt.subplots(" in source(c) and not exported(c) for c in code):
+            examined += 1
+            plain += [] if "plt.style.use(STYLE)" in text else [name]
+    assert not plain and not wide and not other and not written and examined >= 40, (plain, wide, other, written)

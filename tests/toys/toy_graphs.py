@@ -171,6 +171,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def show(self, batch, cfg, meta):
         fig, ax = plt.subplots()
         ax.scatter(*batch.x.T, c=batch.graph)
+        ax.set(xlabel="x", ylabel="y")
         return fig
 
     def space(self, trial):
@@ -178,6 +179,7 @@ class GraphTask(Task, CanSample, HasLatent):
 
     def views(self):
         def latent(run):
+            """Codes of graphs in two dimensions."""
             model, cfg, _ = run.load("last")
             return latent_map(self, model, cfg, self.data(cfg, run.root), "val")
 
@@ -196,6 +198,7 @@ class GraphTask(Task, CanSample, HasLatent):
     def contact_sheet(self, samples, cfg, meta):
         fig, ax = plt.subplots()
         ax.scatter(*samples["centre"].T, c=samples["ring"])
+        ax.set(xlabel="x", ylabel="y")
         return fig
 
 

@@ -142,6 +142,7 @@ class TokenTask(Task, CanPredict):
     def show(self, batch, cfg, meta):
         fig, ax = plt.subplots()
         ax.imshow(batch["tokens"])
+        ax.set(xlabel="place", ylabel="sequence")
         return fig
 
     def space(self, trial):

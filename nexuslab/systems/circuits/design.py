@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ...core import ConfigError, NexusError, write_json
+from ...figures import ORANGE, SKY, in_style, write_figure
 from nexuslab.systems.circuits.analysis import (
     PARTS, Circuit, analyse, classify, name_of_band, netlist, response,
 )
@@ -443,12 +444,24 @@ def page(target: Target, design: Design, axes) -> None:
         shift = float((at - target.lower)[asked].mean())
     bottom = max(level.max() - 60, level.min() - 3)
     lower, upper = (np.where(np.isfinite(x), x + shift, np.nan) for x in (target.lower, target.upper))
-    axes[1].fill_between(target.hz, upper, level.max() + 6, color="tab:red", alpha=0.12, lw=0, label="too much")
-    axes[1].fill_between(target.hz, bottom, lower, color="tab:blue", alpha=0.12, lw=0, label="too little")
+    axes[1].fill_between(target.hz, upper, level.max() + 6, color=ORANGE, alpha=0.15, lw=0, label="too much")
+    axes[1].fill_between(target.hz, bottom, lower, color=SKY, alpha=0.2, lw=0, label="too little")
     axes[1].semilogx(hz, level, color="black", lw=1.2)
     axes[1].set(xlabel="frequency [Hz]", ylabel="|H| [dB]", ylim=(bottom, level.max() + 6))
-    axes[1].set_title(f"{design.row['error_db']:.2f} dB off, yield {design.row['yield']:.0%}", fontsize=9)
-    axes[1].legend(frameon=False, fontsize=7)
+    axes[1].set_title(f"{design.row['error_db']:.2f} dB off, yield {design.row['yield']:.0%}")
+    axes[1].legend()
+
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #982fec2e
+@in_style
+def draw_design(path: Path, target: Target, one: Design, title: str) -> None:
+    "Write a design's page: its schematic, and its response within what was asked."
+    import matplotlib.pyplot as plt  # late: only this draws
+
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4))
+    page(target, one, axes)
+    fig.suptitle(title)
+    write_figure(path, fig, f"{title}. The circuit, and its response; what is shaded is too much or too little.")
+    plt.close(fig)
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #46987e24
 def as_json(circuit: Circuit) -> dict:
@@ -465,18 +478,12 @@ def write_designs(
     title: str,  # what was asked
 ) -> pd.DataFrame:
     "Write netlists, pages, `table.csv` and `circuits.json`; returns the table."
-    import matplotlib.pyplot as plt  # late: only this draws
-
     rows = []
     for number, one in enumerate(designs, 1):
         name = f"design_{number}"
         text = deck(one.circuit, f"{title}, {name}", target.hz[0], target.hz[-1])
         (folder / f"{name}.cir").write_text(text)
-        fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-        page(target, one, axes)
-        fig.suptitle(f"{title}: {name}", fontsize=10)
-        fig.savefig(folder / f"{name}.png", dpi=150)
-        plt.close(fig)
+        draw_design(folder / f"{name}.png", target, one, f"{title}: {name}")
         apart = disagreement(one.circuit, text)
         rows.append({"design": name} | one.row | {"ngspice_apart_db": np.nan if apart is None else apart})
     table = pd.DataFrame(rows)

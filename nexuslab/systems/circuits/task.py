@@ -20,6 +20,7 @@ from ...design import CanDesign
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
 from ...core import DataError, mix
 from ...data import Source, Splits
+from ...figures import in_style
 from ...store import Store, existing_store, store_path
 from ...metrics import Mean, Part
 from ...optim import learning_rate, make_optimizer
@@ -355,19 +356,20 @@ def as_circuits(samples: dict[str, np.ndarray | list[np.ndarray]]) -> list[Circu
     return [Circuit(int(n), *parts) if len(parts[0]) else None for n, *parts in rows]
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #806f4d0a
+@in_style
 def picture(circuits: list[Circuit]):
-    "Circuits and the magnitude of their responses, four a row."
+    "Circuits and the magnitude of their responses, three a row."
     import matplotlib.pyplot as plt  # late: training draws nothing
 
     from nexuslab.systems.circuits.schematic import draw_circuit
 
-    shown = circuits[:12]
-    rows = -(-len(shown) // 4) or 1
-    fig, axes = plt.subplots(2 * rows, 4, figsize=(13, 4.4 * rows), squeeze=False, layout="constrained")
+    shown = circuits[:9]
+    rows = -(-len(shown) // 3) or 1
+    fig, axes = plt.subplots(2 * rows, 3, figsize=(9.6, 4.2 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_axis_off()
     for k, circuit in enumerate(shown):
-        schematic, curve = axes[2 * (k // 4), k % 4], axes[2 * (k // 4) + 1, k % 4]
+        schematic, curve = axes[2 * (k // 3), k % 3], axes[2 * (k // 3) + 1, k % 3]
         kind = response_kind(circuit)
         draw_circuit(circuit, schematic, kind.name.replace("_", "-"), size=7)
         frequency = kind.cutoff_hz * np.logspace(-2, 2, 200)
@@ -539,6 +541,7 @@ class CircuitTask(CircuitSet, CircuitTraining, CircuitDesigns, Task, CanSample, 
         return as_samples(to_circuits(model.decode(z), np.asarray(meta["statistics"])))
 
     def contact_sheet(self, samples, cfg, meta):
-        return picture([c for c in as_circuits(samples) if analysed(c) is not None][:12])
+        "Circuits drawn from the prior that can be analysed, each above the magnitude of its response."
+        return picture([c for c in as_circuits(samples) if analysed(c) is not None])
 
 TASK = CircuitTask()

@@ -150,14 +150,14 @@ def maps(
     scene: Scene,
     how: str,  # pca or tsne
 ) -> plt.Figure:
-    "Posterior means of test circuits in two dimensions: a row for each branch, a column for each label."
-    rows, columns = len(scene.model.branch), len(scene.labels)
-    fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3 * rows), squeeze=False)
-    for row, (branch, part) in zip(axes, scene.model.branch.items(), strict=True):
+    "Posterior means of test circuits in two dimensions: a column for each branch, a row for each label."
+    rows, columns = len(scene.labels), len(scene.model.branch)
+    fig, axes = plt.subplots(rows, columns, figsize=(9.6, 2.8 * rows), squeeze=False)
+    for column, (branch, part) in zip(axes.T, scene.model.branch.items(), strict=True):
         points = project(scene.mean[:, part], how, scene.seed % 2**32)
         names = components(scene.mean[:, part]) if how == "pca" else ("t-SNE 1", "t-SNE 2")
-        for ax, (label, colour) in zip(row, scene.labels.items(), strict=True):
-            scatter(points, colour, ax, f"{branch}: {label}")
+        for ax, (label, colour) in zip(column, scene.labels.items(), strict=True):
+            scatter(points, colour, ax, f"{branch}: {label}", told=label if ax in axes[:, -1] else "")
             ax.set(xlabel=names[0], ylabel=names[1])
     name = {"pca": "PCA", "tsne": "t-SNE"}[how]
     fig.suptitle(f"{name} of the posterior means of {len(scene.rows)} test circuits, branch by branch")
@@ -195,7 +195,7 @@ def interpolation(scene: Scene) -> plt.Figure:
     """Responses on a straight line between two test circuits in the latent space, and the two circuits; a row for each
     pair."""
     chosen = pairs(scene)
-    fig, axes = plt.subplots(len(chosen), 3, figsize=(12, 2.8 * len(chosen)), squeeze=False, width_ratios=(1, 1.4, 1))
+    fig, axes = plt.subplots(len(chosen), 3, figsize=(9.6, 2.6 * len(chosen)), squeeze=False, width_ratios=(1, 1.4, 1))
     for (left, middle, right), (a, b) in zip(axes, chosen, strict=True):
         share, path = between(scene, a, b)
         drawn = draw_responses(middle, path, share, "share of the way")
@@ -203,7 +203,7 @@ def interpolation(scene: Scene) -> plt.Figure:
         middle.set_title(f"{drawn} of {STEPS} valid, {graphs} typed graph{'s' * (graphs != 1)} on the way")
         for ax, end in ((left, a), (right, b)):
             hertz = 10 ** scene.labels["log10 cutoff [Hz]"][end]
-            draw_circuit(scene.true[end], ax, f"{scene.labels['family'][end]}, {with_prefix(hertz, 'Hz')}", size=8)
+            draw_circuit(scene.true[end], ax, f"{scene.labels['family'][end]}, {with_prefix(hertz, 'Hz')}", size=7)
     fig.suptitle("On a straight line between two test circuits in the latent space")
     return fig
 
@@ -226,7 +226,7 @@ def typical(scene: Scene, rows: np.ndarray | None = None) -> int:
 def traversal(scene: Scene) -> plt.Figure:
     "Responses while one latent number moves and the others rest: a row for each branch, its two busiest numbers."
     start, rows = typical(scene), len(scene.model.branch)
-    fig, axes = plt.subplots(rows, 2, figsize=(10, 2.8 * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, 2, figsize=(9.6, 2.8 * rows), squeeze=False)
     for row, (branch, part) in zip(axes, scene.model.branch.items(), strict=True):
         numbers = busiest(scene.mean, part)
         for ax in row[len(numbers):]:
@@ -302,15 +302,15 @@ def draw_overlay(
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #e3a0ec81
 def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
-    "Overlays of some circuits of a scene, one a column."
-    fig, axes = plt.subplots(3, len(places), figsize=(3.1 * len(places), 8.4), squeeze=False)
-    for column, k in zip(axes.T, places, strict=True):
+    "Overlays of some circuits of a scene, one a row."
+    fig, axes = plt.subplots(len(places), 3, figsize=(9.6, 2.5 * len(places)), squeeze=False)
+    for row, k in zip(axes, places, strict=True):
         draw_overlay(
-            column, scene.true[k], scene.found[k],
+            row, scene.true[k], scene.found[k],
             f"{scene.labels['family'][k]}: pole error {100 * scene.errors[k]:.2g} %",
         )
     axes[0, 0].legend()
-    axes[2, 0].legend(loc="lower left")
+    axes[0, 2].legend(loc="center left", fontsize=7)
     fig.suptitle(title)
     return fig
 
@@ -350,7 +350,7 @@ def confusion(scene: Scene) -> plt.Figure:
     "Kinds of response before and after: colour is the share of the row, the number is the count."
     table = confusion_table(scene.labels["kind"], kinds_of(scene.found))
     count = table.to_numpy()
-    fig, ax = plt.subplots(figsize=(1.1 * len(table.columns) + 2, 0.8 * len(table) + 1.6))
+    fig, ax = plt.subplots(figsize=(min(9.6, 1.1 * len(table.columns) + 2), 0.8 * len(table) + 1.6))
     shown = ax.imshow(count / count.sum(1, keepdims=True), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (i, j), n in np.ndenumerate(count):
         ax.text(j, i, str(n), ha="center", va="center", color="white" if n > 0.5 * count[i].sum() else "black")
@@ -415,7 +415,7 @@ def latent_statistics(scene: Scene) -> pd.DataFrame:
 def active_units(scene: Scene) -> plt.Figure:
     "Variance of the posterior mean and divergence of every latent number, coloured by branch."
     table = latent_statistics(scene)
-    fig, axes = plt.subplots(2, 1, figsize=(0.3 * len(table) + 3, 5.4), sharex=True)
+    fig, axes = plt.subplots(2, 1, figsize=(min(9.6, 0.3 * len(table) + 3), 5.4), sharex=True)
     for k, (name, rows) in enumerate(table.groupby("branch", sort=False)):
         note = f"{name}: {rows['active'].sum()} of {len(rows)} active, {rows['divergence [nats]'].sum():.2f} nats"
         for ax, column in zip(axes, ("variance of mean", "divergence [nats]"), strict=True):

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest, mix
 from ...data import Source, Splits
+from ...figures import in_style
 from ...store import Store, ensure_store, existing_store, store_path
 from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
@@ -553,6 +554,7 @@ def baseline_figures(
     return {name: {key: told[key] for key in shown} | table(name) for name, told in found.items()}
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #4e859684
+@in_style
 def picture(batch: Batch, code: Code, rows: int = 12):
     "Digits of inputs and outputs of a batch's first examples, with the numbers and their loop lengths."
     import matplotlib.pyplot as plt  # late: training draws nothing

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
 from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
+from ...figures import in_style
 from ...files import CanCompareFiles
 from ...store import Store, store_path
 from nexuslab.systems.icecube.data import (
@@ -210,6 +211,7 @@ def labels_of(path: Path | str, ids: np.ndarray) -> np.ndarray:
     return held.read("label", np.asarray(ids) % held.size)
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #bdb0608c
+@in_style
 def picture(signal: np.ndarray, label: np.ndarray, most: int = 6):
     "A matplotlib figure of the first events (N, 2, 5160)."
     import matplotlib.pyplot as plt  # late: training draws nothing
@@ -380,6 +382,7 @@ class IceCubeSamples(CanSample):
         return dict(zip(PLACES, icecube86().position.T))
 
     def contact_sheet(self, samples, cfg, meta):
+        "Generated events from the side: a dot for each sensor that was hit, its size the charge, its colour the time."
         return picture(samples["input"], samples["label"])
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #4e1799d7

@@ -7,6 +7,7 @@ __all__ = ['EVENTS', 'MOST', 'VIEWS', 'Scene', 'look', 'draw_hits', 'side_by_sid
            'sensor_maps', 'strip', 'event_display', 'compare_files', 'table']
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #ac28e3e6
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from .event import flight
 from .factory import generated, keyed
 from .metrics import FEATURES, FEWEST, compare, features_of, residuals
 from ...task import At
-from ...figures import BLUE, GREY, ORANGE
+from ...figures import BLUE, GREY, ORANGE, panels
 from ...views import once_a_checkpoint
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #d7f11d20
@@ -74,8 +75,8 @@ def draw_hits(ax: Any, event: np.ndarray, label: np.ndarray, start: float) -> An
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #53895ef9
 def side_by_side(scene: Scene, many: int = 5) -> plt.Figure:
-    "Simulated events above, generated ones of the same labels below."
-    fig, axes = plt.subplots(2, many, figsize=(2.2 * many, 4.6), layout="constrained")
+    "Simulated events above, generated ones of the same labels below: x to the right, depth upwards; size is charge."
+    fig, axes = plt.subplots(2, many, figsize=(9.6, 4.4), layout="constrained")
     bright = np.argsort(-(scene.real[:, 0] > 0).sum(1))[: 4 * many : 4]
     for column, row in zip(axes.T, bright):
         charge, first = scene.real[row]
@@ -90,8 +91,8 @@ def side_by_side(scene: Scene, many: int = 5) -> plt.Figure:
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #e4903d4f
 def hit_histograms(scene: Scene) -> plt.Figure:
-    "Charges, times and residuals of hits, simulated and generated."
-    fig, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+    "Charges, times and residuals of the hits of all events, simulated and generated."
+    fig, axes = plt.subplots(1, 3, figsize=(9.6, 3), layout="constrained")
     ranges = np.geomspace(0.05, 1e5, 60), np.linspace(-1000, 9000, 80), np.linspace(-300, 2000, 90)
     for signal, name, colour in ((scene.real, "simulated", BLUE), (scene.made, "generated", ORANGE)):
         hit, late = signal[:, 0] > 0, residuals(signal, scene.label)[0]
@@ -101,20 +102,31 @@ def hit_histograms(scene: Scene) -> plt.Figure:
     for ax, name in zip(axes, names):
         ax.set(xlabel=name, ylabel="hits", yscale="log")
     axes[0].set_xscale("log")
-    axes[0].legend(fontsize=7)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
+
+# %% ../../../nbs/systems/icecube/05_views.ipynb #56fdbc0d
+UNITS = {"log largest charge": "p.e.", "log charge": "p.e.", "time spread": "log µs", "time": "µs",
+         "spread": "100 m", "line": "asinh, 100 m/µs", "x": "100 m", "y": "100 m", "z": "100 m",
+         "charge in DeepCore": "share"}
+
+def with_unit(feature: str) -> str:
+    "The name of a feature with its unit, as on an axis."
+    unit = next((unit for start, unit in UNITS.items() if feature.startswith(start)), "")
+    return f"{feature} [{unit}]" if unit else feature
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #79bdff18
 def feature_histograms(scene: Scene) -> plt.Figure:
-    "Each feature of events, simulated and generated."
-    fig, axes = plt.subplots(3, 6, figsize=(12, 5.4), layout="constrained")
+    "Each feature of events, simulated and generated: how many events have each value."
+    fig, axes = panels(len(FEATURES), 4, (2.4, 1.7))
     rows = features_of(scene.real), features_of(scene.made)
-    for number, (ax, name) in enumerate(zip(axes.flat, FEATURES)):
+    for number, (ax, name) in enumerate(zip(axes, FEATURES, strict=True)):
         bins = np.histogram_bin_edges(np.concatenate([rows[0][:, number], rows[1][:, number]]), 25)
         for row, colour, what in zip(rows, (BLUE, ORANGE), ("simulated", "generated")):
             ax.hist(row[:, number], bins, histtype="step", color=colour, label=what)
-        ax.set(xlabel=name, yticks=[])
-    axes[0, 0].legend(fontsize=7)
+        ax.set(xlabel=with_unit(name), yticks=[])
+    fig.supylabel("events")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #dd7fafcd
@@ -127,7 +139,7 @@ def sensor_maps(scene: Scene) -> plt.Figure:
     left.set(xlabel="share of simulated events", ylabel="share of generated events", title="Hits of a sensor")
     shown = right.imshow((made - real).reshape(86, 60).T, aspect="auto", cmap="RdBu_r", vmin=-0.2, vmax=0.2)
     right.set(xlabel="string", ylabel="sensor, from the top", title="Generated less simulated")
-    fig.colorbar(shown, ax=right)
+    fig.colorbar(shown, ax=right, label="difference of the shares")
     return fig
 
 # %% ../../../nbs/systems/icecube/05_views.ipynb #c997f09f
@@ -144,7 +156,7 @@ def strip(scene: Scene, row: int | None = None, many: int = 6) -> plt.Figure:
     forward = [model.alpha[k] * x0 + model.sigma[k] * noise for k in places]
     steps = [noise, *model.reverse(label, noise, d.sampler, d.sampler_steps, d.guidance, draw=draw)]
     backward = [steps[k] for k in np.linspace(0, len(steps) - 1, many).astype(int)]
-    fig, axes = plt.subplots(2, many, figsize=(2 * many, 4.2), layout="constrained")
+    fig, axes = plt.subplots(2, many, figsize=(9.6, 3.9), layout="constrained")
     x, _, z = icecube86().position.T
     for ax, channels in zip(axes.flat, forward + backward):
         hit = channels[0, 0].float().numpy()
@@ -231,12 +243,17 @@ def table(scene: Scene) -> pd.DataFrame:
     return pd.DataFrame({f"{name} {what}": of(row, axis=0) for name, row in rows.items()
                          for what, of in (("mean", np.mean), ("deviation", np.std))}, index=list(FEATURES))
 
+# %% ../../../nbs/systems/icecube/05_views.ipynb #9f7f94c8
+def of_scene(draw: Callable[[Scene], Any]) -> Callable[[Run], Any]:
+    "A view of a run from a view of its scene; the docstring, which is the caption, comes with it."
+    @functools.wraps(draw)
+    def view(run: Run) -> Any:
+        return draw(look(run))
+
+    return view
+
 # %% ../../../nbs/systems/icecube/05_views.ipynb #b3a9ee2f
 VIEWS: dict[str, Callable[[Run], Any]] = {
-    "events": lambda run: side_by_side(look(run)),
-    "hits": lambda run: hit_histograms(look(run)),
-    "features": lambda run: feature_histograms(look(run)),
-    "sensors": lambda run: sensor_maps(look(run)),
-    "diffusion": lambda run: strip(look(run)),
-    "feature_table": lambda run: table(look(run)),
+    "events": of_scene(side_by_side), "hits": of_scene(hit_histograms), "features": of_scene(feature_histograms),
+    "sensors": of_scene(sensor_maps), "diffusion": of_scene(strip), "feature_table": of_scene(table),
 }

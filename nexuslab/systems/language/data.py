@@ -32,6 +32,7 @@ from nexuslab.core import (
     ConfigError, DataError, atomic_path, did_you_mean, digest, file_digest, mix, parse_json, project_root,
 )
 from ...data import Consecutive, Source, split_by_hash
+from ...figures import ORANGE, in_style
 from ...store import Store, ensure_store, store_path
 from nexuslab.systems.language.tokens import (
     BytePairs, Bytes, Characters, Tokenizer, as_tokenizer, load_tokenizer, refuse_other_tokenizer, save_tokenizer,
@@ -734,17 +735,18 @@ def create_dataloader(
                       pin_memory=pin_memory, persistent_workers=num_workers > 0)
 
 # %% ../../../nbs/systems/language/01_data.ipynb #e66b1d5f
+@in_style
 def picture(batch: dict[str, Tensor], tokenizer: Tokenizer, rows: int = 8, columns: int = 64):
     "The first positions of a batch's first rows as text, shaded by document; a bar where the state is reset."
     import matplotlib.pyplot as plt  # late: training draws nothing
 
     shown = {name: part[:rows, :columns].cpu().numpy() for name, part in batch.items()}
-    fig, ax = plt.subplots(figsize=(10, 0.35 * len(shown["segment"]) + 1), layout="constrained")
-    ax.imshow(shown["segment"] % 2, aspect="auto", cmap="Pastel2", vmin=0, vmax=7)
+    fig, ax = plt.subplots(figsize=(9.6, 0.35 * len(shown["segment"]) + 1), layout="constrained")
+    ax.imshow(shown["segment"] % 2, aspect="auto", cmap="Greys", vmin=0, vmax=7)
     for (row, column), token in np.ndenumerate(shown["input_ids"]):
         piece = tokenizer.decode([token]).replace("\n", "\u21b5").replace("$", "\\$")
         ax.text(column, row, piece, ha="center", va="center", fontsize=7, family="monospace")
         if shown["start"][row, column]:
-            ax.plot([column - 0.5] * 2, [row - 0.5, row + 0.5], color="C3", lw=2)
+            ax.plot([column - 0.5] * 2, [row - 0.5, row + 0.5], color=ORANGE, lw=2)
     ax.set(xlabel="position [tokens]", ylabel="row", yticks=range(len(shown["segment"])))
     return fig

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, atomic_path, mix
+from ...figures import in_style
 from ...data import Splits
 from ...metrics import Mean, Part
 from nexuslab.systems.language.data import (
@@ -297,14 +298,15 @@ def scored(model: NEXUSCore, ids: np.ndarray, meta: dict, length: int) -> dict[s
             "bits_per_byte": float(bits_per_byte(nats, size))}
 
 # %% ../../../nbs/systems/language/04_task.ipynb #45335ed0
+@in_style
 def pictured(texts: list[str], lines: int = 9):
     "A figure of the first lines of some texts."
     import matplotlib.pyplot as plt  # late: training draws nothing
 
-    fig, axes = plt.subplots(len(texts), 1, figsize=(8, 1.8 * len(texts)), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(len(texts), 1, figsize=(9, 1.8 * len(texts)), layout="constrained", squeeze=False)
     for ax, text in zip(axes.flat, texts):
         shown = "\n".join(text.replace("$", r"\$").splitlines()[:lines])
-        ax.text(0, 1, shown, family="monospace", fontsize=7, va="top", transform=ax.transAxes)
+        ax.text(0, 1, shown, family="monospace", fontsize=8, va="top", transform=ax.transAxes)
         ax.set_axis_off()
     return fig
 
@@ -466,6 +468,7 @@ class LanguageAnswers(CanPredict, CanSample):
         return {"tokens": tokens, "text": [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]}
 
     def contact_sheet(self, samples, cfg, meta):
+        "The first lines of six texts that the model wrote."
         return pictured([bytes(np.asarray(row, np.uint8)).decode("utf-8", "replace") for row in samples["text"][:6]])
 
 # %% ../../../nbs/systems/language/04_task.ipynb #f7a7093e

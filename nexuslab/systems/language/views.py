@@ -29,7 +29,6 @@ from .reason import Proof, prove, read
 from .suites import causal_model, observe
 from .tokens import Tokenizer, tokenizer_of
 from .world import imagine
-from ...task import get_task
 from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY
 from ...views import once_a_checkpoint, project
 
@@ -57,7 +56,7 @@ def look(
 ) -> Scene:
     "What the views of a run are drawn from."
     model, cfg, meta = run.load(checkpoint)
-    windows = get_task(cfg.system).data(cfg, run.root).test
+    windows = run.task.data(cfg, run.root).test
     batch = windows.batch(np.arange(min(ROWS, windows.size)), {}, None)
     logits, info = model.eval()(batch["input_ids"], True, start=batch["start"], labels=batch["labels"])
     return Scene(model, tokenizer_of(meta["tokenizer"]), windows, batch, logits, info, run.path.name)
@@ -65,7 +64,7 @@ def look(
 # %% ../../../nbs/systems/language/05_views.ipynb #b26c2dd6
 def curves(history: pd.DataFrame) -> plt.Figure:
     "Loss of the next token, losses of the modules, and each part's share of the gradient."
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), layout="constrained")
     known = lambda name: history[["step", name]].dropna().to_numpy(float).T if name in history else np.zeros((2, 0))
     for name, colour in (("train/lm", SKY), ("val/loss", BLUE)):
         axes[0].plot(*known(name), color=colour, marker="o" if "val" in name else None, ms=3, label=name)
@@ -73,11 +72,11 @@ def curves(history: pd.DataFrame) -> plt.Figure:
         axes[1].plot(*known(f"train/{name}"), color=colour, label=name)
         axes[2].plot(*known(f"train/gradient_share/{name}"), color=colour, label=name)
     axes[2].plot(*known("train/gradient_share/lm"), color=SKY, label="next token")
-    for ax, title, unit in zip(axes, ("Next token", "Modules", "Share of the gradient at the latents"),
-                               ("nats a token", "loss before its weight", "share")):
+    for ax, title, unit in zip(axes, ("Next token", "Modules", "Gradient at the latents"),
+                               ("loss [nats a token]", "loss before its weight", "share of the gradient")):
         ax.set(xlabel="training step", ylabel=unit, title=title)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=7)
+            ax.legend(fontsize=8)
     return fig
 
 # %% ../../../nbs/systems/language/05_views.ipynb #5f5aea2f
@@ -126,8 +125,8 @@ def states(scene: Scene) -> plt.Figure:
     for layer, line in enumerate(sizes.T):
         colour = plt.cm.viridis(layer / max(1, sizes.shape[1]))
         ax.plot(16 * (1 + np.arange(len(line))), line, color=colour, label=layer)
-    ax.set(xlabel="tokens read", ylabel="root mean square of the state", title="States, by layer", ylim=(0, None))
-    ax.legend(fontsize=7)
+    ax.set(xlabel="tokens read", ylabel="root mean square of the state", ylim=(0, None))
+    ax.legend(title="layer", ncols=2)
     return fig
 
 # %% ../../../nbs/systems/language/05_views.ipynb #9f3f734b
@@ -154,7 +153,7 @@ def trajectories(scene: Scene, rows: int = 4, steps: int = 8) -> plt.Figure:
     for row, colour in zip(dreamt, (BLUE, ORANGE, GREEN, PINK)):
         ax.plot(row[:, 0], row[:, 1], color=colour, marker="o", ms=3)
     title = f"Imagined: {steps} steps from the middle of a row"
-    ax.set(xlabel="first component", ylabel="second component", title=title)
+    ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
     ax.legend()
     return fig
 
@@ -207,7 +206,7 @@ def draw_graphs(
     for number, (x, y) in enumerate(place):
         ax.text(x, y, number, ha="center", va="center", bbox={"boxstyle": "circle", "fc": "white", "ec": BLUE})
     ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.45), aspect="equal", title="Learnt against true graph")
-    ax.legend(loc="upper center", ncols=3, fontsize=7)
+    ax.legend(loc="upper center", ncols=3, fontsize=8, columnspacing=1)
     ax.set_axis_off()
     return ax
 
@@ -222,7 +221,7 @@ def graph(scene: Scene) -> plt.Figure:
     for ax, (title, table) in zip(axes, tables.items()):
         shown = ax.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
         ax.set(xlabel="effect: factor", ylabel="cause: factor", title=title)
-    fig.colorbar(shown, ax=axes, shrink=0.8)
+    fig.colorbar(shown, ax=axes, shrink=0.8, label="effect")
     return fig
 
 # %% ../../../nbs/systems/language/05_views.ipynb #60cc6484

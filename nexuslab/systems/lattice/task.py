@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track
 from ...core import ConfigError, DataError, digest
 from ...data import Source, Splits
+from ...figures import BLUE, ORANGE, PALETTE, in_style
 from ...metrics import Mean, Part
 from ...store import Store, existing_store, store_path
 from .batch import Batch, collate
@@ -243,15 +244,16 @@ def judged(model: AdvancedGNNOptimizer, batch: Batch, out: Output) -> tuple[dict
     return parts, fed
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #4c139a94
+@in_style
 def picture(batch: Batch, profile: str, graphs: int = 6):
     "Nodes by depth and place within it, edges by kind, and the answer above."
     import matplotlib.pyplot as plt  # late: training draws nothing
 
     graphs, axes_of = min(graphs, batch.size), profile_of(profile).axes
-    fig, axes = plt.subplots(2, 3, figsize=(10, 5), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(2, 3, figsize=(9.6, 5.4), layout="constrained", squeeze=False)
     for ax in axes.flat[graphs:]:
         ax.set_axis_off()
-    colours = ("0.6", "tab:blue", "tab:red")
+    colours = ("0.6", BLUE, ORANGE)
     for b, ax in zip(range(graphs), axes.flat):
         nodes = torch.nonzero(batch.graph.cpu() == b)[:, 0]
         depth = batch.x[nodes, 9].cpu().numpy()
@@ -261,10 +263,15 @@ def picture(batch: Batch, profile: str, graphs: int = 6):
         for u, v, kind in zip(batch.source[edges].tolist(), batch.target[edges].tolist(),
                               batch.edge_attr[edges, : len(KINDS)].argmax(1).tolist()):
             ax.plot(*zip(where[u], where[v]), color=colours[kind], lw=0.4)
-        ax.scatter(*np.array(list(where.values())).T, c=batch.x[nodes, :7].argmax(1).cpu(), cmap="tab10", s=8, zorder=3)
+        kinds = [PALETTE[kind] for kind in batch.x[nodes, :7].argmax(1).tolist()]
+        ax.scatter(*np.array(list(where.values())).T, c=kinds, s=8, zorder=3)
         n, q, sigma = (axis[i] for axis, i in zip(axes_of.values(), batch.places[b].tolist()))
         told = f"n {n}, q {q}, σ {sigma:.3g}" if batch.feasible[b] else "nothing fits"
         ax.set(title=f"{LEVELS[batch.level[b]]} bits: {told}", xlabel="depth", yticks=[])
+        ax.set_xticks(range(int(depth.max()) + 1))
+    for kind, colour in zip(KINDS, colours):
+        ax.plot([], [], color=colour, lw=1, label=f"{kind.lower()} wires")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 # %% ../../../nbs/systems/lattice/04_task.ipynb #d7d43413
