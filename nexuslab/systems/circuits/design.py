@@ -109,6 +109,7 @@ class Lattice:
         at = np.clip(at, first, max(last - NEAR + 1, first))
         return self.values[np.clip(at[:, None] + np.arange(NEAR), first, last)]
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #51e81121
 def lattice_of(circuit: Circuit, series: str, load: float | None) -> Lattice:
     "The lattice of a circuit: a given load is no part of it; inductors are fixed first, then capacitors."
     one, graph = stack([graph_of(circuit)]), graph_of(circuit)
@@ -117,6 +118,7 @@ def lattice_of(circuit: Circuit, series: str, load: float | None) -> Lattice:
     order = [int(p) for kind in (2, 1, 0) for p in np.flatnonzero((low < high) & (kinds == kind))]
     return Lattice(graph, in_series(series), low, high, order)
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #a34b5d48
 def at_other_impedances(lattice: Lattice, u: np.ndarray) -> np.ndarray:
     "The circuit scaled so that its first part takes every value of the series, if all parts stay in range, (B, P)."
     kinds = stack([lattice.graph]).kind[0]
@@ -214,6 +216,7 @@ def drawn(circuit: Circuit, tolerance: float, load: float | None, seed: int) -> 
     spread = np.log1p(tolerance * np.random.default_rng(seed).uniform(-1, 1, (DRAWS, u.shape[1])))
     return u + spread * (limits.low < limits.high)
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #8295a95f
 def within_tolerance(
     target: Target,
     circuit: Circuit,
@@ -227,12 +230,14 @@ def within_tolerance(
     level, _ = levels(one.take(np.zeros(DRAWS, int)), drawn(circuit, tolerance, load, seed), target, False)
     return float((np.abs(target.off(level)).max(1) <= within).mean())
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #f5f2803c
 def sensitivity(target: Target, circuit: Circuit) -> dict[str, float]:
     "Of each part, named as in the netlist, the largest change of the level for 1 % of its value [dB]."
     _, slope = levels(stack([graph_of(circuit)]), logs_of([circuit]), target)
     largest = 0.01 * np.abs(slope[0][np.isfinite(target.lower)]).max(0)
     return dict(zip(names_of(circuit), largest.tolist(), strict=True))
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #c1a74c58
 def names_of(circuit: Circuit) -> list[str]:
     "The names of the parts in the netlist: R1, C1, C2 ..."
     counts = dict.fromkeys(PARTS, 0)
@@ -400,6 +405,7 @@ def at_their_ends(circuit: Circuit, load: float | None) -> str:
             ends.append(f"{name} at {with_prefix(part[3], UNITS[part[0]])}")
     return f"parts at the end of their ranges: {', '.join(ends)}" if ends else ""
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #4ac4e554
 def no_resonance(f0: float | None) -> str:
     "That no inductor and capacitor within the ranges resonate at a frequency, in words."
     for end, words, beyond in ((1, "lowest", 1), (0, "highest", -1)):
@@ -410,6 +416,7 @@ def no_resonance(f0: float | None) -> str:
             return f"{pair} resonate at {with_prefix(at, 'Hz')}, the {words} there is"
     return ""
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #7fbc4b42
 def why_not(
     design: Design,
     wish: Wish,
@@ -424,6 +431,7 @@ def why_not(
     return (f"not reached within {wish.within:g} dB: the nearest leaves the corridor by {error:.1f} dB ({reason}). "
             f"{what_it_is(design.row)}")
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #342767fc
 def what_it_is(row: dict[str, object]) -> str:
     "Kind, corner and quality in words."
     if row["kind"] not in Wanted.__args__:
@@ -471,6 +479,7 @@ def as_json(circuit: Circuit) -> dict:
         for name, (kind, i, j, value) in zip(names_of(circuit), circuit.parts, strict=True)
     ]}
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #dcfb0985
 def write_designs(
     folder: Path,  # exists and is empty
     target: Target,
@@ -542,6 +551,7 @@ def asked_for(
     target, load = (read_mask(mask), None) if mask is not None else wanted_response(response)
     return Asked(target, *shape_of(target), load, Path(mask or response).name)
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #be805513
 OPTIONS = ("kind", "f0", "q", "order", "ripple", "mask", "response")
 
 LEAST = {"low_pass": 2, "high_pass": 2, "band_pass": 3, "band_stop": 3}  # parts, the load among them

@@ -38,6 +38,7 @@ def slot_of(
     "The number of the typed slot of each component."
     return KINDS_OF_PART * (j * (j - 1) // 2 + i) + kind
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #95329692
 def slot_ends(
     nodes: int,  # N
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,6 +57,7 @@ class Roots:
     value: Tensor  # (B, P, 2) standardised log10 magnitude, phase in radian
     mask: Tensor  # (B, P) bool
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #efa299e5
 @dataclass(frozen=True)
 class Batch:
     "B circuits, their components end to end."
@@ -180,6 +182,7 @@ def _padded(ragged: Ragged, ids: np.ndarray) -> Roots:
     value[mask] = rows
     return Roots(torch.from_numpy(value), torch.from_numpy(mask))
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #ea774828
 def collate(
     flat: Flat,
     ids: np.ndarray,  # (B,) items
@@ -376,6 +379,7 @@ def _double(x: Tensor) -> Tensor:
     "In double precision, on the CPU where the device has none."
     return x.double() if x.device.type != "mps" else x.cpu().double()
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #9ceabd1b
 class Intervals:
     "Intervals of cumulative probability, W for each row, which decisions divide."
 
@@ -442,6 +446,7 @@ class Walk:
     border: Tensor  # (B, N - 1, 3 (N - 1)) at each slot of a row; 1 beyond its end
     number: Tensor  # (B, N - 1, 3 (N - 1)) which number of its row decides about a slot
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #39bbbf7b
 def row_slots(
     nodes: int,  # N
 ) -> tuple[Tensor, Tensor]:
@@ -450,6 +455,7 @@ def row_slots(
     real = place < KINDS_OF_PART * row
     return torch.where(real, KINDS_OF_PART * (row * (row - 1) // 2) + place, 0), real
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #31f2fb07
 @torch.no_grad()
 def walk(
     logits: Tensor,  # (B, S) of each slot given those before
@@ -528,6 +534,7 @@ class RootGuess:
     zero: Tensor  # (B, Z, 2)
     origin: Tensor  # (B, Z + 1) logits of the number of zeros at the origin
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #4fe6cfba
 class RootHead(nn.Module):
     "Poles and zeros from latent numbers."
 
@@ -564,6 +571,7 @@ class Output:
     # (B, S) logits of presence given the slots before, without z; None for a model that has none
     prior: Tensor | None = None
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #7f08c8cf
 def branches(
     latent: tuple[int, int, int],  # widths
 ) -> dict[str, slice]:
@@ -647,6 +655,7 @@ def sides(
     slots[:, slot[real]] = told[:, real]
     return slots
 
+# %% ../../../nbs/systems/circuits/02_model.ipynb #8e3ff69a
 def too_narrow(found: int, nodes: int) -> ConfigError:
     "The error of a topology branch that has not a number for each row."
     return ConfigError(

@@ -30,14 +30,17 @@ def common_grid(
     size = size[size > 0] / (2 * np.pi)
     return np.geomspace(size.min() / 10, size.max() * 10, POINTS)
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #4da87394
 def levels_of(circuits: Sequence[Circuit], hz: np.ndarray) -> np.ndarray:
     "20 log10 |H| of circuits, not below the floor, (n, F) [dB]."
     return np.maximum(20 * np.log10(np.maximum(np.abs(responses(circuits, hz)), 1e-12)), LOWEST)
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #8231bd87
 def steps_between(levels: np.ndarray) -> np.ndarray:
     "Root mean square between each response and the next, (n - 1,) [dB], from levels (n, F)."
     return np.sqrt(np.square(np.diff(levels, axis=0)).mean(1))
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #5a9a72b5
 def largest_step(levels: np.ndarray) -> float:
     "The largest step of a path over the distance of its ends, from levels (n, F)."
     return float(steps_between(levels).max() / np.sqrt(np.square(levels[-1] - levels[0]).mean()))
@@ -54,10 +57,12 @@ def room_for_impedance(circuit: Circuit) -> tuple[float, float]:
         low, high = max(low, ends[0]), min(high, ends[1])
     return (low, high) if low <= 1 <= high else (1.0, 1.0)
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #cd42c252
 def at_impedance(circuit: Circuit, factor: float) -> Circuit:
     "The same response from values with another impedance."
     return merge([(k, i, j, v * factor ** POWER[k]) for k, i, j, v in circuit.parts], circuit.n_nodes)
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #a4387ecb
 LEVEL = 300.0  # ohm: a load that some 30 kohm beside it leave alone
 
 def best_impedance(circuit: Circuit) -> float:
@@ -112,6 +117,7 @@ def settled(a: Circuit, b: Circuit, share: float) -> Circuit:
     made = (bridge(a, b, s) for s in near)
     return next((c for c in made if appraise([c], {}) == ["clean"]), bridge(a, b, share))
 
+# %% ../../../nbs/systems/circuits/09_paths.ipynb #0615cf2d
 def cross_fade(
     a: Circuit,
     b: Circuit,

@@ -110,6 +110,7 @@ def prototypes() -> Iterator[tuple[str, int, list[Part]]]:
         g, traps = elliptic(order, ripple, stop)
         yield "elliptic", order, ladder_of(g, traps=traps)
 
+# %% ../../../nbs/systems/circuits/08_published.ipynb #5cf4100c
 def published() -> list[tuple[str, int, Circuit]]:
     "Family, order and circuit of every ladder at every corner and impedance."
     found = []

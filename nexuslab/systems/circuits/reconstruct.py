@@ -69,6 +69,7 @@ def pole_error(
     far = np.abs(true[:, None] - found) / np.abs(true[:, None])
     return min(1.0, float(far[linear_sum_assignment(far)].max()))
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #22b36879
 def value_errors(
     true: Circuit,
     found: Circuit,  # of the same typed graph
@@ -77,6 +78,7 @@ def value_errors(
     a, b = canonical(true), canonical(found)
     return np.abs(b.value[a.present] / a.value[a.present] - 1)
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #7e878d2c
 def parts_shared(
     true: Circuit,  # canonically numbered
     found: Circuit | None,  # as the model numbers it
@@ -114,6 +116,7 @@ def _poles(circuit: Circuit) -> np.ndarray:
     except DataError:
         return np.zeros(0, complex)
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #17c1cf82
 def judge(
     arrays: dict[str, np.ndarray],  # of the data set
     ids: np.ndarray,  # (n,) which circuits are meant
@@ -152,6 +155,7 @@ def posteriors(
     mean, log_variance = (torch.cat(x).cpu() for x in zip(*found, strict=True))
     return mean, log_variance
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #03efade1
 def rate(
     model: CircuitVAE,
     flat: Flat,
@@ -232,6 +236,7 @@ def _slot_rows(flat: Flat, ids: np.ndarray, slots: int, presence: float) -> np.n
     table[owner, 0, slot], table[owner, 1, slot] = presence, flat.value.take(ids)[0]
     return table.reshape(len(ids), -1)
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #38172238
 def nearest_circuits(
     arrays: dict[str, np.ndarray],
     flat: Flat,
@@ -244,7 +249,7 @@ def nearest_circuits(
     far = (known**2).sum(1) - 2 * asked @ known.T
     return [circuit_at(arrays, train[k]) for k in far.argmin(1)]
 
-
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #848fb1a4
 def identity_circuits(
     flat: Flat,
     ids: np.ndarray,  # (n,)
@@ -292,12 +297,14 @@ def objection(
     inside = (circuit.value >= low * (1 - ROUNDING)) & (circuit.value <= high * (1 + ROUNDING))
     return None if inside[circuit.present].all() else "value out of range"
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #e9a16401
 def families_of(arrays: dict[str, np.ndarray]) -> dict[int, str]:
     "The typed graphs of the training split by their hash, and the family of each."
     train = arrays["split"] == 0
     names = np.array(FAMILIES)[arrays["family"][train]].tolist()
     return dict(zip(arrays["topology"][train].tolist(), names, strict=True))
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #6bd405ec
 def appraise(
     circuits: Sequence[Circuit | None],
     families: Mapping[int, str],  # topology hash -> the family whose curve such a graph must have
@@ -311,6 +318,7 @@ def appraise(
         told[k] = found if isinstance(found, str) else "clean"
     return told
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #3687d4f5
 def analysed(circuit: Circuit | None) -> Analysis | None:
     "The analysis of a circuit whose response can be drawn; None for one that has none."
     if verdict(circuit) != "valid":

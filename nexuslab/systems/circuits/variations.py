@@ -107,6 +107,7 @@ def refuse_large(model: CircuitVAE, circuit: Circuit) -> None:
         raise DataError("circuit to encode", found=f"{circuit.n_nodes} nodes", expected=f"at most {model.nodes}",
                         remedy="name a run of larger networks: nexuslab train --system circuits --preset ladders")
 
+# %% ../../../nbs/systems/circuits/07_variations.ipynb #7557f7b8
 def lost_in_code(
     model: CircuitVAE,
     circuit: Circuit,
@@ -135,11 +136,13 @@ class Encoded:
     found: Circuit | None  # decoded from the mean
     sampled: Circuit | None  # decoded from one sample z ~ q(z | c)
 
+# %% ../../../nbs/systems/circuits/07_variations.ipynb #efd1ef6a
 def decode(model: CircuitVAE, z: np.ndarray, statistics: np.ndarray) -> list[Circuit | None]:
     "The circuits of latent vectors (n, D)."
     with torch.no_grad():
         return to_circuits(model.decode(torch.as_tensor(z, dtype=torch.float32)), np.asarray(statistics))
 
+# %% ../../../nbs/systems/circuits/07_variations.ipynb #25afa2c6
 def encode_circuit(
     model: CircuitVAE,
     circuit: Circuit,
@@ -193,6 +196,7 @@ def own_target(circuit: Circuit) -> Target:
     chosen = spread_out(hz, level)
     return follow(hz[chosen], level[chosen])
 
+# %% ../../../nbs/systems/circuits/07_variations.ipynb #43e0db85
 def beside(
     target: Target,
     given: Circuit,
@@ -215,6 +219,7 @@ def came_back_as(given: Circuit, found: Circuit | None) -> str:
         return "another graph"
     return f"the same graph, values within {value_errors(given, found).max():.2g} of each"
 
+# %% ../../../nbs/systems/circuits/07_variations.ipynb #806c12ac
 def told_of(
     given: Circuit,
     code: Encoded,

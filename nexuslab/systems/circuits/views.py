@@ -112,10 +112,12 @@ def frequencies(
     grid = np.unique(frequency_grid(Curves(analyses))) * (1 + 1e-9)  # a hair off: H has no phase on a lossless zero
     return grid[(grid >= size.min() / margin) & (grid <= size.max() * margin)] / (2 * np.pi)
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #cfbe3f94
 def decibel(h: np.ndarray) -> np.ndarray:
     "20 log10 |H|, not below -200 dB."
     return 20 * np.log10(np.maximum(np.abs(h), 1e-10))
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #025ffcfe
 def show_decibel(ax) -> None:
     "Name the axes of a magnitude, and cut them at -100 dB."
     ax.set(xlabel="frequency [Hz]", ylabel="|H| [dB]")
@@ -163,6 +165,7 @@ def maps(
     fig.suptitle(f"{name} of the posterior means of {len(scene.rows)} test circuits, branch by branch")
     return fig
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #bae6d0ce
 def components(codes: np.ndarray) -> tuple[str, str]:
     "Names of the two principal axes of codes (n, D) with the share of variance on each."
     shares = PCA(2).fit(codes).explained_variance_ratio_
@@ -181,10 +184,12 @@ def pairs(scene: Scene) -> list[tuple[int, int]]:
     middle = [_middle(cutoff, np.flatnonzero(scene.labels["kind"] == kind)) for kind, _ in kinds]
     return found + list(pairwise(middle))
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #83f5a7b6
 def _middle(values: np.ndarray, among: np.ndarray) -> int:
     "The place among some with the median value."
     return int(among[np.argsort(values[among], kind="stable")[len(among) // 2]])
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #b78177b2
 def between(scene: Scene, a: int, b: int) -> tuple[np.ndarray, list[Circuit | None]]:
     "Shares of the way from circuit a to circuit b, and the circuits decoded there."
     share = np.linspace(0, 1, STEPS)
@@ -252,6 +257,7 @@ def draw_roots(ax, a: Analysis, colour: str, size: float, label: str) -> None:
         a.zeros.real, a.zeros.imag, marker="o", s=size, facecolors="none", edgecolors=colour, label=f"zeros, {label}"
     )
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #0db2ab2a
 def scale_plane(ax, analyses: Sequence[Analysis]) -> None:
     "Axes of a pole-zero plane, linear up to the smallest root off the origin."
     size = np.abs(np.concatenate([r for a in analyses for r in (a.poles, a.zeros)]))
@@ -314,12 +320,14 @@ def overlays(scene: Scene, places: Sequence[int], title: str) -> plt.Figure:
     fig.suptitle(title)
     return fig
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #63cbd0d6
 def reconstruction(scene: Scene) -> plt.Figure:
     "True and decoded from the mean: of each family the test circuit with the median pole error."
     families = scene.labels["family"]
     places = [typical(scene, np.flatnonzero(families == name)) for name in dict.fromkeys(families.tolist())]
     return overlays(scene, places, "True and decoded: of each family the test circuit with the median pole error")
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #91ccf746
 def reconstruction_worst(scene: Scene) -> plt.Figure:
     "True and decoded from the mean: the six test circuits with the largest pole errors."
     places = np.argsort(-scene.errors, kind="stable")[:6].tolist()
@@ -407,6 +415,7 @@ def latent_table(
     table.index.name = "latent number"
     return table
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #102de610
 def latent_statistics(scene: Scene) -> pd.DataFrame:
     "The table of all latent numbers of a run."
     return latent_table(scene.mean, scene.variance, scene.model.branch, scene.labels)
@@ -470,12 +479,14 @@ def distances(scene: Scene) -> pd.DataFrame:
     branches = scene.model.branch | {"all": slice(None)}
     return pd.DataFrame(columns | {name: np.linalg.norm(gap[:, part], axis=1) for name, part in branches.items()})
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #5b5695fc
 def correlation(table: pd.DataFrame, name: str, seed: int) -> dict[str, float]:
     "Rank correlation of a column with the edit distance, and its 95 % bootstrap interval."
     both = table[["edits", name]].to_numpy(float)
     low, high = bootstrap(both, rank_correlation, seed=seed)
     return {"spearman": rank_correlation(both), "low": low, "high": high, "pairs": len(both)}
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #35389e17
 def edit_correlation(scene: Scene) -> pd.DataFrame:
     "Rank correlation of latent and edit distance for each branch and for all of the latent vector."
     table = distances(scene)
@@ -553,6 +564,7 @@ def draw_distortion(
     ax.legend()
     return fig
 
+# %% ../../../nbs/systems/circuits/05_views.ipynb #f48cbfa8
 def rate_distortion(run: Run) -> plt.Figure:
     "Rate against distortion of samples: the model at several precisions, the evaluation's peers, and Shannon's bound."
     known = run.evaluation if (run.path / "evaluation.json").exists() else {}
