@@ -226,6 +226,7 @@ def _neighbours(n: int, typed: Typed) -> list[list[tuple[int, int]]]:
         near[j].append((t, i))
     return near
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #cfef3853
 def _distances(near: list[list[tuple[int, int]]]) -> list[int]:
     "Steps from the input to each node, never through ground; an unreachable node gets the number of nodes."
     distance, queue = {INPUT: 0, GROUND: len(near)}, [INPUT]
@@ -247,6 +248,7 @@ def _refine(colour: list[int], near: list[list[tuple[int, int]]]) -> list[int]:
             return refined
         colour = refined
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #035aa6e6
 def _numberings(colour: list[int], near: list[list[tuple[int, int]]]) -> Iterable[list[int]]:
     "Every discrete colouring below `colour`: single out each node of the first shared colour in turn."
     colour = _refine(colour, near)
@@ -293,6 +295,7 @@ def canonical(circuit: Circuit) -> Circuit:
     edges, order = options[0]
     return Circuit(circuit.n_nodes, edges, circuit.present[order], circuit.value[order])
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #5e91f8b1
 def same_graph(a: Circuit, b: Circuit) -> bool:
     "Are the typed graphs isomorphic with the terminals fixed? The values do not matter."
     return a.n_nodes == b.n_nodes and canonical_form(a.n_nodes, a.typed)[0] == canonical_form(b.n_nodes, b.typed)[0]
@@ -361,6 +364,7 @@ def responses(
         H[rows] = np.linalg.solve(M[..., 1:], -M[..., :1])[..., 0, 0]
     return H
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #663ddf8f
 def response(
     circuit: Circuit,
     frequency_hz: np.ndarray,  # (F,)
@@ -418,6 +422,7 @@ def _nodal(n: int, typed: Typed, admittance: np.ndarray) -> tuple[np.ndarray, np
         Y[:, [i, j], [j, i]] -= admittance[:, [e, e]]
     return _determinants(Y[:, 2:, 2:]), _determinants(Y[:, 2:][:, :, [1, *range(3, n)]])
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #241133ec
 def _polynomials(n: int, typed: Typed) -> tuple[list[int], list[int]]:
     "D(s) and N(s) modulo PRIME for one random draw of values, coefficients lowest first."
     kinds = np.array([[t >> k & 1 for k in range(3)] for _, _, t in typed])
@@ -450,6 +455,7 @@ def _gcd_degree(a: list[int], b: list[int]) -> int:
         a, b = b, a
     return len(a) - 1
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #cfb01ef5
 @lru_cache(maxsize=1 << 16)
 def count_roots(
     n: int,  # nodes
@@ -582,6 +588,7 @@ class Analysis:
         log = np.log(np.append(s - self.zeros, np.ones_like(s), -1)).sum(-1) - np.log(s - self.poles).sum(-1)
         return np.exp(log + np.log(self.gain)) if self.gain > 0 else np.zeros(s.shape[:-1], complex)
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #1f1e1500
 def _ordered(roots: np.ndarray) -> np.ndarray:
     "By magnitude, of a conjugate pair the upper one first."
     return roots[np.lexsort((-roots.imag, np.abs(roots)))]
@@ -696,6 +703,7 @@ def _refined(
         low, high = w[k, np.maximum(best - 1, 0)], w[k, np.minimum(best + 1, 16)]
     return np.exp(w[k, best]), y[k, best]
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #d564e9e3
 def _crossings(curves: Curves, low: np.ndarray, high: np.ndarray, level: np.ndarray, rows: np.ndarray) -> np.ndarray:
     "The frequencies [rad/s] in the brackets low .. high at which ln |H| crosses level, each (K,)."
     low, high, k = np.log(low), np.log(high), np.arange(len(low))
@@ -716,6 +724,7 @@ def name_of_band(dc: bool, infinity: bool, n_edges: int) -> str:
     }
     return table.get((dc, infinity, n_edges), "other")
 
+# %% ../../../nbs/systems/circuits/00_analysis.ipynb #904e5245
 def _corner(a: Analysis, name: str, peak_hz: float, notch_hz: float, edges: list[float]) -> tuple[float, float]:
     "Cutoff or centre frequency [Hz] and quality."
     if name in ("band_pass", "band_stop"):

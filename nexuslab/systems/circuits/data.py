@@ -62,6 +62,7 @@ def assign_splits(
     split[lone] = 0
     return {"split": split, "beyond": beyond & (split == 3)}
 
+# %% ../../../nbs/systems/circuits/01_data.ipynb #86c74622
 def standardiser(
     arrays: dict[str, np.ndarray],
 ) -> Standardiser:
@@ -106,6 +107,7 @@ def manifest(
         "families": FAMILIES,
     }
 
+# %% ../../../nbs/systems/circuits/01_data.ipynb #6ecdae81
 def build(
     path: Path | str,  # the file
     parameters: dict,

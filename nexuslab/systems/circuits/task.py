@@ -99,6 +99,7 @@ class CircuitLoss(Section):
     zeros: float = Field(0.5, ge=0, description="zeros, relative to poles")
     warmup: float = Field(0.1, gt=0, le=1, description="share of the steps over which the divergence is warmed up")
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #e660da02
 class CircuitConfig(Config):
     "A run of the circuit autoencoder."
 
@@ -123,6 +124,7 @@ def base() -> CircuitConfig:
         track=Track(log_every=22), checkpoint=Checkpoint(eval_every=4),
     )
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #ca9528dd
 def smoke() -> CircuitConfig:
     "The same in seconds."
     return base().model_copy(update={
@@ -177,6 +179,7 @@ def statistics_of(arrays: dict[str, np.ndarray]) -> dict:
         "statistics": [state["mean"], state["std"]], "root_statistics": list(flat.root_statistics),
     }
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #cdb45bf9
 class Circuits(Source):
     "The circuits of some splits of a file."
 
@@ -254,6 +257,7 @@ def guesses(splits: Splits, split: str) -> dict[str, dict[str, float]]:
         "training graphs, other values": prior_figures(dealt_anew(arrays, PRIOR_DRAWS), families_of(arrays)),
     }
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #27c56bdc
 def make_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
     "The model of a configuration, untrained."
     m = cfg.model
@@ -265,6 +269,7 @@ def make_model(cfg: CircuitConfig, meta: dict) -> CircuitVAE:
         m.dropout,
     )
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #9555a8bb
 def at_the_true_graph(model: CircuitVAE, splits: Splits, split: str, seed: int) -> dict[str, float]:
     "Figures of the values that a model decodes when it is told the graph."
     return by_group(splits, split, lambda source, rows: came_back(model, source, rows, seed, given=True))
@@ -285,6 +290,7 @@ def peer_setting(
         update={"data": cfg.data, "seed": cfg.seed, "budget": Budget(epochs=max(1, min(asked, PEER_STEPS // steps)))}
     )
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #a594bf04
 def objective(cfg: CircuitConfig) -> SimplifiedCompositeLoss:
     "The weighted objective of a configuration."
     return SimplifiedCompositeLoss(cfg.loss.reconstruction, cfg.loss.transfer, cfg.loss.kl, cfg.loss.zeros)
@@ -330,6 +336,7 @@ def peer_figures(
     found = figures(train_peer(splits.train, cfg, splits.meta["nodes"]), splits, split, cfg.seed)
     return {k: v for k, v in found.items() if not k.endswith("_topology")}  # it has no branch for topology
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #d80f1bc6
 def peer_baseline(splits: Splits, split: str, cfg: CircuitConfig) -> dict[str, Costly]:
     "The dense peer under its name, trained once for this data, these settings and this budget."
     own = peer_setting(cfg, splits.train.size)
