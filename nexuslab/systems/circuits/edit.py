@@ -33,6 +33,7 @@ class Insight:
         Z = self.Z[:, i, i] + self.Z[:, j, j] - 2 * self.Z[:, i, j]
         return (self.reach[:, i] - self.reach[:, j]) * (self.voltage[:, i] - self.voltage[:, j]), Z
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #4becb783
 def look(graph: Graph, u: np.ndarray, w: np.ndarray) -> Insight:
     "A network at frequencies w [rad/s]."
     one = stack([graph])
@@ -60,6 +61,7 @@ def side_by_side(parts: Parts) -> Parts:
             merged[key] = together(kind, merged[key], x, False) if key in merged else x
     return [(*key, x) for key, x in merged.items()]
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #d76d27ab
 def in_order(parts: Parts) -> Parts:
     "A network without idle and without double parts."
     while True:
@@ -83,6 +85,7 @@ def connected(parts: Parts) -> bool:
         known |= {n for edge in edges if edge & (known - {GROUND}) for n in edge}
     return OUTPUT in known and all(edge <= known for edge in edges)
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #c4f660d9
 def renumbered(parts: Parts) -> tuple[Graph, np.ndarray]:
     "Graph and ln of the values, nodes without gaps."
     nodes = sorted({GROUND, INPUT, OUTPUT} | {n for _, i, j, _ in parts for n in (i, j)})
@@ -105,6 +108,7 @@ class Edit:
     pair: tuple[int, int]  # nodes
     at: tuple[int, ...] = ()  # parts that it is put in line with, or takes the place of
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #5d00b6b1
 def possible(graph: Graph, room: int) -> list[Edit]:
     "All edits of a graph that may get `room` parts more."
     n, parts = graph
@@ -134,6 +138,7 @@ def single_values() -> Values:
     places = np.linspace(0.02, 0.98, STEPS)[:, None]
     return {k: LOW[k] + (HIGH[k] - LOW[k]) * places for k in range(len(PARTS))}
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #e7d7b733
 def resonators(target: Target, off: np.ndarray) -> Values:
     "L and C that resonate where a response is farthest off (F,), inside their ranges."
     far = np.pad(np.abs(off), 1, constant_values=-1.0)
@@ -145,6 +150,7 @@ def resonators(target: Target, off: np.ndarray) -> Values:
     pairs = np.stack([L, both[low < high] - L], -1).reshape(-1, 2)
     return {TRAP: pairs, TANK: pairs} if len(pairs) else {}
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #f17bccd2
 def admittance(new: int, values: np.ndarray, s: np.ndarray) -> np.ndarray:
     "Of what is new with values on the grid, (F, G); s (F, 1)."
     if new < len(PARTS):
@@ -275,6 +281,7 @@ def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
         place[: len(row)] = row
     return whole
 
+# %% ../../../nbs/systems/circuits/06d_edit.ipynb #4713f4ee
 def raced(
     target: Target, some: Sequence[Grown], plan: list[tuple[int, int]], budget: int, good: float, enough: int,
     load: float | None,

@@ -8,6 +8,7 @@ __all__ = ['Graph', 'DB', 'DARK', 'LOW', 'HIGH', 'FAR', 'Networks', 'graph_of', 
            'Raced', 'race']
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #f8045c1c
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Optional
@@ -89,6 +90,7 @@ def sizes(
     "|y| of every part at 1 rad/s [siemens], (B, P); 0 in the padding."
     return np.where(networks.held, np.exp(np.where(networks.held, u, 0.0) * SIGN[networks.kind]), 0.0)
 
+# %% ../../../nbs/systems/circuits/06_fit.ipynb #68546a6b
 def admittances(
     networks: Networks,
     u: np.ndarray,  # (B, P) ln of the values
@@ -113,16 +115,21 @@ def over_frequency(by_kind: np.ndarray, w: np.ndarray) -> np.ndarray:
     return told
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #1b884e3d
-LOST = 1e-9  # of a pivot: what is left of it
+LOST = 1e-9  # a pivot that is so small beside its row, or what it was, has no digits left
 BLOCK = 4096  # systems at once
+
+def magnitude(z: np.ndarray) -> np.ndarray:
+    "|Re z| + |Im z|, which is |z| within a factor of 1.42."
+    return np.abs(z.real) + np.abs(z.imag)
 
 def eliminated(low: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Y^-1 b and Y^-1 e_0, each (M, ...), and where a pivot was lost; of Y the places on and below the diagonal."
     m, b = len(known), list(known)
     Y = [[low[i * (i + 1) // 2 + j] for j in range(i + 1)] for i in range(m)]
-    first, lost = [np.abs(Y[k][k]) for k in range(m)], np.zeros(known.shape[1:], bool)
+    first, lost = [magnitude(Y[k][k]) for k in range(m)], np.zeros(known.shape[1:], bool)
     for k in range(m - 1, 0, -1):
-        lost |= np.abs(Y[k][k]) < LOST * first[k]
+        row = functools.reduce(np.maximum, map(magnitude, Y[k][:k]), first[k])
+        lost |= magnitude(Y[k][k]) < LOST * row
         Y[k][k] = 1 / Y[k][k]
         for i in range(k):
             factor = Y[k][i] * Y[k][k]
@@ -234,6 +241,7 @@ def limits_at(
         told.append(np.where(known, np.where(known, a, 0) * (1 - part) + np.where(known, b, 0) * part, none))
     return told[0], told[1]
 
+# %% ../../../nbs/systems/circuits/06_fit.ipynb #1660e9a7
 def with_points(target: Target, hz: np.ndarray) -> Target:
     "The target on more frequencies."
     lower, upper = limits_at(target, hz)
@@ -351,6 +359,7 @@ def propose_step(fits: Fits) -> np.ndarray:
     step = -np.linalg.solve(A, (gradient * ~held)[..., None])[..., 0]
     return np.clip(u + np.clip(step, -LONGEST, LONGEST), low, high)
 
+# %% ../../../nbs/systems/circuits/06_fit.ipynb #9020ba3c
 BELIEVED = 1.0  # of a step, in ln v: a factor of e
 
 def promised(fits: Fits) -> np.ndarray:
