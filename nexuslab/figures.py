@@ -7,10 +7,11 @@ __all__ = ['PALETTE', 'BLUE', 'ORANGE', 'GREEN', 'PINK', 'YELLOW', 'SKY', 'GREY'
            'write_figure', 'caption_of', 'flaws']
 
 # %% ../nbs/engine/06a_figures.ipynb #c997cacb
+import contextlib
 import functools
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,25 @@ STYLE = {  # of matplotlib
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "grid.alpha": 0.3, "lines.linewidth": 1.5,
 }
 
+# %% ../nbs/engine/06a_figures.ipynb #78153518
+@contextlib.contextmanager
+def the_look() -> Iterator[None]:
+    "The look for a block; matplotlib's own context would also undo what a backend sets when it draws for the first time."
+    from matplotlib import rcParams  # late, here and below: a training draws nothing before its end
+
+    before = {name: rcParams[name] for name in STYLE}
+    rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        rcParams.update(before)
+
 # %% ../nbs/engine/06a_figures.ipynb #a271e6f7
 def in_style(draw: Callable) -> Callable:
     "A function that draws, in the look of the house; for methods of a system and for views alike."
     @functools.wraps(draw)
     def drawn(*args, **how):
-        from matplotlib import rc_context  # late, here and below: a training draws nothing before its end
-
-        with rc_context(STYLE):
+        with the_look():
             return draw(*args, **how)
 
     return drawn
@@ -86,12 +98,10 @@ def write_figure(
     caption: str,  # what is seen, kept in both files
 ) -> Path:
     "Write a matplotlib figure as PNG and as SVG beside it, atomically; returns the path."
-    from matplotlib import rc_context
-
     for part in figure.findobj(lambda artist: points_of(artist) > MANY):
         part.set_rasterized(True)
     for kind, about in (("svg", {"Date": None}), ("png", {})):
-        with rc_context(STYLE), atomic_path(path.with_suffix(f".{kind}")) as temporary:
+        with the_look(), atomic_path(path.with_suffix(f".{kind}")) as temporary:
             about["Description"] = caption
             figure.savefig(temporary, format=kind, dpi=DPI, bbox_inches="tight", metadata=about)
         figure.set_layout_engine("none")
