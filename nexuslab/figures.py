@@ -38,7 +38,7 @@ STYLE = {  # of matplotlib
 # %% ../nbs/engine/06a_figures.ipynb #78153518
 @contextlib.contextmanager
 def the_look() -> Iterator[None]:
-    "The look for a block; matplotlib's own context would also undo what a backend sets when it draws for the first time."
+    "The look for a block; matplotlib's own context would also undo what a backend sets when it first draws."
     from matplotlib import rcParams  # late, here and below: a training draws nothing before its end
 
     before = {name: rcParams[name] for name in STYLE}
