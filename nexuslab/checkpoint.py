@@ -455,8 +455,8 @@ def load_weights(
     if odd and not (partial and fit):
         raise CheckpointError(f"weights of {path}", found=f"{len(odd)} differences: {'; '.join(odd[:3])}",
                               expected="the weights of this model",
-                              remedy="use the configuration of the run that wrote them; if the model has changed, "
-                              "train again: nexuslab reproduce RUN")
+                              remedy="use the configuration of the run that wrote them; if the model has changed, the "
+                              "nexuslab version that its environment.json names")
     model.load_state_dict(fit, strict=not odd)
     return odd
 

@@ -36,7 +36,7 @@ from nexuslab.core import (
 from .store import Store, without_building
 from .watch import state_name
 from nexuslab.run import (
-    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, losses, lost_before, once,
+    Run, evaluated, find_runs, given_up, latest, log_bytes, log_changed, log_marks, lost_before, once,
     odd_record, open_run, read_lines, record_bytes, recorded, row_of, run_name, stamp, whole_png, written_config,
 )
 from .task import get_task

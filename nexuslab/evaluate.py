@@ -36,7 +36,7 @@ from nexuslab.core import (
 from .data import Fetch, Source, Splits, eval_keys
 from .run import Run, code_digest, evaluated, given_up, left_out
 from .setup import StepModule, arithmetic_of, initial_model, new_model, placed
-from .task import WAYS, At, CanScore, Costly, Task, declared_aims, get_task, register
+from .task import WAYS, At, CanScore, Costly, Task, declared_aims, register
 from .watch import evaluate_source, examined_figures
 
 # %% ../nbs/engine/09_evaluate.ipynb #bf32020e
@@ -261,8 +261,10 @@ def reaches(untrained: Sequence[float], trained: float, aim: float | None) -> bo
     if aim is not None and away(untrained[0], aim) <= away(trained, aim):
         return True
     alike = hidden(untrained, trained, TOLERANCE * max(abs(untrained[0]), abs(trained)))
-    positive = all(value > 0 for value in (*untrained, trained))
-    return alike and not (positive and not hidden(np.log(untrained), math.log(trained), TOLERANCE))
+    known = aim is not None and math.isfinite(aim)
+    *errors, error = (away(value, aim) if known else value for value in (*untrained, trained))
+    positive = all(value > 0 for value in (*errors, error))
+    return alike and not (positive and not hidden(np.log(errors), math.log(error), TOLERANCE))
 
 def hidden(untrained: Sequence[float], trained: float, tolerance: float) -> bool:
     "Whether the spread of untrained figures is as large as the difference of the first to the trained one."

@@ -138,7 +138,8 @@ def configured(
     if verb == "seeds":
         from nexuslab.seeds import configurations, refuse_workers
 
-        configurations(cfg, given["n"]), refuse_workers(task, cfg, given["workers"])
+        configurations(cfg, given["n"])  # refuses what is no number of seeds
+        refuse_workers(task, cfg, given["workers"])
     return task, with_parent(cfg)
 
 # %% ../nbs/engine/18_plans.ipynb #a4402e40

@@ -8,7 +8,6 @@ __all__ = ['configurations', 'run_of', 'is_done', 'seeds_folder', 'train_seed', 
 
 # %% ../nbs/engine/16_seeds.ipynb #d19c1024
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, get_context
 from pathlib import Path

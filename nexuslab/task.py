@@ -9,7 +9,6 @@ __all__ = ['SESSION', 'StepOut', 'At', 'Updater', 'Ramp', 'Curriculum', 'EMA', '
 
 # %% ../nbs/engine/04_task.ipynb #a918d06b
 import contextlib
-import dataclasses
 import difflib
 import fnmatch
 import importlib

@@ -55,12 +55,12 @@ def test_an_old_run_goes_on_as_it_would_have(system, old):
 
 
 def test_an_old_run_of_a_model_that_is_gone_is_read_and_its_weights_are_refused(old):
-    """Configuration, curves and figures are shown; what asks the model says how to train it again."""
+    """Configuration, curves and figures are shown; what asks the model says which version has it."""
     run = Run.open("circuits/0.1", old)
     assert run.config.model.hidden == 4
     assert run.history()["val/loss"].dropna().iloc[-1] == pytest.approx(20.34, rel=1e-3)
     assert evaluation_table(run).loc["loss", "model"] == pytest.approx(21.996667861938477)
-    with pytest.raises(CheckpointError, match="reader.prefix(.|\n)*train again: nexuslab reproduce"):
+    with pytest.raises(CheckpointError, match="reader.prefix(.|\n)*environment.json names"):
         run.load("best")
 
 

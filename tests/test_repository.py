@@ -395,6 +395,14 @@ def test_every_definition_is_followed_by_a_proof():
     only_shrinks(thin, THIN, "fewer than one proof for two cells that define")
 
 
+def test_a_module_imports_what_it_uses_and_no_more():
+    """A notebook may have a name from a cell that is not exported: then the module lacks it."""
+    asked = ["--select", "F401,F821", "--exclude", "_modidx.py", "--output-format", "concise", "--no-cache"]
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT / "nexuslab"), *asked], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_public_definition_is_used_in_a_proof():
     """A name that a notebook exports is mentioned by a live cell of some notebook, by a test, or by another module."""
     live = "\n".join(source(c) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "code" and not exported(c))

@@ -15,9 +15,9 @@ from nexuslab.config import resolve
 from nexuslab.core import CheckpointError
 from nexuslab.fit import fit
 from nexuslab.run import Run
+from nexuslab.systems.collatz.data import apex_digits
 from nexuslab.systems.collatz.errors import LABELS, plant
 from nexuslab.systems.collatz.inside import probe_checkpoints
-from nexuslab.systems.collatz.task import apex_digits
 from nexuslab.systems.collatz.views import (
     PUBLISHED,
     VIEWS,

@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'VERSION', 'to_networkx', 'circuit_at', 'assign_splits', 'st
 # %% ../../../nbs/systems/circuits/01_data.ipynb #1a9f819a
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from nexuslab.systems.circuits.population import (
 )
 
 # %% ../../../nbs/systems/circuits/01_data.ipynb #ed1428c0
-def to_networkx(circuit: Circuit) -> "nx.Graph":
-    "A NetworkX graph with `terminal` on nodes and `kind` on edges, for independent checks."
+def to_networkx(circuit: Circuit) -> Any:
+    "A `networkx.Graph` with `terminal` on nodes and `kind` on edges, for independent checks."
     import networkx as nx  # late: training needs none
 
     graph = nx.Graph()

@@ -20,7 +20,7 @@ import pandas as pd
 from ...core import ConfigError, NexusError, write_json
 from ...figures import ORANGE, SKY, in_style, write_figure
 from nexuslab.systems.circuits.analysis import (
-    PARTS, Circuit, analyse, classify, name_of_band, netlist, response,
+    PARTS, Circuit, analyse, name_of_band, netlist, response,
 )
 from nexuslab.systems.circuits.fit import (
     DB, Fits, Graph, Limits, Target, circuit_of, graph_of, levels, logs_of, stack, start_fits, usual_limits,

@@ -28,7 +28,6 @@ from nexuslab.systems.circuits.analysis import (
     count_roots,
     decays,
     idle_edges,
-    merge,
     same_graph,
     topology_hash,
 )

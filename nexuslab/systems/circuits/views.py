@@ -44,7 +44,7 @@ from nexuslab.systems.circuits.reconstruct import (
     verdict,
 )
 from .schematic import draw_circuit, with_prefix
-from ...figures import ORANGE, PALETTE, STYLE
+from ...figures import ORANGE, PALETTE
 from ...views import once_a_checkpoint, project, scatter
 
 # %% ../../../nbs/systems/circuits/05_views.ipynb #cede35d3

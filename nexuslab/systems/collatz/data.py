@@ -558,6 +558,15 @@ class Fixed(Source):
     def batch(self, ids, setting, generator):
         return make_batch(self.code, self.n[np.asarray(ids)], np.asarray(ids))
 
+# %% ../../../nbs/systems/collatz/01_data.ipynb #0e5799aa
+def apex_digits(
+    batch: Batch,
+    code: Code,
+) -> Tensor:
+    "The lowest L_out digits of the apex, in the order of the code, (B, L_out) int64."
+    digits = spell(batch.kappa << batch.k_prime, code.base, code.width_out)
+    return digits if code.order == "least" else digits.flip(1)
+
 # %% ../../../nbs/systems/collatz/01_data.ipynb #012fcf22
 class CollatzDataset(Dataset):
     "Numbers of a range and their long steps as padded token sequences of one length."

@@ -25,7 +25,7 @@ from ...data import Source
 from ...evaluate import untrained_model
 from ...metrics import wilson
 from ...run import Run
-from .data import TEST, Batch, Code, class_numbers, long_step, make_batch, side_of, spell
+from .data import TEST, Batch, Code, class_numbers, long_step, side_of, spell
 from .metrics import right_rows
 from .model import CollatzTransformer, widened
 from .step import StepNetwork

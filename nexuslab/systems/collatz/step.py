@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .trajectory import CLIMB, DONE, FALL, exact_digits, exact_long_step, longest, room
+from .trajectory import CLIMB, DONE, exact_digits, exact_long_step, longest, room
 
 # %% ../../../nbs/systems/collatz/02c_step.ipynb #9aadc1c4
 class StepNetwork(nn.Module):

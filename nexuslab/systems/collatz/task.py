@@ -25,8 +25,8 @@ from ...figures import in_style
 from ...store import Store, ensure_store, existing_store, store_path
 from ...metrics import Mean, Part
 from nexuslab.systems.collatz.data import (
-    TEST, VAL, Batch, Code, Fixed, Numbers, Stream, as_integers, class_numbers, code_for, digits_needed, fraction,
-    held_out, keyed_words, largest_kappa, long_step, make_batch, side_of, spell, training_numbers,
+    TEST, VAL, Batch, Code, Fixed, Numbers, Stream, apex_digits, as_integers, class_numbers, code_for, digits_needed,
+    fraction, held_out, keyed_words, largest_kappa, long_step, make_batch, side_of, training_numbers,
 )
 from .metrics import TOLERANCE, digit_places, figures, implied_lengths, right_rows
 from .looped import LoopedTransformer
@@ -365,15 +365,6 @@ def digit_loss(
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=pad, reduction="none")
     return (each.sum(1) / (targets != pad).sum(1)).mean()
-
-# %% ../../../nbs/systems/collatz/04_task.ipynb #0e5799aa
-def apex_digits(
-    batch: Batch,
-    code: Code,
-) -> Tensor:
-    "The lowest L_out digits of the apex, in the order of the code, (B, L_out) int64."
-    digits = spell(batch.kappa << batch.k_prime, code.base, code.width_out)
-    return digits if code.order == "least" else digits.flip(1)
 
 # %% ../../../nbs/systems/collatz/04_task.ipynb #5056efda
 def length_loss(

@@ -8,7 +8,6 @@ __all__ = ['CLIMB', 'FALL', 'DONE', 'visited', 'phase', 'exact_long_step', 'exac
 # %% ../../../nbs/systems/collatz/01b_trajectory.ipynb #675076b6
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -24,7 +24,8 @@ from ...core import DataError, mix
 from ...metrics import wilson
 from ...run import Run, find_runs
 from nexuslab.systems.collatz.data import (
-    COUNTED, TEST, Batch, Classes, Code, class_numbers, class_residue, class_share, long_step, make_batch, side_of,
+    COUNTED, TEST, Batch, Classes, Code, apex_digits, class_numbers, class_residue, class_share, long_step, make_batch,
+    side_of,
 )
 from .errors import LABELS, OF_THE_NUMBER, SLIPS, classmates, explain, slip, taxonomy
 from ...evaluate import untrained_model
@@ -42,9 +43,8 @@ from nexuslab.systems.collatz.metrics import (
     right_rows,
 )
 from .model import CollatzTransformer
-from .task import apex_digits
 from .trajectory import exact_long_step
-from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from ...figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW
 from ...views import once_a_checkpoint
 from .rivals import race
 

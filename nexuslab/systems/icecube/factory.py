@@ -19,7 +19,7 @@ from ...config import Section
 from ...core import ConfigError
 from .detector import SENSORS
 from .diffusion import GaussianDiffusion, StagedDiffusion, sample_events
-from .guide import ARCHITECTURES, GuideNetwork
+from .guide import GuideNetwork
 from .model import StringTransformer
 from .signal import Codec
 from ...task import At

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import ModelError
-from .detector import SENSORS
 from .model import Block, Condition, modulated, refuse_geometry
 from .signal import sensor_positions
 

@@ -6,7 +6,6 @@
 __all__ = ['RIVALS', 'simulated_again', 'nearest_training', 'mean_light', 'independent']
 
 # %% ../../../nbs/systems/icecube/03c_rivals.ipynb #a34245eb
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +18,6 @@ from nexuslab.systems.icecube.event import (
     B, HADRONS, STEP, Light, dense_event, flight, muon_energy, muon_range, seen, triggered,
 )
 from .light import PHOTONS, SHOWER, expected_charge
-from .metrics import hits_of, novelty, sensor_figures
 from .signal import conditions
 
 # %% ../../../nbs/systems/icecube/03c_rivals.ipynb #eb36344d

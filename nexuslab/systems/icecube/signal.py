@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...core import DataError
-from .detector import SENSORS, icecube86, south_pole_ice
+from .detector import icecube86, south_pole_ice
 from .light import C, CHERENKOV, GROUP_INDEX
 
 # %% ../../../nbs/systems/icecube/01b_signal.ipynb #8b87a373

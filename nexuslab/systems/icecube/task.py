@@ -392,7 +392,8 @@ class IceCubeTask(IceCubeTraining, IceCubeSamples, HasArchitectures, CanCompareF
     def refuse_files(self, real, generated):
         from nexuslab.systems.icecube.views import refuse_few  # late: a training needs none of it
 
-        refuse_few(real), refuse_few(generated)
+        refuse_few(real)
+        refuse_few(generated)
 
     def compare_files(self, real, generated):
         from nexuslab.systems.icecube.views import compare_files  # late: as above

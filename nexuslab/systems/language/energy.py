@@ -7,7 +7,6 @@ __all__ = ['ARMIJO', 'HALVINGS', 'Landscape', 'line_search', 'descend', 'contras
            'learn_energy', 'judge']
 
 # %% ../../../nbs/systems/language/00f_energy.ipynb #48713834
-import math
 from collections.abc import Callable
 
 import torch

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ...draws import GOLDEN, MULTIPLY_1, scramble
-from .data import Corpus, Windows, bits_per_byte
+from .data import Corpus, bits_per_byte
 from ...task import Costly
 
 # %% ../../../nbs/systems/language/03b_rivals.ipynb #1a6992f7

@@ -8,7 +8,6 @@ __all__ = ['OFF', 'PRESETS', 'TASK', 'made_up', 'TextSection', 'LanguageData', '
            'growth', 'LanguageCorpus', 'Following', 'LanguageTraining', 'LanguageAnswers', 'LanguageTask']
 
 # %% ../../../nbs/systems/language/04_task.ipynb #c4265015
-import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

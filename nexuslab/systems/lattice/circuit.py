@@ -9,7 +9,6 @@ __all__ = ['GATES', 'KINDS', 'FAMILIES', 'Circuits', 'stack', 'take', 'depths', 
 
 # %% ../../../nbs/systems/lattice/00c_circuit.ipynb #4892f1a3
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any

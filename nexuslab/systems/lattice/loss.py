@@ -16,7 +16,7 @@ from .batch import Batch
 from .circuit import Statistics
 from .data import LEVELS
 from .lengths import Reading
-from .model import AdvancedGNNOptimizer, Output, log_chance, propose
+from .model import AdvancedGNNOptimizer, Output, log_chance
 from .predict import Proposals, Verified, verify
 from .profile import Profile, Solution
 

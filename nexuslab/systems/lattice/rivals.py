@@ -17,7 +17,7 @@ from ...core import ConfigError, did_you_mean, mix
 from ...store import Ragged
 from .batch import collate
 from .circuit import GATES, KINDS, depths, levels, log_growth
-from .data import ANSWER, LEVELS, circuits_of, profile_of, statistics_of
+from .data import ANSWER, LEVELS, circuits_of, statistics_of
 from .loss import explained, figures, losses
 from .model import AdvancedGNNOptimizer, propose
 from .predict import Proposals
