@@ -26,7 +26,7 @@ from nexuslab.parameters import (
     READERS, counted, edited, job_notebooks, joined, parameters_of, parse_changes,
 )
 from .plans import dry_run, printable, runs_to_compare
-from .kernels import RunStore, exit_code, new_report, result_of, run_job  # noqa: F401  papermill finds RunStore here
+from .kernels import RunStore, exit_code, new_report, result_of, run_job  # noqa: F401  for papermill
 
 # %% ../nbs/engine/20_jobs.ipynb #7bbde020
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
