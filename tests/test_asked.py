@@ -282,7 +282,7 @@ def test_what_a_terminal_would_obey_is_shown_escaped(tmp_path, monkeypatch, caps
         warnings.simplefilter("always")
         for words in (["runs"], ["runs", "--latest"], ["doctor", "--dry-run"], ["report", "no\x1b[2J"]):
             main(words)
-        assert main(["runs", "--system", SYSTEM]) == 0 and main(["doctor", "--system", SYSTEM, "--dry-run"]) in (0, 1)
+        assert main(["runs", "--system", SYSTEM]) == 0 and main(["doctor", "--system", SYSTEM, "--dry-run"]) == 1
         assert main(["runs", "--system", SYSTEM + "s"]) == 2 == main(["doctor", "--system", SYSTEM + "s"])
         assert main(["doctor", "--run", "a", "b"]) == 2
         Run(foreign).history()
