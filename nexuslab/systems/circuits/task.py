@@ -506,6 +506,9 @@ class CircuitDesigns(CanDesign):
         parts: Annotated[int, Field(ge=2)] | None = None,  # at most
         tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05,  # of every part
         within: Annotated[float, Field(gt=0)] = 1.0,  # dB at which a built circuit is refused
+        f0_within: Annotated[float, Field(gt=0)] = 0.035,  # relative: centre of a band at which it is refused
+        q_within: Annotated[float, Field(gt=0)] = 0.06,  # and quality
+        aim: Literal["error", "yield"] = "error",  # what the best circuit is best in
         budget: Annotated[int, Field(ge=100)] = 2000,  # analyses of the search
         netlist: str | None = None,  # a SPICE file
         spread: Annotated[float, Field(ge=0, le=3)] = 0.1,  # of draws about a netlist's code, the prior's being 1
@@ -517,7 +520,7 @@ class CircuitDesigns(CanDesign):
             about = splits.train.arrays, splits.meta["statistics"], folder, n, seed
             return vary_circuit(model, *about, netlist, spread, Wish(None, None, tolerance, within))
         asked = asked_for(kind, f0, q, order, ripple, mask, response)
-        wish = Wish(load, None if series == "none" else series, tolerance, within)
+        wish = Wish(load, None if series == "none" else series, tolerance, within, f0_within, q_within, aim)
         library = Library(splits.train.arrays, splits.train.members)
         table, reason = design_circuits(library, folder, n, seed, asked, wish, parts, budget)
         table.attrs["reason"] = reason
