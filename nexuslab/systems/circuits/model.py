@@ -712,8 +712,8 @@ class GraphVAE(GraphParts):
         slots = sides(studied[1], z[:, : self.width * (self.nodes - 1)])
         return slots, self.scores.solve(batch, z[:, self.carried]), self.roots(z.detach())
 
-    def decode(self, z):
-        graphs = from_slots(read_graph(self.reader, z[:, : self.latent[0]], self.width), self.nodes)
+    def decode(self, z, temperature: float = 1.0):
+        graphs = from_slots(read_graph(self.reader, z[:, : self.latent[0]], self.width, temperature), self.nodes)
         return replace(graphs, value=self.scores.solve(graphs, z[:, self.carried]))
 
 # %% ../../../nbs/systems/circuits/02_model.ipynb #d449682f
@@ -731,6 +731,7 @@ def read_row(
     reader: GraphReader,
     f: Tensor,  # (L, j, R) the nodes before j as its row sees them
     u: Tensor,  # (L, W) cumulative probability of the row's latent numbers, double
+    temperature: float,  # that the logits are divided by
 ) -> Tensor:
     "The components that tie node j to each node before it, (L, j, 3)."
     taken, row, before = [], f.sum(1), torch.zeros_like(f[:, 0])
@@ -739,7 +740,7 @@ def read_row(
     for node in f.unbind(1):
         ties, told = torch.zeros_like(node[:, :KINDS_OF_PART]), reader.classes(node, row, before, role)
         for kind in range(KINDS_OF_PART):
-            border = left.border(conditional(told, ties)[:, kind].clamp(-SURE, SURE))
+            border = left.border((conditional(told, ties)[:, kind] / temperature).clamp(-SURE, SURE))
             present = left.current(u) > border
             left.divide(border, present)
             ties[:, kind] = present.to(ties)
@@ -753,6 +754,7 @@ def read_graph(
     reader: GraphReader,
     z: Tensor,  # (B, D) graph branch
     width: int,  # W, latent numbers of a row
+    temperature: float = 1.0,  # of the reader; other than 1 for draws only, since no code was made so
 ) -> Tensor:
     "The typed slots that are filled, (B, S) bool."
     u = torch.special.ndtr(_double(z[:, : width * (reader.nodes - 1)])).unflatten(1, (-1, width))
@@ -763,7 +765,7 @@ def read_graph(
         for j in range(1, reader.nodes):
             known = from_slots(present[live], reader.nodes)
             f = reader.seen(reader.prefix(known, j + 1), ties[live, : j + 1, : j + 1])[:, :j, j]
-            row = read_row(reader, f, u[live.to(u.device), j - 1])
+            row = read_row(reader, f, u[live.to(u.device), j - 1], temperature)
             ties[live, :j, j] = row
             start = KINDS_OF_PART * (j * (j - 1) // 2)
             present[live, start : start + KINDS_OF_PART * j] = row.flatten(1) > 0

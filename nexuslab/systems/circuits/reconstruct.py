@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECADES', 'GAUSSIAN_MEDIAN', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', 'parts_shared', 'Errors',
            'judge', 'posteriors', 'rate', 'reconstruct', 'shannon_bound', 'mean_circuit', 'nearest_circuits',
-           'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed', 'draw_prior',
+           'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed', 'decoded', 'draw_prior',
            'dealt_anew', 'prior_figures', 'separation']
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #eab766db
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...core import DataError
+from ...core import ConfigError, DataError
 from nexuslab.systems.circuits.analysis import (
     GROUND,
     INPUT,
@@ -33,7 +33,7 @@ from nexuslab.systems.circuits.analysis import (
 )
 from .data import circuit_at
 from .loss import divergence
-from .model import Batch, CircuitVAE, Flat, collate, from_slots
+from .model import Batch, CircuitVAE, Flat, GraphVAE, collate, from_slots
 from .population import FAMILIES, RANGES, label_all, with_values
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #95ca6050
@@ -328,6 +328,20 @@ def analysed(circuit: Circuit | None) -> Analysis | None:
         return None
     return found if found.gain > 0 else None
 
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #83d812f5
+def decoded(
+    model: CircuitVAE,
+    z: torch.Tensor,  # (n, D)
+    temperature: float = 1.0,  # of the graph's decisions
+) -> Batch:
+    "The circuits of latent vectors, drawn at a temperature."
+    if temperature == 1:
+        return model.decode(z)
+    if not isinstance(model, GraphVAE):
+        raise ConfigError("temperature", found=temperature, expected="1 for a model without a reader",
+                          remedy="leave temperature out, or sample from a graph model")
+    return model.decode(z, temperature)
+
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #0603ba29
 @torch.no_grad()
 def draw_prior(
@@ -335,12 +349,13 @@ def draw_prior(
     n: int,  # circuits
     statistics: np.ndarray,  # (2, 3) of the log10 values
     seed: int = 0,
+    temperature: float = 1.0,  # of the graph's decisions
 ) -> list[Circuit | None]:
     "Circuits decoded from draws of the standard normal prior."
     model.eval()
     device = next(model.parameters()).device
-    z = torch.randn(n, sum(model.latent), generator=torch.Generator().manual_seed(seed))
-    return to_circuits(model.decode(z.to(device)), statistics)
+    z = torch.randn(n, sum(model.latent), generator=torch.Generator().manual_seed(seed)).to(device)
+    return to_circuits(decoded(model, z, temperature), statistics)
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #fa7b3ae2
 def dealt_anew(

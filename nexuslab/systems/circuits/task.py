@@ -8,8 +8,9 @@ __all__ = ['FIGURES', 'TASK', 'CircuitData', 'CircuitModel', 'CircuitLoss', 'Cir
            'as_samples', 'as_circuits', 'picture', 'CircuitSet', 'CircuitTraining', 'CircuitTask']
 
 # %% ../../../nbs/systems/circuits/04_task.ipynb #fbbc1f07
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Collection
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -18,13 +19,13 @@ from pydantic import Field
 
 from ...design import CanDesign
 from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Stop, Track
-from ...core import DataError, mix
+from ...core import ConfigError, DataError, mix, project_root
 from ...data import Source, Splits
 from ...figures import in_style
 from ...store import Store, existing_store, store_path
 from ...metrics import Mean, Part
 from ...optim import learning_rate, make_optimizer
-from .analysis import KINDS, Circuit, response, response_kind
+from .analysis import KINDS, Circuit, response, response_kind, topology_hash
 from .data import build, manifest, standardiser
 from .loss import SimplifiedCompositeLoss, graph_accuracy
 from .model import CircuitVAE, GraphVAE, SlotVAE, collate, flatten
@@ -32,6 +33,7 @@ from .population import FAMILIES
 from nexuslab.systems.circuits.reconstruct import (
     analysed,
     dealt_anew,
+    decoded,
     draw_prior,
     families_of,
     identity_circuits,
@@ -526,6 +528,31 @@ class CircuitDesigns(CanDesign):
         table.attrs["reason"] = reason
         return table
 
+# %% ../../../nbs/systems/circuits/04_task.ipynb #9c2f2552
+TRIES = 50  # draws of a circuit that is to be new
+
+@lru_cache(maxsize=1)
+def known_graphs(path: Path) -> frozenset[int]:
+    "The typed graphs of the training split of a file, by their hash."
+    return frozenset(families_of(Store(path).arrays()))
+
+def replace_known(
+    circuits: list[Circuit | None],  # draws; changed in place
+    known: Collection[int],  # topology hashes
+    draw_again: Callable[[str, list[int]], list[Circuit | None]],  # name of the noise and rows -> circuits
+) -> None:
+    "Draw circuits whose typed graph is known again until it is not."
+    for attempt in range(1, TRIES + 2):
+        rows = [k for k, c in enumerate(circuits) if c is not None and topology_hash(c) in known]
+        if not rows:
+            return
+        if attempt > TRIES:
+            break
+        for k, circuit in zip(rows, draw_again(f"latent {attempt}", rows), strict=True):
+            circuits[k] = circuit
+    raise ConfigError("graphs", found=f"{len(rows)} of {len(circuits)} draws known after {TRIES} tries",
+                      expected="graphs that training lacks", remedy="raise temperature, or leave graphs out")
+
 # %% ../../../nbs/systems/circuits/04_task.ipynb #a6e617f4
 class CircuitTask(CircuitSet, CircuitTraining, CircuitDesigns, Task, CanSample, HasLatent):
     "A graph variational autoencoder that holds an analogue filter."
@@ -546,9 +573,18 @@ class CircuitTask(CircuitSet, CircuitTraining, CircuitDesigns, Task, CanSample, 
             "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3)),
         }
 
-    def sample(self, model, n, cfg, meta, at):
-        z = at.normal((n, sum(model.latent)), "latent").to(next(model.parameters()).device)
-        return as_samples(to_circuits(model.decode(z), np.asarray(meta["statistics"])))
+    def sample(
+        self, model, n, cfg, meta, at, *,
+        temperature: Annotated[float, Field(gt=0, le=10)] = 1.0,  # of the graph's decisions
+        graphs: Literal["any", "new"] = "any",  # new: only typed graphs that training lacks
+    ):
+        draw = lambda name: at.normal((n, sum(model.latent)), name).to(next(model.parameters()).device)
+        read = lambda z: to_circuits(decoded(model, z, temperature), np.asarray(meta["statistics"]))
+        circuits = read(draw("latent"))
+        if graphs == "new":
+            replace_known(circuits, known_graphs(self.prepare(cfg, project_root())), lambda name, rows: read(
+                draw(name)[rows]))
+        return as_samples(circuits)
 
     def contact_sheet(self, samples, cfg, meta):
         "Circuits drawn from the prior that can be analysed, each above the magnitude of its response."
