@@ -109,10 +109,12 @@ def test_a_choice_that_is_not_understood_is_refused(runs):
 
 
 def test_circuits_refuses_a_choice(tmp_path):
-    """A system that offers no choice refuses one before anything is looked at."""
+    """What a system does not offer, and what it does not allow, before a checkpoint is looked for."""
     task = get_task("circuits")
-    with pytest.raises(ConfigError, match="nosuch"):
-        sample(task, Run.create(resolve(task, "smoke"), tmp_path), 3, nosuch=1)
+    run = Run.create(resolve(task, "smoke"), tmp_path)
+    for how, words in (({"nosuch": 1}, "nosuch"), ({"temperature": 0}, "greater than 0"), ({"graphs": "old"}, "new")):
+        with pytest.raises(ConfigError, match=words):
+            sample(task, run, 3, **how)
     shutil.rmtree(tmp_path / "runs")
 
 

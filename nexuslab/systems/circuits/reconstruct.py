@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECADES', 'GAUSSIAN_MEDIAN', 'ROUNDING', 'to_circuits', 'pole_error', 'value_errors', 'parts_shared', 'Errors',
            'judge', 'posteriors', 'rate', 'reconstruct', 'shannon_bound', 'mean_circuit', 'nearest_circuits',
-           'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed', 'decoded', 'draw_prior',
+           'identity_circuits', 'verdict', 'objection', 'families_of', 'appraise', 'analysed', 'draw_prior',
            'dealt_anew', 'prior_figures', 'separation']
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #eab766db
@@ -19,6 +19,7 @@ from ...core import ConfigError, DataError
 from nexuslab.systems.circuits.analysis import (
     GROUND,
     INPUT,
+    KINDS,
     OUTPUT,
     PARTS,
     Analysis,
@@ -382,6 +383,57 @@ def prior_figures(
         "prior_unique": len(set(names)) / count, "prior_novel": sum(name not in known for name in names) / count,
         "prior_clean_novel": sum(name not in known for name in clean) / max(1, len(clean)),
     }
+
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #3b54327c
+def traits(
+    circuits: Sequence[Circuit],  # clean
+) -> dict[str, np.ndarray]:
+    "Kind (place in KINDS), order, log10 of the corner [Hz] and of the quality of circuits, (n,) each."
+    told = [one for one in label_all(circuits, [""] * len(circuits)) if not isinstance(one, str)]
+    return {
+        "kind": np.array([KINDS.index(one.kind.name) for one in told]),
+        "order": np.array([len(one.analysis.poles) for one in told]),
+        "log10 corner": np.log10([one.kind.cutoff_hz for one in told]),
+        "log10 Q": np.log10(np.maximum([one.kind.quality for one in told], 1e-3)),
+    }
+
+def traits_of(
+    arrays: dict[str, np.ndarray],
+    rows: np.ndarray,  # (n,) items
+) -> dict[str, np.ndarray]:
+    "The same of circuits of a file."
+    return {
+        "kind": arrays["kind"][rows], "order": np.diff(arrays["pole_offset"])[rows],
+        "log10 corner": np.log10(arrays["cutoff_hz"][rows]),
+        "log10 Q": np.log10(np.maximum(arrays["quality"][rows], 1e-3)),
+    }
+
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #4edaac27
+def far(
+    one: np.ndarray,  # (n,)
+    other: np.ndarray,  # (m,)
+    name: str,  # of the trait
+) -> float:
+    "Total variation of kinds; else the largest distance between the cumulative distributions."
+    if name == "kind":
+        shares = [np.bincount(x, minlength=len(KINDS)) / len(x) for x in (one, other)]
+        return float(np.abs(shares[0] - shares[1]).sum() / 2)
+    every = np.sort(np.concatenate([one, other]))
+    below = [np.searchsorted(np.sort(x), every, "right") / len(x) for x in (one, other)]
+    return float(np.abs(below[0] - below[1]).max())
+
+# %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #4bd65611
+def unlike_data(
+    circuits: Sequence[Circuit],  # clean
+    arrays: dict[str, np.ndarray],  # of the data
+    seed: int = 0,  # of the null's choice
+) -> dict[str, tuple[float, float]]:
+    "Distance between circuits and the training split in each trait, and that of as many training circuits."
+    rng, train = np.random.default_rng(seed), np.flatnonzero(arrays["split"] == 0)
+    known, drawn = traits_of(arrays, train), traits(circuits)
+    some = rng.choice(len(train), min(len(circuits), len(train) // 2), replace=False)
+    null = {name: values[some] for name, values in known.items()}
+    return {name: (far(drawn[name], known[name], name), far(null[name], known[name], name)) for name in known}
 
 # %% ../../../nbs/systems/circuits/03b_reconstruct.ipynb #8703f042
 def separation(
