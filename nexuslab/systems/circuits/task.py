@@ -31,22 +31,8 @@ from .loss import SimplifiedCompositeLoss, graph_accuracy
 from .model import CircuitVAE, GraphVAE, SlotVAE, collate, flatten
 from .population import FAMILIES
 from nexuslab.systems.circuits.reconstruct import (
-    analysed,
-    dealt_anew,
-    decoded,
-    draw_prior,
-    families_of,
-    identity_circuits,
-    judge,
-    mean_circuit,
-    nearest_circuits,
-    posteriors,
-    prior_figures,
-    rate,
-    reconstruct,
-    separation,
-    shannon_bound,
-    to_circuits,
+    analysed, dealt_anew, decoded, draw_prior, families_of, identity_circuits, judge, mean_circuit,
+    nearest_circuits, posteriors, prior_figures, rate, reconstruct, separation, shannon_bound, to_circuits,
     verdict,
 )
 from ...task import CanSample, Costly, HasLatent, Ramp, StepOut, Task
