@@ -474,9 +474,15 @@ def full_name(
 ) -> str | None:
     "The dotted name a user meant; None if there is no such key."
     dotted = SHORT[name] if name not in known and SHORT.get(name) in known else name
-    holders = (field for key, field in known.items() if dotted.startswith(f"{key}."))
-    inside = dotted not in known and any(is_dictionary(field.annotation) for field in holders)
-    return dotted if dotted in known or inside else None
+    return dotted if dotted in known or dictionary_around(dotted, known) else None
+
+def dictionary_around(name: str, known: dict[str, Any]) -> str | None:
+    "The name of the dictionary that holds this one's entry; None if it stands in none."
+    return next((k for k in parents_of(name) if k in known and is_dictionary(known[k].annotation)), None)
+
+def parents_of(name: str) -> Iterator[str]:
+    "The dotted names above one: `a` and `a.b` of `a.b.c`."
+    return (name[:i] for i, letter in enumerate(name) if letter == ".")
 
 # %% ../nbs/engine/01_config.ipynb #092996d8
 def instead_of(name: str, cls: type[Config]) -> str:
@@ -560,7 +566,7 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
     dotted |= one_budget(dotted) | kept_unit(dotted, base.budget)
     sections = sections_of(cls)
     for key in sorted(dotted, key=lambda k: k.count(".")):  # a whole before its parts
-        cleared = [k for k in sections if key.startswith(f"{k}.") and dotted.get(k, k) is None]
+        cleared = [k for k in parents_of(key) if k in sections and dotted.get(k, k) is None]
         if cleared:
             found = f"{key} beside {cleared[0]} = None"
             raise ConfigError(key, found=found, expected="one of the two", remedy="drop one of the two")
@@ -576,7 +582,7 @@ def overlay(base: Config, changes: dict[str, Any]) -> Config:
 def way_to(name: str, cls: type[Config]) -> tuple[list[str], bool]:
     "The parts of a dotted name, with a dictionary's keys in one piece; and whether it is an entry that None removes."
     known = fields_of(cls)
-    holder = next((k for k, f in known.items() if name.startswith(f"{k}.") and is_dictionary(f.annotation)), None)
+    holder = dictionary_around(name, known)
     if holder is None:
         return name.split("."), False
     kind, rest = entries_in(known[holder].annotation), name.removeprefix(f"{holder}.")

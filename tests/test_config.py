@@ -102,14 +102,35 @@ def task_of(cfg: Config):
     return Rich
 
 
-EXAMPLES = int(os.environ.get("NEXUSLAB_EXAMPLES", "2000"))  # of a property; they take a minute
+EXAMPLES = int(os.environ.get("NEXUSLAB_EXAMPLES", "2000"))  # of a property
+FULL = Source(path="full", rate=None, sizes=(1, 2))
+PRESETS = [  # what a file may be read over: defaults, nothing in any optional place, something in every one
+    RichConfig(system="rich", budget=Budget(epochs=1)),
+    RichConfig(
+        system="rich",
+        data=RichData(always=Source(rate=None), weights={}),
+        budget=Budget(steps=1),
+        optim=Optim(clip=None),
+        stop=Stop(baseline=None),
+    ),
+    RichConfig(
+        system="rich",
+        init_from="last",
+        data=RichData(
+            source=FULL, either=Stream(inner=FULL), deep=Stream(inner=FULL), weights={"b": 2.0}, parts={"a": FULL}
+        ),
+        budget=Budget(steps=2, max_minutes=1.0),
+        stop=Stop(baseline=0.5),
+        track=Track(tags=("a", "b"), entity="us"),
+    ),
+]
 
 
 @settings(max_examples=EXAMPLES)
-@given(preset=configurations, wanted=configurations)
+@given(preset=st.sampled_from(PRESETS), wanted=configurations)
 def test_a_configuration_comes_back_from_its_file(preset, wanted, tmp_path_factory):
     """file -> object -> file is the identity, whatever preset the file is read over."""
-    file = tmp_path_factory.mktemp("file") / "config.yaml"
+    file = tmp_path_factory.getbasetemp() / "config.yaml"
     file.write_text(written := wanted.yaml(), encoding="utf-8", newline="")
     found = resolve(task_of(preset), file=file)
     assert found == wanted and found.yaml() == written and not difference(found, wanted)
