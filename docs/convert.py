@@ -24,8 +24,10 @@ class Names:
     def __init__(self, modules: list[Module], chapters: list[str]):
         every = [e for m in modules for e in [*m.entries, *(x for e in m.entries for x in e.members)]]
         self.by_name: dict[str, list[Entry]] = {}
+        self.by_place: dict[tuple[str, str] | None, list[Entry]] = {}  # of a chapter and a cell
         for entry in every:
             self.by_name.setdefault(entry.name, []).append(entry)
+            self.by_place.setdefault(entry.place, []).append(entry)
         self.chapters = {
             c.rpartition("/")[2]: c for c in chapters
             if sum(o.rpartition("/")[2] == c.rpartition("/")[2] for o in chapters) == 1
@@ -99,6 +101,11 @@ def relative(value):
     return {k: relative(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+def new_cell(kind: str, source: str, id: str, **more) -> NotebookNode:
+    """A cell; nbformat's own makers check each by itself, which takes longer than all else that is done to it."""
+    return nbformat.from_dict({"cell_type": kind, "id": id, "metadata": {}, "source": source} | more)
+
+
 def only_imports(source: str) -> bool:
     """Whether a cell holds imports and nothing else."""
     text = re.sub(r"\([^)]*\)", "()", source)
@@ -109,18 +116,15 @@ def only_imports(source: str) -> bool:
 def anchors(cell: NotebookNode, names: Names, chapter: str) -> NotebookNode:
     """What stands before an exported cell: the place the reference points to, and the way there."""
     defined = re.findall(r"^(?:class|def)\s+([A-Za-z]\w*)", cell.source, re.M)
-    entries = [
-        e for d in defined
-        for e in names.by_name.get(d, []) + [x for k, v in names.by_name.items() if k.endswith(f".{d}") for x in v]
-        if e.place == (chapter, cell.id)
-    ]
+    here = names.by_place.get((chapter, cell.id), [])
+    entries = [e for d in defined for e in here if e.name == d or e.name.endswith(f".{d}")]
     links = " ".join(
         f"{{py:obj}}`{e.name} <{e.full}>`"
         for e in dict.fromkeys(e.full for e in entries) and {e.full: e for e in entries}.values()
     )
     text = f'<span id="cell-{cell.id}" class="cell-anchor"></span>\n'
-    return nbformat.v4.new_markdown_cell(
-        text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), id=f"a{cell.id}"[:60]
+    return new_cell(
+        "markdown", text + (f"\n:::{{container}} api-links\n{links}\n:::\n" if links else ""), f"a{cell.id}"[:60]
     )
 
 
@@ -145,9 +149,8 @@ def code_cell(cell: NotebookNode) -> NotebookNode | None:
     metadata = {}
     if only_imports(source):
         metadata = {"tags": ["hide-input"], "mystnb": {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}}
-    shown = nbformat.v4.new_code_cell(source, id=cell.id, metadata=metadata, execution_count=None)
-    shown.outputs = joined([relative(o) for o in cell.get("outputs", []) if o["output_type"] != "error"])
-    return shown
+    outputs = joined([relative(o) for o in cell.get("outputs", []) if o["output_type"] != "error"])
+    return new_cell("code", source, cell.id, metadata=metadata, execution_count=None, outputs=outputs)
 
 
 def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[str], doc_host: str) -> NotebookNode:
@@ -158,9 +161,7 @@ def convert(notebook: NotebookNode, chapter: str, names: Names, chapters: set[st
     for cell in processed.nb.cells:
         directives = cell.get("directives_", {})
         if cell.cell_type == "markdown":
-            cells.append(
-                nbformat.v4.new_markdown_cell(markdown(cell.source, chapter, names, chapters, doc_host), id=cell.id)
-            )
+            cells.append(new_cell("markdown", markdown(cell.source, chapter, names, chapters, doc_host), cell.id))
         elif cell.cell_type == "code" and (shown := code_cell(cell)) is not None:
             exported = any(str(d).startswith("export") for d in directives)
             cells += [anchors(shown, names, chapter)] if exported else []
