@@ -1,6 +1,6 @@
 """Design from a specification: who proposes the better graphs at equal numbers of analyses, and what can be bought.
 
-`python tests/benchmarks/bench_circuits_design.py responses --n 100`, `... larger --n 20`, `... masks` and
+`python tests/benchmarks/bench_circuits_design.py responses --n 100`, `... recall`, `... larger --n 24`, `... masks` and
 `... specifications --n 200`, from the project, with the data of `nexuslab prepare --system circuits --preset ladders`.
 """
 import argparse
@@ -14,12 +14,16 @@ from scipy import special
 
 from nexuslab.config import resolve
 from nexuslab.core import project_root
+from nexuslab.systems.circuits.analysis import topology_hash
+from nexuslab.systems.circuits.data import circuit_at
 from nexuslab.systems.circuits.design import (
     PART, TRIED, Band, Wish, asked_for, band_yield, by_ngspice, deck, design, error_of_parts, in_turn, kept_band,
     search, shape_of, snap, within_tolerance,
 )
 from nexuslab.systems.circuits.edit import LOOK, Grown, hidden, raced
-from nexuslab.systems.circuits.fit import DB, Target, graph_of, levels, logs_of, stack, transfer, with_points
+from nexuslab.systems.circuits.fit import (
+    DB, Target, circuit_of, graph_of, levels, logs_of, stack, transfer, with_points,
+)
 from nexuslab.systems.circuits.propose import Library, analyses_of, by_chance, nearest, textbook
 from nexuslab.systems.circuits.specification import follow, second_order, spread_out
 from nexuslab.task import get_task
@@ -78,7 +82,7 @@ def only_raced(target, proposals, budget, good=SOLVED) -> tuple[object, int]:
 
 
 def held_out(n: int, seed: int, orders: tuple[int, int], beyond: bool):
-    """Responses of test circuits that no known circuit meets: curve, target, and proposals by source."""
+    """Test circuits whose responses no known circuit meets: circuit, curve, target, and proposals by source."""
     library, arrays = library_and_arrays()
     order, found, seen = np.diff(arrays["pole_offset"]), 0, 0
     pool = np.isin(arrays["split"], (2, 3)) & (arrays["beyond"] == beyond)
@@ -93,8 +97,8 @@ def held_out(n: int, seed: int, orders: tuple[int, int], beyond: bool):
         if met(library, target, f0):
             continue
         found += 1
-        yield hz, level, target, {"textbook": textbook(kind, f0), "nearest": nearest(library, target, f0, 200),
-                                  "random": by_chance(200, int(row))}
+        sources = {"textbook": textbook(kind, f0), "nearest": nearest(library, target, f0, 200)}
+        yield circuit_at(arrays, row), hz, level, target, sources | {"random": by_chance(200, int(row))}
     print(f"{seen} looked at, {found} met by no known circuit")
 
 
@@ -102,7 +106,7 @@ def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=Fals
               values=True) -> pd.DataFrame:
     """Held-out responses by source and budget: share solved, analyses, parts, processor time, share after E24."""
     rows, series = [], []
-    for hz, level, target, sources in held_out(n, seed, orders, beyond):
+    for _, hz, level, target, sources in held_out(n, seed, orders, beyond):
         for budget in budgets:
             every = sources | {"all in turn": in_turn(list(sources.values()))}
             for name, proposals in every.items() if asked is None else ((k, every[k]) for k in asked):
@@ -125,6 +129,18 @@ def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=Fals
     if values:
         print("after E24:", pd.DataFrame(series).mean().round(3).to_dict())
     return pd.DataFrame(rows).groupby(["budget", "source"]).mean()
+
+
+def recall(n: int, seed: int, at=(1, 10, 50, 200)) -> pd.DataFrame:
+    """How often the graph that a held-out response came from is among the first k proposals of a source."""
+    rows = []
+    for true, _, _, _, sources in held_out(n, seed, (3, 6), False):
+        name = topology_hash(true)
+        for source, proposals in sources.items():
+            names = [topology_hash(circuit_of(stack([p.graph]), p.u[None], 0)) for p in proposals[: max(at)]]
+            first = names.index(name) + 1 if name in names else np.inf
+            rows.append({"source": source, **{f"recall@{k}": first <= k for k in at}, "graphs": len(set(names))})
+    return pd.DataFrame(rows).groupby("source").mean()
 
 
 def larger(n: int, seed: int) -> pd.DataFrame:
@@ -256,7 +272,7 @@ def tell(table: pd.DataFrame) -> None:
     print(by_q.unstack().round(3).to_string(), every.round(3).to_string(), sep="\n", flush=True)
 
 
-BENCHES = {"responses": responses, "larger": larger, "masks": masks, "specifications": specifications}
+BENCHES = {"responses": responses, "recall": recall, "larger": larger, "masks": masks, "specifications": specifications}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
