@@ -133,13 +133,15 @@ def responses(n: int, seed: int, budgets=(200, 2000), orders=(3, 6), beyond=Fals
 
 def recall(n: int, seed: int, at=(1, 10, 50, 200)) -> pd.DataFrame:
     """How often the graph that a held-out response came from is among the first k proposals of a source."""
-    rows = []
+    library, _ = library_and_arrays()
+    known, rows = set(library.topology.tolist()), []
     for true, _, _, _, sources in held_out(n, seed, (3, 6), False):
         name = topology_hash(true)
         for source, proposals in sources.items():
             names = [topology_hash(circuit_of(stack([p.graph]), p.u[None], 0)) for p in proposals[: max(at)]]
             first = names.index(name) + 1 if name in names else np.inf
-            rows.append({"source": source, **{f"recall@{k}": first <= k for k in at}, "graphs": len(set(names))})
+            rows.append({"source": source, **{f"recall@{k}": first <= k for k in at}, "graphs": len(set(names)),
+                         "in training": name in known})
     return pd.DataFrame(rows).groupby("source").mean()
 
 

@@ -254,6 +254,22 @@ def names_of(circuit: Circuit) -> list[str]:
         names.append(f"{kind}{counts[kind]}")
     return names
 
+# %% ../../../nbs/systems/circuits/06e_design.ipynb #e0ad6ff5
+def yield_by_part(
+    target: Target,
+    circuit: Circuit,
+    tolerance: float,  # relative
+    within: float,  # dB beyond the corridor
+    load: float | None = None,  # ohm
+) -> dict[str, float]:
+    "Of each part, named as in the netlist, the yield where it alone has the tolerance and all others are exact."
+    graph, u = graph_of(circuit), logs_of([circuit])
+    spread, shares = spreads(graph, tolerance, load, 0), []
+    for alone in np.eye(u.shape[1]):
+        level, _ = levels(stack([graph]).take(np.zeros(DRAWS, int)), u + spread * alone, target, False)
+        shares.append(float((np.abs(target.off(level)).max(1) <= within).mean()))
+    return dict(zip(names_of(circuit), shares, strict=True))
+
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #6274e6de
 @dataclass(frozen=True)
 class Band:
@@ -398,6 +414,7 @@ class Design:
 
     circuit: Circuit
     row: dict[str, object]  # of the table
+    by_part: dict[str, dict[str, float]]  # what each part does: its sensitivity, and the yield it alone leaves
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #443e293e
 def error_of_parts(target: Target, circuit: Circuit) -> float:
@@ -415,13 +432,15 @@ def finish_design(
     "The way of a solution with the highest yield, and what is to be said of it."
     circuit, share = centred(target, ways, wish.tolerance, wish.within, wish.load)
     error = error_of_parts(target, circuit)
-    weakest = max(sensitivity(target, circuit).items(), key=lambda item: item[1])
+    steep = sensitivity(target, circuit)
+    weakest = max(steep.items(), key=lambda item: item[1])
+    alone = yield_by_part(target, circuit, wish.tolerance, wish.within, wish.load)
     return Design(circuit, {
         "error_db": error, "before_series_db": solution.error, "parts": len(circuit.parts), "yield": share,
         **({"yield_f0_q": band_yield(band, circuit, wish.tolerance, wish.load)} if band else {}),
         **seen_within(target, circuit), "most_sensitive": weakest[0], "db_per_percent": weakest[1],
         "proposed_by": solution.source,
-    })
+    }, {"sensitivity_db_per_percent": steep, "yield_by_part": alone})
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #fcc9b1a1
 def share_within(target: Target, circuit: Circuit, wish: Wish, band: Band | None, seed: int = 0) -> float:
@@ -614,7 +633,7 @@ def write_designs(
     table = pd.DataFrame(rows)
     table.to_csv(folder / "table.csv", index=False)
     write_json(folder / "circuits.json", [
-        {"asked": title} | row | as_json(one.circuit) | {"sensitivity_db_per_percent": sensitivity(target, one.circuit)}
+        {"asked": title} | row | as_json(one.circuit) | one.by_part
         for row, one in zip(rows, designs, strict=True)
     ])
     return table
