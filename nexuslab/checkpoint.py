@@ -445,8 +445,8 @@ def load_weights(
     weights: dict[str, torch.Tensor],
     path: Path,
     partial: bool = False,  # take those that fit, if there are any
-) -> list[str]:
-    "Put weights into a model; another architecture is refused with the first differences, which are also returned."
+) -> tuple[list[str], list[str]]:
+    "Put weights into a model; returns the names of those it took and what differs; unless asked for a part, refuses."
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     new = {k: tuple(v.shape) for k, v in weights.items()}
     odd = [f"{k} is absent" for k in own if k not in new] + [f"{k} is extra" for k in new if k not in own]
@@ -458,7 +458,7 @@ def load_weights(
                               remedy="use the configuration of the run that wrote them; if the model has changed, the "
                               "nexuslab version that its environment.json names")
     model.load_state_dict(fit, strict=not odd)
-    return odd
+    return [k for k in own if k in fit], odd
 
 # %% ../nbs/engine/07_checkpoint.ipynb #11567592
 def prune_checkpoints(

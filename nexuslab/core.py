@@ -109,10 +109,10 @@ def did_you_mean(
     name: str,  # what was typed
     names: Iterable[str],  # what exists
 ) -> str:
-    "The sentence that answers an unknown name: the nearest one, or the first dozen of them."
+    "The sentence that answers an unknown name: the nearest one, or the first sixteen of them."
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    some = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
     return f"did you mean {near[0]}?" if near else f"choose one of: {some}"
 
 # %% ../nbs/engine/00_core.ipynb #487bf50a

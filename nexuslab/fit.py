@@ -244,11 +244,22 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     (run.path / "stop").unlink(missing_ok=True)
     run.set_status(config=run.write_config(loop.cfg))
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint,
-         optimizer=type(loop.optimizer).__name__, rate=loop.peak, differences=loop.differences)
-    if loop.differences:
-        say(loop, f"the weights of {loop.cfg.init_from} are used, but for: {'; '.join(loop.differences)}")
+         optimizer=type(loop.optimizer).__name__, rate=loop.peak,
+         inherited=loop.inherited, differences=loop.differences)
+    if loop.inherited:
+        tell_inherited(loop)
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
+
+# %% ../nbs/engine/08_fit.ipynb #5c9ff207
+def tell_inherited(loop: Loop) -> None:
+    "Say which weights of another run were taken and which not: in short, and each by its name in log.txt."
+    taken, left, of = loop.inherited, loop.differences, f"of {loop.cfg.init_from}"
+    some = "; ".join(left[:3]) + f"; {len(left) - 3} more, which log.txt names" * (len(left) > 3)
+    say(loop, f"{len(taken)} tensors {of} are used" + f", {len(left)} differ: {some}" * bool(left))
+    append(loop.run.path / "log.txt", f"used {of}: {', '.join(taken)}")
+    if left:
+        append(loop.run.path / "log.txt", f"not used {of}: {'; '.join(left)}")
 
 # %% ../nbs/engine/08_fit.ipynb #ca06b651
 def mirrors(loop: Loop) -> list[Mirror]:

@@ -166,7 +166,8 @@ class Setup:
     scaler: torch.amp.GradScaler
     rank: int
     world: int
-    differences: list[str]  # from the weights that init_from gave
+    inherited: list[str]  # names of the weights that init_from gave
+    differences: list[str]  # what it did not give
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -261,7 +262,7 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
     splits = splits or task.data(cfg, run.root)
     refuse_other_order(task, cfg, splits)
     model = new_model(task, cfg, splits)
-    differences = inherit(model, cfg, run)
+    inherited, differences = inherit(model, cfg, run)
     model.to(device)
     if world > 1:
         spread(list(model.state_dict().values()))
@@ -278,7 +279,7 @@ def set_up(task: Task, cfg: Config, run: Run, splits: Splits | None = None) -> L
         autocast=arithmetic_of(device, precision),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         rank=rank, world=world, carried=carried_for(task, model, splits.train),
-        differences=differences,
+        inherited=inherited, differences=differences,
     )
 
 # %% ../nbs/engine/08c_setup.ipynb #a10e332d
@@ -392,15 +393,15 @@ def new_model(task: Task, cfg: Config, splits: Splits) -> nn.Module:
     return model
 
 # %% ../nbs/engine/08c_setup.ipynb #a18defdd
-def inherit(model: nn.Module, cfg: Config, run: Run) -> list[str]:
-    "Give the model the best weights of another run, if so configured; returns what differs, if that is allowed."
+def inherit(model: nn.Module, cfg: Config, run: Run) -> tuple[list[str], list[str]]:
+    "Give the model the best weights of another run, if so configured; returns their names, and what it did not give."
     if not cfg.init_from:
         if cfg.init_partial:
             raise ConfigError("init_partial", found="true, and no init_from", expected="a run to take weights from",
                               remedy="give init_from, or leave init_partial out")
-        return []
+        return [], []
     if steps_kept(run.path / "checkpoints"):  # its own weights follow
-        return []
+        return [], []
     parent = Run.open(cfg.init_from, run.root, "init_from")
     if parent.path == run.path:
         raise ConfigError("init_from", found=f"{cfg.init_from!r}, which is this run itself",

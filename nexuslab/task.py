@@ -15,6 +15,7 @@ import importlib
 import math
 import os
 import textwrap
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -476,16 +477,31 @@ def get_task(name: str) -> Task:
     if name in SESSION and name not in system_modules():
         return SESSION[name]
     place = module_of(name, SESSION)
-    module = importlib.import_module(place)
+    module = module_at(place, name)
     refuse_hidden(name, module)
     if module.__spec__.submodule_search_locations is not None:
-        module = importlib.import_module(f"{place}.task")
+        module = module_at(f"{place}.task", name)
     task = vars(module).get("TASK")
     if not isinstance(task, Task):
-        raise NexusError(f"system {name}", found=f"no TASK in {module.__name__}",
-                         expected="TASK = an instance of a Task subclass",
-                         remedy="end the system's task notebook with `TASK = YourTask()`")
+        told = f"TASK = {task!r}" if "TASK" in vars(module) else "no TASK"
+        raise NexusError(f"system {name}", found=f"{told} in {module.__file__}",
+                         expected="TASK = an instance of a Task",
+                         remedy="end it with `TASK = YourTask()`, or `TASK = OwnTask(...)`")
     return task
+
+# %% ../nbs/engine/04_task.ipynb #bf5282d6
+def module_at(place: str, name: str) -> ModuleType:
+    "Import the module of a system; what its code raises is told with the file and the line."
+    try:
+        return importlib.import_module(place)
+    except NexusError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else (
+            f"{where.filename}, line {where.lineno}")
+        raise NexusError(f"system {name} cannot be imported", found=f"{type(error).__name__}: {error} ({line})",
+                         expected="a module that runs to its end", remedy="mend it and try again") from error
 
 # %% ../nbs/engine/04_task.ipynb #fa2be7e8
 def refuse_hidden(name: str, module: ModuleType) -> None:
