@@ -130,7 +130,7 @@ PRESETS = [  # what a file may be read over: defaults, nothing in any optional p
 @given(preset=st.sampled_from(PRESETS), wanted=configurations)
 def test_a_configuration_comes_back_from_its_file(preset, wanted, tmp_path_factory):
     """file -> object -> file is the identity, whatever preset the file is read over."""
-    file = tmp_path_factory.getbasetemp() / "config.yaml"
+    file = tmp_path_factory.getbasetemp() / "written.yaml"  # as config.yaml the folder would be a run
     file.write_text(written := wanted.yaml(), encoding="utf-8", newline="")
     found = resolve(task_of(preset), file=file)
     assert found == wanted and found.yaml() == written and not difference(found, wanted)
