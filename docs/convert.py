@@ -102,7 +102,7 @@ def relative(value):
 
 
 def new_cell(kind: str, source: str, id: str, **more) -> NotebookNode:
-    """A cell; nbformat's own makers check each by itself, which takes longer than all else that is done to it."""
+    """A cell, which is checked with its notebook when that is written."""
     return nbformat.from_dict({"cell_type": kind, "id": id, "metadata": {}, "source": source} | more)
 
 

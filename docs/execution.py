@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,19 +90,11 @@ def origin(node: ast.ImportFrom, package: str) -> str:
     return ".".join([*parts, *filter(None, [node.module])])
 
 
-def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """The statements below a node, on any level; what stands inside expressions is left out."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
-            yield child
-            yield from statements(child)
-
-
 def imported(code: str, module: str, modules: dict[str, Path]) -> set[str]:
     """The package's modules that a piece of code imports, at its head or inside a function."""
     found = set()
     package = module if modules.get(module, Path()).name == "__init__.py" else module.rpartition(".")[0]
-    for node in statements(ast.parse(code)):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -251,16 +251,6 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     loop.listeners = [*listeners, Console(lambda line: append(run.path / "log.txt", line))]
     loop.listeners += mirrors(loop)
 
-# %% ../nbs/engine/08_fit.ipynb #5c9ff207
-def tell_inherited(loop: Loop) -> None:
-    "Say which weights of another run were taken and which not: in short, and each by its name in log.txt."
-    taken, left, of = loop.inherited, loop.differences, f"of {loop.cfg.init_from}"
-    some = "; ".join(left[:3]) + f"; {len(left) - 3} more, which log.txt names" * (len(left) > 3)
-    say(loop, f"{len(taken)} tensors {of} are used" + f", {len(left)} differ: {some}" * bool(left))
-    append(loop.run.path / "log.txt", f"used {of}: {', '.join(taken)}")
-    if left:
-        append(loop.run.path / "log.txt", f"not used {of}: {'; '.join(left)}")
-
 # %% ../nbs/engine/08_fit.ipynb #ca06b651
 def mirrors(loop: Loop) -> list[Mirror]:
     "The experiment trackers that were asked for; a warning names one that cannot be started, and the run goes on."
@@ -306,3 +296,13 @@ def append(path: Path, line: str) -> None:
             f"cannot write {path}", found=str(error), expected="a writable disk with enough room",
             remedy="free some space and resume the run",
         ) from error
+
+# %% ../nbs/engine/08_fit.ipynb #a7378e5c
+def tell_inherited(loop: Loop) -> None:
+    "Say which weights of another run were taken and which not."
+    taken, left, origin = loop.inherited, loop.differences, loop.cfg.init_from
+    some = "; ".join(left[:3]) + f"; {len(left) - 3} more, which log.txt names" * (len(left) > 3)
+    say(loop, f"{len(taken)} tensors come from {origin}" + f", {len(left)} do not: {some}" * bool(left))
+    append(loop.run.path / "log.txt", f"from {origin}: {', '.join(taken)}")
+    if left:
+        append(loop.run.path / "log.txt", f"not from {origin}: {'; '.join(left)}")

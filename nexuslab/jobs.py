@@ -76,8 +76,8 @@ class Parser(argparse.ArgumentParser):
             given = message.removeprefix("unrecognized arguments: ").partition(" ")[0]
             wrong = given.lstrip("-").split("=")[0]
             known = [o.lstrip("-") for a in self._actions for o in a.option_strings if o.startswith("--")]
-            message = f"unknown option --{wrong}: {option_instead(wrong, known)}"
-            message = message if given.startswith("-") else f"one argument too many: {given}"
+            message = f"unknown option --{wrong}: {option_instead(wrong, known)}" if given.startswith("-") else (
+                f"one argument too many: {given}")
         super().error(message)
 
 # %% ../nbs/engine/20_jobs.ipynb #0e4a7de3

@@ -497,11 +497,10 @@ def module_at(place: str, name: str) -> ModuleType:
     except NexusError:
         raise
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else (
-            f"{where.filename}, line {where.lineno}")
-        raise NexusError(f"system {name} cannot be imported", found=f"{type(error).__name__}: {error} ({line})",
-                         expected="a module that runs to its end", remedy="mend it and try again") from error
+        place = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {getattr(error, 'msg', error)} ({place.filename}, line {place.lineno})"
+        raise NexusError(f"system {name} cannot be imported", found=said, expected="a module that runs to its end",
+                         remedy="mend it and try again") from error
 
 # %% ../nbs/engine/04_task.ipynb #fa2be7e8
 def refuse_hidden(name: str, module: ModuleType) -> None:

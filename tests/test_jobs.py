@@ -436,7 +436,10 @@ def test_json_of_other_verbs(trained, monkeypatch, capsys):
 def test_a_refusal_starts_no_kernel(home, monkeypatch):
     """Parameters that a job would refuse never come to papermill; a kernel that waited is gone."""
     monkeypatch.setattr("papermill.execute_notebook", lambda *a, **k: pytest.fail("a kernel was started"))
+    (home / "systems").mkdir()
+    (home / "systems" / "misspelt.py").write_text("import torch\ndef (:\n")
     for verb, wrong, words in (("train", {"preset": "bsae"}, "did you mean base?"),
+                               ("train", {"system": "misspelt"}, "misspelt.py, line 2"),
                                ("seeds", {"n": 1}, "n"), ("evaluate", {"run": "nothing"}, "run 'nothing'")):
         with pytest.raises(NexusError, match=re.escape(words)):
             run_job(verb, wrong, quiet=True)

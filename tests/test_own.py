@@ -1,4 +1,5 @@
 """A user's own model, data, optimiser and metrics: trained, resumed, evaluated; in a session, from the shell."""
+import functools
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from kills import execute, in_child
 from tiny import Halt, comparable, same_weights
 from torch import nn
 from torch.utils.data import (
@@ -366,6 +368,9 @@ def test_the_example_of_the_readme_trains_and_is_evaluated_from_the_shell(home):
     figure = Run(run).evaluation["test"]["figures"]["accuracy"]
     [shown] = re.findall(r"^accuracy +(\d\.\d+) +(\d\.\d+)", done.stdout, re.M)  # beside the untrained model's
     assert abs(float(shown[0]) - figure) < 1e-3 and float(shown[0]) >= 0.95 > 0.3 > float(shown[1])
+    code, said = in_child(functools.partial(execute, "inspect", {"system": "digits", "steps": 5, "largest": 8}))
+    assert code == 0 and (home / "data" / "digits" / "base.inspect.ipynb").exists(), said
+    assert not list(home.parent.glob("*.ipynb"))  # there is no dataset file beside which it could lie
 
 
 CLASSES = (X @ torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])).argmax(1)
