@@ -10,6 +10,7 @@ from nexuslab.core import ConfigError
 from nexuslab.systems.language.data import CurriculumScheduler, NEXUSDataset, create_dataloader
 from nexuslab.systems.language.guide import TrainingConfig, configuration
 from nexuslab.systems.language.loss import (
+    Balance,
     CausalLoss,
     DynamicLossWeights,
     EnergyLoss,
@@ -132,6 +133,13 @@ def test_dynamic_weights_of_the_guide():
     again.load_state_dict(weights.state_dict())
     weights.update(losses * 2), again.update(losses * 2)
     assert torch.equal(again.weights, weights.weights)
+
+
+def test_the_momentum_of_dynamic_weights_is_the_one_that_is_told():
+    cfg = resolve(get_task("language"), "smoke", {"loss.dynamic": True, "loss.momentum": 0.5})
+    model = NEXUSCore(NEXUSConfig(vocab_size=257, d_model=8, ssm_n_layers=1))
+    updaters = get_task("language").updaters(cfg, model)
+    assert [found.dynamic.momentum for found in updaters if isinstance(found, Balance)] == [0.5]
 
 
 def test_the_published_preset():

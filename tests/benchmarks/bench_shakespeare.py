@@ -5,7 +5,8 @@
 Everything runs on one thread. The rival is a transformer (4 layers, 4 heads, width 128, blocks of 64, batches of 12,
 804,224 parameters with the separator among its 66 characters): trained as published (AdamW, learning rate 1e-3, 100
 steps of warm-up, a cosine to 1e-4, 2,000 iterations), with AdamW at 1e-2, with the engine's Muon at 1e-2, and with Muon
-in bf16, the precision of the preset. The processor time of the published training is everybody's budget. What a step
+in bf16, the precision of the preset on processors that have it; on others the preset is in single precision, and this
+rival is left out. The processor time of the published training is everybody's budget. What a step
 costs is measured for all by turns, so that other work on the machine hits all alike; it gives everybody's number of
 steps.
 
@@ -28,6 +29,7 @@ from nexuslab.data import load
 from nexuslab.fit import fit
 from nexuslab.optim import Muon
 from nexuslab.run import Run
+from nexuslab.setup import quickest
 from nexuslab.step import clip, gradient, optimise, set_rate
 from nexuslab.systems.language.data import Passes, Windows, open_dataset
 from nexuslab.systems.language.task import TASK
@@ -165,7 +167,8 @@ def main():
     parser.add_argument("text")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--rivals", nargs="*", default=list(RIVALS))
+    has = quickest(torch.device("cpu")) == "bf16"
+    parser.add_argument("--rivals", nargs="*", default=[name for name, (*_, half) in RIVALS.items() if has or not half])
     parser.add_argument("--rounds", type=int, default=25, help="of measuring speed")
     told = parser.parse_args()
     torch.set_num_threads(1)
@@ -174,7 +177,8 @@ def main():
     found = open_dataset(cfg.data.plan(cfg.seed, root), root)
     val, vocabulary = Windows(found.val, LENGTH), found.tokenizer.vocabulary
     print(f"{len(found.train) - 1:,} and {len(found.val) - 1:,} characters, torch {torch.__version__}", flush=True)
-    racers = {name: Rival(name, found.train, vocabulary, told.iterations) for name in RIVALS}
+    racers = {name: Rival(name, found.train, vocabulary, told.iterations)
+              for name in dict.fromkeys([PUBLISHED, *told.rivals])}
     each = step_seconds(racers | {"preset": Preset(cfg, root)}, told.rounds)
     budget = told.iterations * each[PUBLISHED]
     shown = {name: round(1e3 * value, 1) for name, value in each.items()}
@@ -189,7 +193,7 @@ def main():
     for seed in told.seeds:
         steps = int(0.95 * budget / each["preset"])  # the rest is for checkpoints and the evaluation
         model, took = preset(path, seed, steps, root)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cfg.compute.precision == "bf16"):
             loss = scored(lambda batch: model(batch["input_ids"], start=batch["start"]), val)
         size = sum(p.numel() for p in model.parameters())
         said = f"{loss:.4f}, {size:,} parameters, {steps} steps, {took:.1f} s"

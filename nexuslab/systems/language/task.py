@@ -31,6 +31,7 @@ from .rivals import rivals_of
 from .suites import SUITES, kinship, suite_documents
 from .tokens import Characters, tokenizer_of
 from .world import health
+from ...setup import pick_device, quickest
 from ...task import CanPredict, CanSample, CanScore, Group, HasGroups, StepOut, Task, Updater
 
 # %% ../../../nbs/systems/language/04_task.ipynb #bd225e2c
@@ -136,7 +137,7 @@ class LanguageConfig(Config):
 def base() -> LanguageConfig:
     "The standard library by pieces of words: ten minutes on two cores."
     return LanguageConfig(
-        compute=Compute(threads=1, precision="bf16"), budget=Budget(steps=1200),
+        compute=Compute(threads=1, precision=quickest(pick_device("auto"))), budget=Budget(steps=1200),
         data=LanguageData(length=256),
         model=NEXUSConfig(d_model=192, ssm_n_layers=4, ngram_rows=(16384, 16384), reason=False),
         loader=Loader(batch_size=8, eval_batch_size=16),
@@ -420,7 +421,8 @@ class LanguageTraining(LanguageModelling):
         found: list[Updater] = [Following()] if "world" in model.parts else []
         found += [Watch(cfg.loss.dominant)] if len(model.parts) else []
         found += [growth(cfg)] if cfg.data.curriculum else []
-        return found + ([Balance(tuple(model.parts))] if cfg.loss.dynamic and len(model.parts) else [])
+        dynamic = cfg.loss.dynamic and len(model.parts)
+        return found + ([Balance(tuple(model.parts), cfg.loss.momentum)] if dynamic else [])
 
     def metrics(self, cfg):
         return {"bits_per_byte": Mean(), "perplexity": Perplexity(), "accuracy": Mean()}

@@ -197,6 +197,8 @@ def aliases() -> dict[str, int]:
 ALIAS = aliases()
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #4b0783e0
+LONG = re.compile(r"(\S{4096}|\s{4096})")  # merges are learnt from words cut there: their time is quadratic in a word
+
 def merged(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
     "A model of the library, trained on texts."
     if not 258 <= vocabulary:
@@ -206,7 +208,8 @@ def merged(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - 1, initial_alphabet=sorted(ALIAS), show_progress=False)
-    model.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in LONG.split(text) if piece)
+    model.train_from_iterator(pieces, trainer)
     return model
 
 # %% ../../../nbs/systems/language/00b_tokens.ipynb #a56220a4

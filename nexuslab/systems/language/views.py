@@ -66,17 +66,22 @@ def curves(history: pd.DataFrame) -> plt.Figure:
     "Loss of the next token, losses of the modules, and each part's share of the gradient."
     fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), layout="constrained")
     known = lambda name: history[["step", name]].dropna().to_numpy(float).T if name in history else np.zeros((2, 0))
+
+    def line(ax, name, colour, label):
+        seen = known(name)
+        ax.plot(*seen, color=colour, marker="o" if seen.shape[1] < 30 else None, ms=3, label=label)
+
     for name, colour in (("train/lm", SKY), ("val/loss", BLUE)):
-        axes[0].plot(*known(name), color=colour, marker="o" if "val" in name else None, ms=3, label=name)
+        line(axes[0], name, colour, name)
     for name, colour in zip(MODULES, (GREEN, ORANGE, PINK, GREY)):
-        axes[1].plot(*known(f"train/{name}"), color=colour, label=name)
-        axes[2].plot(*known(f"train/gradient_share/{name}"), color=colour, label=name)
-    axes[2].plot(*known("train/gradient_share/lm"), color=SKY, label="next token")
+        line(axes[1], f"train/{name}", colour, name)
+        line(axes[2], f"train/gradient_share/{name}", colour, name)
+    line(axes[2], "train/gradient_share/lm", SKY, "next token")
     for ax, title, unit in zip(axes, ("Next token", "Modules", "Gradient at the latents"),
                                ("loss [nats a token]", "loss before its weight", "share of the gradient")):
-        ax.set(xlabel="training step", ylabel=unit, title=title)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
+        ax.set(xlabel="training step", ylabel=unit)
+        ax.set_title(title, pad=30)
+        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1, borderaxespad=0.2)
     return fig
 
 # %% ../../../nbs/systems/language/05_views.ipynb #5f5aea2f
@@ -97,8 +102,9 @@ def lengths(scene: Scene, times: int = 4) -> plt.Figure:
     trained = scene.windows.length
     for length, colour in ((trained * times, SKY), (trained, BLUE)):
         nats, count = (part.numpy() for part in losses_by_place(scene, length))
-        place = np.arange(len(nats)) * 24 // max(1, len(nats))  # in 24 stretches
-        weigh = lambda values: np.bincount(place, values * count) / np.maximum(np.bincount(place, count), 1)
+        place = (8 * np.log2(1 + np.arange(len(nats)))).astype(int) // 4  # in stretches, two to each doubling
+        there = np.bincount(place, count)
+        weigh = lambda values: (np.bincount(place, values * count) / np.maximum(there, 1))[there > 0]
         far = weigh(np.arange(1, len(nats) + 1))
         ax.plot(far, weigh(nats), color=colour, marker="o", ms=3, label=f"{length} tokens")
     ax.axvline(trained, color=GREY, ls=":", lw=1)
@@ -140,7 +146,7 @@ def nothing(text: str) -> plt.Figure:
 # %% ../../../nbs/systems/language/05_views.ipynb #aaf6cad5
 @torch.no_grad()
 def trajectories(scene: Scene, rows: int = 4, steps: int = 8) -> plt.Figure:
-    "Latents of the world module along some rows (points), and what it imagines from the middle of each (lines)."
+    "Latents along some rows (points); from the middle of each, what the world module imagines (lines) and what came."
     if "world" not in scene.model.parts:
         return nothing("the world module is off")
     world, h = scene.model.parts["world"], scene.info["latents"][:rows]
@@ -150,11 +156,13 @@ def trajectories(scene: Scene, rows: int = 4, steps: int = 8) -> plt.Figure:
     points, dreamt = flat[: seen[..., 0].numel()], flat[seen[..., 0].numel() :].reshape(len(h), steps, -1)
     fig, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     ax.scatter(points[:, 0], points[:, 1], s=4, color=GREY, alpha=0.4, label="latents of the text")
-    for row, colour in zip(dreamt, (BLUE, ORANGE, GREEN, PINK)):
-        ax.plot(row[:, 0], row[:, 1], color=colour, marker="o", ms=3)
+    came = points.reshape(*seen.shape[:2], -1)[:, middle + 1 : middle + 1 + steps]
+    for number, (row, true, colour) in enumerate(zip(dreamt, came, (BLUE, ORANGE, GREEN, PINK))):
+        ax.plot(*row.T, color=colour, marker="o", ms=3, label=None if number else "imagined")
+        ax.plot(*true.T, color=colour, ls=":", lw=1, marker="x", ms=3, label=None if number else "what came")
     title = f"Imagined: {steps} steps from the middle of a row"
     ax.set(xlabel="first principal component", ylabel="second principal component", title=title)
-    ax.legend()
+    ax.legend(fontsize=8)
     return fig
 
 # %% ../../../nbs/systems/language/05_views.ipynb #85ac06aa
@@ -201,6 +209,7 @@ def draw_graphs(
     for kind, (colour, line) in KINDS.items():
         for cause, effect in edges[kind]:
             arrow = {"arrowstyle": "-|>", "color": colour, "ls": line, "shrinkA": 9, "shrinkB": 9}
+            arrow["connectionstyle"] = "arc3,rad=0.12"  # of two ways between two variables, both are seen
             ax.annotate("", place[effect], place[cause], arrowprops=arrow)
         ax.plot([], [], color=colour, ls=line, label=f"{kind}: {len(edges[kind])}")
     for number, (x, y) in enumerate(place):
