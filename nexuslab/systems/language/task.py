@@ -305,7 +305,8 @@ def pictured(texts: list[str], lines: int = 9):
 
     fig, axes = plt.subplots(len(texts), 1, figsize=(9, 1.8 * len(texts)), layout="constrained", squeeze=False)
     for ax, text in zip(axes.flat, texts):
-        shown = "\n".join(text.replace("$", r"\$").splitlines()[:lines])
+        there = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+        shown = "\n".join(there.replace("$", r"\$").splitlines()[:lines])
         ax.text(0, 1, shown, family="monospace", fontsize=8, va="top", transform=ax.transAxes)
         ax.set_axis_off()
     return fig
