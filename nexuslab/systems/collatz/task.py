@@ -255,7 +255,7 @@ def looped() -> CollatzConfig:
 def wide_looped() -> CollatzConfig:
     "n to 10^12 by a recurrent cell, most of the time for a few passes: five minutes."
     return changed(
-        looped(), "wide_looped", data={"start_range": (1, 10**12)}, budget={"steps": 1000},
+        looped(), "wide_looped", data={"start_range": (1, 10**12)}, budget={"steps": 700},
         model={"cell": "gru", "loops": (2, 2, 2, 4, 4, 4, 8, 8, 16, 16)}, schedule={"name": "linear"},
         optim={"name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "betas": (0.9, 0.98)},
         checkpoint={"eval_every": 200},
