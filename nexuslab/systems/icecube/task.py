@@ -25,6 +25,7 @@ from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
 from ...figures import in_style
 from ...files import CanCompareFiles
+from ...setup import pick_device, quickest
 from ...store import Store, store_path
 from nexuslab.systems.icecube.data import (
     PLACES, EventFile, FromFile, Plan, Simulated, build, check_events, manifest, split_ids,
@@ -100,7 +101,7 @@ class IceCubeConfig(Config):
 def base() -> IceCubeConfig:
     "Attention over strings, hits first: half an hour on two cores."
     return IceCubeConfig(
-        compute=Compute(threads=1, precision="bf16"), budget=Budget(epochs=3),
+        compute=Compute(threads=1, precision=quickest(pick_device("auto"))), budget=Budget(epochs=3),
         loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(lr=2e-3, betas=(0.9, 0.99)),
         schedule=Schedule(warmup_steps=100), track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1),
     )
