@@ -143,7 +143,7 @@ class Compute(Section):
         "auto", pattern=DEVICES, description="auto | cpu | cuda | cuda:N | mps; auto takes the best there is"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the forward pass; auto is bf16 on CUDA devices that have it, fp32 elsewhere"
+        "auto", description="arithmetic of the forward pass; auto is bf16 where the device has units for it, else fp32"
     )
     compile: bool = Field(False, description="compile model and loss with torch.compile")
     threads: int | None = Field(None, ge=1, description="CPU threads of each process; None leaves PyTorch's choice")

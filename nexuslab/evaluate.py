@@ -146,7 +146,7 @@ def assessed(
     register(task)
     if data_path:
         split, data_path = "test", own_file(task, run, data_path)
-    place, arithmetic, _ = placed(cfg := run.config, device, precision)
+    cfg, (place, arithmetic, _) = run.config, placed(run, device, precision)
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model = model_of(cfg, saved).to(place)
     splits = splits or task.data(cfg, run.root)

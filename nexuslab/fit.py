@@ -244,7 +244,7 @@ def open_record(loop: Loop, listeners: Sequence[Listener], changed: dict) -> Non
     (run.path / "stop").unlink(missing_ok=True)
     run.set_status(config=run.write_config(loop.cfg))
     emit(loop, "start", changes={k: list(v) for k, v in changed.items()}, fingerprint=loop.splits.fingerprint,
-         optimizer=type(loop.optimizer).__name__, rate=loop.peak,
+         optimizer=type(loop.optimizer).__name__, rate=loop.peak, device=str(loop.device), precision=loop.precision,
          inherited=loop.inherited, differences=loop.differences)
     if loop.inherited:
         tell_inherited(loop)

@@ -368,7 +368,7 @@ def plan_of_evaluation(task, run, given: dict[str, Any], chosen: set[str]) -> di
     from nexuslab.setup import placed
 
     rows = {"split": known_split(given["split"])}
-    rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
+    rows["device"], rows["precision"], _ = placed(run, given["device"], given["precision"])
     if given["data_path"]:
         rows["data"] = own_file(task, run, given["data_path"])
         if "split" in chosen:
@@ -414,7 +414,7 @@ def plan_of_sample(task, run, given: dict[str, Any], chosen: set[str]) -> dict[s
     made = {"n": whole_number("n", given["n"]), "seed": seed_of(run.config, given["seed"])}
     rows = {"answers to": given["inputs"]} if predicting else made
     rows["how"] = understood(task.predict if predicting else task.sample, given["how"])
-    rows["device"], rows["precision"], _ = placed(run.config, given["device"], given["precision"])
+    rows["device"], rows["precision"], _ = placed(run, given["device"], given["precision"])
     rows["at once"] = size_of(run.config, given["chunk"])
     if predicting:
         task.refuse(run.config, rows["how"])

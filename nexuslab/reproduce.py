@@ -22,6 +22,7 @@ from .data import Splits
 from .evaluate import assessed, changed_since
 from .fit import Result, fit
 from .run import Run, environment, given_up
+from .setup import pick_device, trained_in
 from .task import Task, get_task, register
 from .watch import state_name
 
@@ -48,6 +49,8 @@ def reproduce(
         cfg = run.config
         if cfg.init_from:  # the parent stays where it is
             cfg = overlay(cfg, {"init_from": str(Run.open(cfg.init_from, run.root).path)})
+        if cfg.compute.precision == "auto" and (known := trained_in(run, pick_device(cfg.compute.device))):
+            cfg = overlay(cfg, {"compute.precision": known})
         task.prepare(cfg, home)
         splits = task.data(cfg, home)
         found += differences_of_data(run, task, splits)

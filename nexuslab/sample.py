@@ -52,7 +52,7 @@ def sample(
     refuse_unable(task, run, CanSample, "sampling from", "a system that makes no new examples",
                   "choose a generative system, or predict instead")
     cfg, n, how = run.config, whole_number("n", n), understood(task.sample, how)
-    seed, chunk, (place, arithmetic, autocast) = seed_of(cfg, seed), size_of(cfg, chunk), placed(cfg, device, precision)
+    seed, chunk, (place, arithmetic, autocast) = seed_of(cfg, seed), size_of(cfg, chunk), placed(run, device, precision)
     refuse_output(output, ".h5")
     register(task)
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
@@ -336,7 +336,7 @@ def predict(
                   "choose another system, or sample instead")
     cfg, how = run.config, understood(task.predict, how)
     task.refuse(cfg, how)
-    chunk, (place, _, autocast) = size_of(cfg, chunk), placed(cfg, device, precision)
+    chunk, (place, _, autocast) = size_of(cfg, chunk), placed(run, device, precision)
     register(task)
     saved = open_checkpoint(run.path / "checkpoints", checkpoint)
     model, meta, rows = model_of(cfg, saved).to(place), saved.manifest["meta"], []

@@ -166,7 +166,8 @@ def cost_of_run(task: Task, cfg: Config) -> dict[str, Any]:
     memory, rate = cost_of_steps(loop) if loop.total_steps > 2 else (float("nan"), float("nan"))
     minutes = total * loop.plan.per_step / rate / 60
     count = sum(p.numel() for p in loop.model.parameters())
-    return {"parameters": f"{count:,}", "steps": f"{total:,}", "memory": f"about {memory:,.1f} MiB of tensors",
+    return {"parameters": f"{count:,}", "steps": f"{total:,}", "computes": f"{loop.precision} on {loop.device}",
+            "memory": f"about {memory:,.1f} MiB of tensors",
             "time": f"about {minutes:.1f} minutes of training steps on this machine"}
 
 # %% ../nbs/engine/12_views.ipynb #1722fbb3

@@ -97,7 +97,7 @@ def test_exploding_loss(tmp_path):
 
 def test_overflow_of_a_scaled_loss_is_no_fault(tmp_path, monkeypatch):
     """fp16 finds its loss scale by overflowing: such steps are left out; a fault of the loss itself stops."""
-    monkeypatch.setattr(nexuslab.setup, "pick_precision", lambda name, device: ("fp16", None))
+    monkeypatch.setattr(nexuslab.setup, "pick_precision", lambda *asked: ("fp16", None))
     task = Scripted(factor=lambda step: 100.0, lr=1e-4, steps=30, device="cpu")
     done = train(task, tmp_path, [Halt(20)])
     found = events(done.run, "rescaled")

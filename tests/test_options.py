@@ -13,10 +13,11 @@ from torchmetrics import MeanMetric
 
 import nexuslab.data
 import nexuslab.fit
+import nexuslab.setup
 from nexuslab.checkpoint import find_checkpoint, open_checkpoint, steps_kept
 from nexuslab.config import Config, Schedule, fields_of, overlay
 from nexuslab.core import CheckpointError, ConfigError, TrainingError
-from nexuslab.setup import Recomputes, pick_device, pick_precision, set_up
+from nexuslab.setup import Recomputes, emit, pick_device, pick_precision, placed, set_up
 from nexuslab.optim import SGD, Adam, AdamW, Muon, learning_rate
 from nexuslab.run import Run
 from nexuslab.task import StepOut
@@ -565,8 +566,9 @@ class Noting(nn.Linear):
         return y.float()
 
 
-def test_bf16_on_cpu(tmp_path, capsys):
+def test_bf16_on_cpu(tmp_path, capsys, monkeypatch):
     """bf16 is used where it is asked for; fp16 without CUDA falls back and says why."""
+    monkeypatch.setattr(nexuslab.setup, "has_bf16_units", lambda device: False)
     for precision, kind in (
         ("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)
     ):
@@ -576,6 +578,29 @@ def test_bf16_on_cpu(tmp_path, capsys):
         assert all(p.dtype == torch.float32 for p in done.model.parameters())
         assert ("fp16 needs CUDA" in capsys.readouterr().out) == (precision == "fp16")
     assert pick_precision("fp16", torch.device("cpu"))[0] == "fp32"
+
+
+def test_auto_asks_for_units_and_a_run_goes_on_as_it_began(tmp_path, capsys, monkeypatch):
+    """bf16 where the device has units for it; what was chosen is on record, and holds when a run goes on elsewhere."""
+    def begun(units: bool, run=None):
+        monkeypatch.setattr(nexuslab.setup, "has_bf16_units", lambda device: units)
+        Noting.kinds = set()
+        task = Scripted(make=lambda: Noting(3, 1), device="cpu", steps=8)
+        done = train(task, tmp_path, [] if run else [Halt(4)], run=run, resume="last" if run else None)
+        return done.run, Noting.kinds, [e.get("precision") for e in events(done.run, "start")]
+
+    single, kinds, noted = begun(False)
+    assert kinds == {torch.float32} and noted == ["fp32"] and begun(True, single)[1:] == (kinds, ["fp32", "fp32"])
+    half, kinds, noted = begun(True)
+    assert kinds == {torch.bfloat16} and noted == ["bf16"] and placed(half, "cpu", "auto")[1] == "bf16"
+    capsys.readouterr()
+    assert begun(False, half)[1:] == ({torch.float32}, ["bf16", "fp32"])
+    assert "trained in bf16 so far" in capsys.readouterr().out
+    with monkeypatch.context() as before:  # when no run noted its precision
+        silent = lambda loop, event, precision=None, **told: emit(loop, event, **told)
+        before.setattr(nexuslab.fit, "emit", silent)
+        old, _, noted = begun(False)
+    assert noted == [None] and begun(True, old)[1:] == ({torch.float32}, [None, "fp32"])
 
 
 def test_threads(tmp_path):

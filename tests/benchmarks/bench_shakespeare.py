@@ -29,7 +29,7 @@ from nexuslab.data import load
 from nexuslab.fit import fit
 from nexuslab.optim import Muon
 from nexuslab.run import Run
-from nexuslab.setup import quickest
+from nexuslab.setup import pick_precision
 from nexuslab.step import clip, gradient, optimise, set_rate
 from nexuslab.systems.language.data import Passes, Windows, open_dataset
 from nexuslab.systems.language.task import TASK
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("text")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=2000)
-    has = quickest(torch.device("cpu")) == "bf16"
+    has = pick_precision("auto", torch.device("cpu"))[0] == "bf16"
     parser.add_argument("--rivals", nargs="*", default=[name for name, (*_, half) in RIVALS.items() if has or not half])
     parser.add_argument("--rounds", type=int, default=25, help="of measuring speed")
     told = parser.parse_args()
@@ -193,7 +193,7 @@ def main():
     for seed in told.seeds:
         steps = int(0.95 * budget / each["preset"])  # the rest is for checkpoints and the evaluation
         model, took = preset(path, seed, steps, root)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cfg.compute.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has):
             loss = scored(lambda batch: model(batch["input_ids"], start=batch["start"]), val)
         size = sum(p.numel() for p in model.parameters())
         said = f"{loss:.4f}, {size:,} parameters, {steps} steps, {took:.1f} s"

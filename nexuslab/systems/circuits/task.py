@@ -106,7 +106,7 @@ class CircuitConfig(Config):
 def base() -> CircuitConfig:
     "Six families, 200 epochs, a few minutes on two cores."
     return CircuitConfig(
-        compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
+        compute=Compute(threads=1, precision="fp32"),  # small tensors: a second thread waits more than it works
         budget=Budget(epochs=200), loader=Loader(batch_size=128, eval_batch_size=512),
         optim=Optim(lr=3e-3, betas=(0.9, 0.99), weight_decay=1e-4), schedule=Schedule(min_lr=6e-6, warmup_steps=100),
         track=Track(log_every=22), checkpoint=Checkpoint(eval_every=4),

@@ -205,7 +205,7 @@ class CollatzConfig(Config):
 def base() -> CollatzConfig:
     "n < 2^20 in base 24 by an aligned encoder: ten minutes."
     return CollatzConfig(
-        compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
+        compute=Compute(threads=1, precision="fp32"),  # small tensors: a second thread waits more than it works
         # natural at first; then deep classes come more often, for the others are known
         data=CollatzData(sampling="balanced", tilt=(1.0, 0.5), hold=0.2),
         budget=Budget(steps=7000), loader=Loader(batch_size=128, eval_batch_size=1024),
@@ -297,6 +297,7 @@ def paper() -> CollatzConfig:
     "The published setting: n to 10^12, encoder of 4 blocks, decoder of 1, d 512, 8 heads, Adam, 300 million examples."
     return changed(
         base(), "paper", data=NATURAL | {"start_range": (1, 10**12), "test_size": 100_000, "on_gpu": True},
+        compute={"precision": "auto"},
         model={"kind": "encoder_decoder", "d_model": 512, "nhead": 8, "num_layers": 4}, loader={
             "batch_size": 2048, "eval_batch_size": 4096
         }, budget={"steps": 146_485}, optim={"name": "adam", "lr": 3e-4, "weight_decay": 0.0},
@@ -311,6 +312,7 @@ def guide() -> CollatzConfig:
         base(), "guide",
         data=NATURAL | {"start_range": (1, 10000), "num_samples": 50_000, "max_length": 50, "ending": "end"},
         model={"kind": "encoder", "d_model": 512, "nhead": 8, "num_layers": 6, "dropout": 0.1}, loss={"apex": 0.0},
+        compute={"precision": "auto"},
         budget={"epochs": 20, "steps": None}, loader={"batch_size": 32}, optim={
             "name": "adam", "lr": 1e-4, "weight_decay": 0.0
         },

@@ -25,7 +25,6 @@ from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
 from ...figures import in_style
 from ...files import CanCompareFiles
-from ...setup import pick_device, quickest
 from ...store import Store, store_path
 from nexuslab.systems.icecube.data import (
     PLACES, EventFile, FromFile, Plan, Simulated, build, check_events, manifest, split_ids,
@@ -101,7 +100,7 @@ class IceCubeConfig(Config):
 def base() -> IceCubeConfig:
     "Attention over strings, hits first: half an hour on two cores."
     return IceCubeConfig(
-        compute=Compute(threads=1, precision=quickest(pick_device("auto"))), budget=Budget(epochs=3),
+        compute=Compute(threads=1), budget=Budget(epochs=3),
         loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(lr=2e-3, betas=(0.9, 0.99)),
         schedule=Schedule(warmup_steps=100), track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1),
     )
@@ -116,7 +115,7 @@ def changed(cfg: IceCubeConfig, preset: str, **sections: Mapping[str, Any]) -> I
 def large() -> IceCubeConfig:
     "The same, wider and deeper, on 200,000 events: for a GPU."
     return changed(
-        base(), "large", data={"events": 200_000, "examined": 2000}, compute={"precision": "auto"},
+        base(), "large", data={"events": 200_000, "examined": 2000},
         model={"hidden": 256, "depth": 6, "heads": 8, "sensor": 48}, budget={"epochs": 30},
         loader={"batch_size": 64}, optim={"lr": 1e-3}, schedule={"warmup_steps": 500},
     )

@@ -31,7 +31,6 @@ from .rivals import rivals_of
 from .suites import SUITES, kinship, suite_documents
 from .tokens import Characters, tokenizer_of
 from .world import health
-from ...setup import pick_device, quickest
 from ...task import CanPredict, CanSample, CanScore, Group, HasGroups, StepOut, Task, Updater
 
 # %% ../../../nbs/systems/language/04_task.ipynb #bd225e2c
@@ -137,7 +136,7 @@ class LanguageConfig(Config):
 def base() -> LanguageConfig:
     "The standard library by pieces of words: ten minutes on two cores."
     return LanguageConfig(
-        compute=Compute(threads=1, precision=quickest(pick_device("auto"))), budget=Budget(steps=1200),
+        compute=Compute(threads=1), budget=Budget(steps=1200),
         data=LanguageData(length=256),
         model=NEXUSConfig(d_model=192, ssm_n_layers=4, ngram_rows=(16384, 16384), reason=False),
         loader=Loader(batch_size=8, eval_batch_size=16),
@@ -199,7 +198,7 @@ def paper() -> LanguageConfig:
         base(), "paper", data={"vocabulary": 32_000, "length": 2048, "curriculum": 256},
         model={"d_model": 256, "ssm_n_layers": 6, "ngram_rows": (), "dropout": 0.1},
         loss={"label_smoothing": 0.1}, loader={"batch_size": 32, "eval_batch_size": 16}, budget={"steps": 100_000},
-        compute={"precision": "auto", "threads": None},
+        compute={"threads": None},
         optim={"name": "adamw", "lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.01, "clip": 1.0},
         schedule={"warmup_steps": 1000, "min_lr": 1e-5},
         checkpoint={"eval_every": 500, "save_every": 1000, "save_total_limit": 5},

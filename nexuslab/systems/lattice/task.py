@@ -115,7 +115,7 @@ class LatticeConfig(Config):
 def base() -> LatticeConfig:
     "Circuits of at most 300 nodes, a small network: three minutes of processor time on one thread."
     return LatticeConfig(
-        compute=Compute(threads=1),  # its tensors are small: a second thread waits more than it works
+        compute=Compute(threads=1, precision="fp32"),  # small tensors: a second thread waits more than it works
         budget=Budget(epochs=14), loader=Loader(batch_size=128, eval_batch_size=256),
         optim=Optim(lr=1e-2, betas=(0.9, 0.98), weight_decay=1e-4), schedule=Schedule(min_lr=1e-5, warmup_steps=100),
         track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1, examine_every=100),
@@ -160,7 +160,7 @@ def debug() -> LatticeConfig:
 def paper() -> LatticeConfig:
     "The published setting: 50,000 circuits of 10 to 1,000 nodes, 8 layers of width 256 with 8 heads, 100 epochs."
     return changed(
-        base(), "paper", data={"num_samples": 50_000, "max_nodes": 1000, "beyond": 0},
+        base(), "paper", data={"num_samples": 50_000, "max_nodes": 1000, "beyond": 0}, compute={"precision": "auto"},
         model={"hidden_dim": 256, "num_layers": 8, "num_heads": 8, "dropout": 0.1},
         loader={"batch_size": 32}, optim={"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.01},
         budget={"epochs": 100}, stop={"enabled": True, "patience": 10},
