@@ -142,10 +142,12 @@ def eliminated(low: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.stack(x), np.stack(adjoint), lost
 
 # %% ../../../nbs/systems/circuits/06_fit.ipynb #12545745
+lower_half = functools.cache(np.tril_indices)
+
 def by_lapack(low: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Y^-1 b and Y^-1 e_0, each (M, N), with exchange of rows."
     m = len(known)
-    i, j = np.tril_indices(m)
+    i, j = lower_half(m)
     Y = np.empty((known.shape[1], m, m), complex)
     Y[:, i, j], Y[:, j, i] = low.T, low.T
     sides = np.stack([known.T, np.zeros_like(known.T) + np.eye(m)[0]], -1)
@@ -157,7 +159,7 @@ def transfer_of_block(
     networks: Networks, u: np.ndarray, w: np.ndarray, gradient: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     "H (B, F) and its derivatives by u (B, F, P) for w (B, F), all systems at once."
-    tie, size, (i, j) = networks.tie, sizes(networks, u), np.tril_indices(networks.tie.shape[2])
+    tie, size, (i, j) = networks.tie, sizes(networks, u), lower_half(networks.tie.shape[2])
     matrix = summed(networks, size, tie[:, :, i] * tie[:, :, j])
     matrix[0][:, i == j] += networks.empty  # a node that is not there stays at 0 V
     low, known = over_frequency(matrix, w), -over_frequency(summed(networks, size, tie * networks.drive[..., None]), w)

@@ -137,21 +137,21 @@ def analyses_of(arrays: dict[str, np.ndarray], rows: np.ndarray) -> list[Analysi
 
 # %% ../../../nbs/systems/circuits/06c_propose.ipynb #b757f1e1
 def outside(
-    level: np.ndarray,  # (N, M) dB of circuits on the grid
+    level: np.ndarray,  # (M, N) dB of circuits on the grid
     target: Target,
     place: np.ndarray,  # (F,) of the target's frequencies in the grid, without a shift
     shifts: np.ndarray,  # steps of the grid
 ) -> tuple[np.ndarray, np.ndarray]:
     "The mean square outside a target's corridor [dB^2] at the best shift, (N,), and that shift [decades]."
-    lower, upper = target.lower.astype(np.float32), target.upper.astype(np.float32)
-    asked = np.isfinite(lower)
-    best, at = np.full(len(level), np.inf), np.zeros(len(level))
+    lower, upper = (limit.astype(np.float32)[:, None] for limit in (target.lower, target.upper))
+    asked = np.isfinite(lower[:, 0])
+    best, at = np.full(level.shape[1], np.inf), np.zeros(level.shape[1])
     for shift in shifts:
-        moved = level[:, np.clip(place + shift, 0, level.shape[1] - 1)]
+        moved = level[np.clip(place + shift, 0, len(level) - 1)]
         if target.free:
-            moved = moved - (moved[:, asked] - lower[asked]).mean(1, keepdims=True)
+            moved -= (moved[asked] - lower[asked]).mean(0)
         off = moved - np.clip(moved, lower, upper)
-        mean = np.einsum("nf,nf->n", off, off) / len(place)
+        mean = np.einsum("fn,fn->n", off, off) / len(place)
         better = mean < best
         best[better], at[better] = mean[better], shift / 40
     return best, at
@@ -173,20 +173,23 @@ class Library:
             w = 2 * np.pi * self.corner[some, None] * 10**GRID
             levels.append(DB * Curves(analyses_of(arrays, rows[some])).at(w))
         whole = np.maximum(np.concatenate(levels), DEEPEST).astype(np.float32)
-        self.level = np.pad(whole, ((0, 0), (PAD, PAD)), "edge")
+        stretches = np.ascontiguousarray(whole.T)  # all circuits at a frequency lie together in memory
+        self.level = np.pad(stretches, ((PAD, PAD), (0, 0)), "edge")  # (M, N)
 
-    def far(
-        self, target: Target, centre: float, some: slice | np.ndarray, shifts: np.ndarray
+    def distances(
+        self, target: Target, centre: float, known: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        "For some circuits the mean square outside the corridor at the best of some shifts, and that shift [decades]."
-        place = np.rint(np.log10(target.hz / centre) * 40).astype(int) + len(GRID) // 2 + PAD
-        return outside(self.level[some], target, place, shifts)
+        "Root mean square outside the corridor [dB] at the best shift, and it [decades]; inf where `known` (N,) is false."
+        def far(target: Target, level: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            place = np.rint(np.log10(target.hz / centre) * 40).astype(int) + len(GRID) // 2 + PAD
+            return outside(level, target, place, shifts)
 
-    def distances(self, target: Target, centre: float) -> tuple[np.ndarray, np.ndarray]:
-        "Root mean square outside the corridor [dB] at the best shift, and it [decades]; exactly for the nearest."
-        best, at = self.far(coarser(target, COARSE), centre, slice(None), SHIFTS[::2])
-        near, rest = np.split(np.argsort(best, kind="stable"), [EXACT])
-        best[near], at[near] = self.far(target, centre, near, SHIFTS)
+        best, at = far(coarser(target, COARSE), self.level, SHIFTS[::2])
+        if known is not None:
+            best[~known] = np.inf
+        near, rest = np.split(np.argsort(best, kind="stable"), [min(EXACT, np.isfinite(best).sum())])
+        near.sort()
+        best[near], at[near] = far(target, self.level.take(near, 1), SHIFTS)
         best[rest] = np.maximum(best[rest], best[near].max(initial=0.0))
         return np.sqrt(best), at
 
@@ -204,9 +207,8 @@ def nearest(
     parts: int | None = None,  # at most
 ) -> list[Proposal]:
     "The n nearest circuits, each graph once, scaled to the target."
-    far, shift = library.distances(target, centre)
-    if parts is not None:
-        far = np.where(counts_of(library.arrays)[library.rows] <= parts, far, np.inf)
+    small = None if parts is None else counts_of(library.arrays)[library.rows] <= parts
+    far, shift = library.distances(target, centre, small)
     order = np.argsort(far, kind="stable")
     first = np.sort(np.unique(library.topology[order], return_index=True)[1])[:n]
     found = []
