@@ -179,7 +179,7 @@ class Library:
     def distances(
         self, target: Target, centre: float, known: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        "Root mean square outside the corridor [dB] at the best shift, and it [decades]; inf where `known` (N,) is false."
+        "Root mean square outside the corridor [dB] at the best shift, and it [decades]; inf where not known."
         def far(target: Target, level: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             place = np.rint(np.log10(target.hz / centre) * 40).astype(int) + len(GRID) // 2 + PAD
             return outside(level, target, place, shifts)
