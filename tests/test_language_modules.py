@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from nexuslab.core import ModelError, NexusError
 from nexuslab.systems.language import causal, energy, reason, suites, world
+from nexuslab.systems.language.loss import EnergyLoss
 from nexuslab.task import At
 
 torch.set_num_threads(1)
@@ -263,6 +264,19 @@ def test_descent_takes_as_many_steps_as_a_position_needs(trained):
     assert again.mean() < 0.5 * steps.mean()  # nothing is left to do where it arrived
     with pytest.raises(ModelError, match="iterations"):
         energy.descend(module.landscape, said, start, 0)
+
+
+def test_a_target_of_iterations_is_approached(trained):
+    """What the energy falls beyond the target costs, so that the descent ends sooner; as many as there are cost nothing."""
+    taken = {}
+    for target in (1, 5):
+        base, module = copy.deepcopy(trained)
+        objective = EnergyLoss(target)
+        ask = lambda codes, digits: objective(module(base(codes)[None], None, targets=digits[None], train=True)[1])
+        energy.fit_steps([*base.parameters(), *module.parameters()], ask, 0, 40)
+        taken[target] = energy.judge(base, module, 500)
+    assert taken[1]["iterations"] < taken[5]["iterations"] - 0.3, taken
+    assert taken[1]["refined"] < taken[1]["unrefined"]
 
 
 def test_energy_is_bounded_below_and_its_gradient_is_that_of_autograd():

@@ -65,10 +65,22 @@ class ReasoningLoss(Terms):
 class EnergyLoss(Terms):
     "Contrast of true and false tokens, and a descent that is to arrive within `target_iterations`."
 
-    def __init__(self, target_iterations: int = 5, refinement_weight: float = 0.5, residual_weight: float = 0.1):
+    def __init__(
+        self,
+        target_iterations: int = 5,  # of the descent: by what the energy falls in later ones counts
+        refinement_weight: float = 0.5,  # of the cross-entropies before and after it
+        residual_weight: float = 0.1,  # of the mean square of the slope that is left
+        iteration_weight: float = 0.1,  # of falls beyond the target
+    ):
         super().__init__(contrast=1.0, unrefined_ce=refinement_weight, refined_ce=refinement_weight,
-                         residual=residual_weight)
+                         residual=residual_weight, beyond=iteration_weight)
+        if target_iterations < 1:
+            raise ConfigError("target_iterations", found=target_iterations, expected="at least 1", remedy="raise it")
         self.target_iterations = target_iterations
+
+    def forward(self, info: dict[str, Tensor]) -> Tensor:
+        late = info["falls"][self.target_iterations :] if "falls" in info else ()
+        return super().forward(info | {"beyond": late.sum()} if len(late) else info)
 
 # %% ../../../nbs/systems/language/03_loss.ipynb #c8cc4d52
 class CausalLoss(Terms):

@@ -67,7 +67,7 @@ class NEXUSConfig(BackboneConfig):
     reason: bool = Field(True, description="the module that answers questions of the text by learnt rules")
     energy: bool = Field(True, description="the module that refines predictions by descent on a learnt energy")
     causal: bool = Field(True, description="the module that learns a graph of causes among latent factors")
-    target_iterations: int = Field(5, ge=1, description="steps of the descent, at most")
+    target_iterations: int = Field(5, ge=1, description="steps of the energy's descent, at most")
 
 # %% ../../../nbs/systems/language/02_model.ipynb #693a25f2
 def documents(start: Tensor | None, fresh: bool) -> Tensor | None:

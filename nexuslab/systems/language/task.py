@@ -25,7 +25,9 @@ from nexuslab.systems.language.data import (
     CurriculumScheduler, Passes, Plan, Windows, bits_per_byte, open_dataset, other_text, picture, prepare,
     running_python,
 )
-from .loss import NONE, Balance, NEXUSLoss, gradient_shares, next_token_loss
+from nexuslab.systems.language.loss import (
+    NONE, Balance, EnergyLoss, NEXUSLoss, gradient_shares, next_token_loss,
+)
 from .model import NEXUSConfig, NEXUSCore, generate
 from .rivals import rivals_of
 from .suites import SUITES, kinship, suite_documents
@@ -106,6 +108,7 @@ class LanguageLoss(Section):
     reason: float = Field(0.05, ge=0, description="reasoning")
     energy: float = Field(0.05, ge=0, description="energy")
     causal: float = Field(0.05, ge=0, description="causal graph")
+    target_iterations: int = Field(5, ge=1, description="of the energy's descent: what it falls beyond them costs")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that all tokens have, in training")
     dynamic: bool = Field(False, description="weights follow the losses: each part adds its weight's share of lm")
     momentum: float = Field(0.99, ge=0, lt=1, description="of the running means that they follow")
@@ -114,7 +117,8 @@ class LanguageLoss(Section):
 
     def objective(self) -> NEXUSLoss:
         "The loss with these weights."
-        return NEXUSLoss(self.lm, self.world, self.reason, self.energy, self.causal, self.label_smoothing)
+        weights = (self.lm, self.world, self.reason, self.energy, self.causal)
+        return NEXUSLoss(*weights, self.label_smoothing, {"energy": EnergyLoss(self.target_iterations)})
 
 # %% ../../../nbs/systems/language/04_task.ipynb #88a8faef
 class LanguageConfig(Config):
