@@ -267,7 +267,7 @@ def test_descent_takes_as_many_steps_as_a_position_needs(trained):
 
 
 def test_a_target_of_iterations_is_approached(trained):
-    """What the energy falls beyond the target costs, so that the descent ends sooner; as many as there are cost nothing."""
+    """What the energy falls beyond the target costs, so that the descent ends sooner; its full length costs nothing."""
     taken = {}
     for target in (1, 5):
         base, module = copy.deepcopy(trained)
