@@ -299,3 +299,4 @@ def best_cost(
     best = max(known, key=known.get, default=float("nan"))
     return best, known.get(best, float("nan"))
 
+
