@@ -20,7 +20,7 @@ from ...core import ConfigError
 from .detector import SENSORS
 from .diffusion import GaussianDiffusion, StagedDiffusion, sample_events
 from .guide import GuideNetwork
-from .model import StringTransformer
+from .model import HitTransformer, StagedTransformer, StringTransformer
 from .signal import Codec
 from ...task import At
 
@@ -29,7 +29,8 @@ class IceCubeModel(Section):
     "Sizes of the network."
 
     architecture: Literal["strings", "dit", "cnn", "mlp", "hybrid", "resnet"] = Field(
-        "strings", description="strings: attention over strings (chapter 02); the others are those of the guide")
+        "strings", description="strings: attention over strings (chapter 02), a network for each stage of a staged "
+                               "diffusion; the others are those of the guide")
     hidden: int = Field(128, ge=4, description="width of a token, of a sensor in the guide's architectures")
     depth: int = Field(4, ge=1, description="blocks")
     heads: int = Field(4, ge=1, description="heads of attention; they divide hidden")
@@ -38,8 +39,10 @@ class IceCubeModel(Section):
     kernel_sizes: tuple[int, ...] = Field((3, 5, 7, 9), min_length=1, description="of cnn; they divide hidden")
     kernel_size: int = Field(3, ge=1, description="of hybrid and resnet")
     sensor: int = Field(32, ge=4, description="strings: width of a sensor")
+    hit: int = Field(96, ge=4, description="strings: width of a sensor that is hit, in the second stage")
     pieces: Literal[1, 5] = Field(1, description="strings: tokens of a string")
-    points: int = Field(2, ge=0, description="strings: blocks on each sensor behind those over the strings")
+    points: int = Field(2, ge=0, description="strings: blocks on each sensor behind those over the strings; one more "
+                                             "in the second stage")
 
     @field_validator("fusion", mode="before")
     @classmethod
@@ -79,15 +82,25 @@ def diffusion_class(kind: str) -> type[GaussianDiffusion]:
     return found
 
 # %% ../../../nbs/systems/icecube/03a_factory.ipynb #edc07cec
+def string_network(model: IceCubeModel, staged: bool) -> nn.Module:
+    "One network over strings, or one for each stage."
+    size = {"hidden": model.hidden, "depth": model.depth, "heads": model.heads, "pieces": model.pieces,
+            "mlp_ratio": model.mlp_ratio}
+    strings = StringTransformer(sensor=model.sensor, points=model.points, **size)
+    if not staged:
+        return strings
+    narrow = max(4, model.hit // 12)
+    return StagedTransformer(strings, HitTransformer(sensor=model.hit, points=model.points + 1, narrow=narrow, **size))
+
+# %% ../../../nbs/systems/icecube/03a_factory.ipynb #cb2e9641
 class ModelFactory:
     "Networks and diffusions from configurations."
 
     @staticmethod
-    def create_model(model: IceCubeModel) -> nn.Module:
-        "The network."
+    def create_model(model: IceCubeModel, staged: bool = False) -> nn.Module:
+        "The network, of a diffusion in two stages or of another."
         if model.architecture == "strings":
-            return StringTransformer(model.hidden, model.depth, model.heads, model.sensor, model.pieces, model.points,
-                                     model.mlp_ratio)
+            return string_network(model, staged)
         kernels = model.kernel_sizes if model.architecture == "cnn" else (model.kernel_size,)
         return GuideNetwork(model.architecture, model.hidden, model.depth, model.heads, kernels, model.fusion,
                             model.mlp_ratio)
@@ -100,8 +113,9 @@ class ModelFactory:
         codec: dict[str, Any] | None = None,  # of `fit_codec`; a typical one of simulated events by default
     ) -> tuple[nn.Module, GaussianDiffusion]:
         "The network, and the diffusion that trains it and draws from it."
-        network = ModelFactory.create_model(model)
-        made = diffusion_class(diffusion.kind)(
+        kind = diffusion_class(diffusion.kind)
+        network = ModelFactory.create_model(model, issubclass(kind, StagedDiffusion))
+        made = kind(
             network, Codec(**(codec or TYPICAL)), diffusion.target, diffusion.schedule, diffusion.steps,
             diffusion.guidance_dropout,
         ).to(device)

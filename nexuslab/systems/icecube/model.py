@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREQUENCIES', 'FIXED', 'SMALL', 'time_features', 'Condition', 'SensorInputs', 'refuse_geometry', 'modulated', 'Block',
-           'PointBlock', 'StringLayers', 'StringTransformer']
+           'PointBlock', 'StringLayers', 'StringTransformer', 'HitTransformer', 'StagedTransformer']
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #308fe403
 import math
@@ -67,9 +67,10 @@ def refuse_geometry(x: Tensor, geom: Tensor | None) -> None:
 # %% ../../../nbs/systems/icecube/02_model.ipynb #1bdde4d8
 SMALL = 1e-3  # deviation of weights that begin as almost nothing
 
-def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    "x (B, T, D) scaled and shifted by (B, D)."
-    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, row: Tensor | None = None) -> Tensor:
+    "x (B, T, D) scaled and shifted by (B, D); or x (N, D) of some sensors, each of the event `row` (N,)."
+    scale, shift = ((value[:, None] if row is None else value[row]) for value in (scale, shift))
+    return torch.addcmul(shift, x, 1 + scale)
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #e0b1cbf6
 class Block(nn.Module):
@@ -97,7 +98,7 @@ class Block(nn.Module):
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #229b32b4
 class PointBlock(nn.Module):
-    "A perceptron on each sensor, (B, S, W), told by a condition (B, D)."
+    "A perceptron on each sensor, (B, S, W) or (N, W), told by a condition (B, D)."
 
     def __init__(self, width: int, told: int):
         super().__init__()
@@ -107,9 +108,9 @@ class PointBlock(nn.Module):
         nn.init.normal_(self.second.weight, std=SMALL)
         nn.init.zeros_(self.second.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, row: Tensor | None = None) -> Tensor:
         scale, shift = self.told(condition).chunk(2, 1)
-        return x + self.second(F.silu(modulated(self.first(self.norm(x)), scale, shift)))
+        return x + self.second(F.silu(modulated(self.first(self.norm(x)), scale, shift, row)))
 
 # %% ../../../nbs/systems/icecube/02_model.ipynb #8152a238
 class StringLayers(nn.Module):
@@ -124,11 +125,12 @@ class StringLayers(nn.Module):
         pieces: int = 1,  # tokens of a string: 1 or 5
         points: int = 2,  # blocks over the sensors behind those over the tokens
         mlp_ratio: float = 4.0,
+        narrow: int | None = None,  # width in which a sensor goes into its token and back; half of `sensor` by default
     ):
         super().__init__()
         if DOMS % pieces:
             raise ModelError("pieces of a string", found=pieces, expected=f"a divisor of {DOMS}", remedy="take 1 or 5")
-        self.length, narrow = DOMS // pieces, max(4, sensor // 2)
+        self.length, narrow = DOMS // pieces, narrow or max(4, sensor // 2)
         self.condition, self.inputs = Condition(hidden), SensorInputs()
         self.enter = nn.Linear(3 + INPUTS, sensor)
         self.before = PointBlock(sensor, hidden)
@@ -155,3 +157,40 @@ class StringTransformer(StringLayers):
         for point in self.after:
             own = point(own, told)
         return self.head(own).transpose(1, 2)
+
+# %% ../../../nbs/systems/icecube/02_model.ipynb #d4832ccc
+class HitTransformer(StringLayers):
+    "As `StringTransformer`, on the sensors whose first channel is above 0; all else is 0."
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor, known: Tensor, geom: Tensor | None = None) -> Tensor:
+        told, hit = self.condition(time, label, known), x[:, 0] > 0
+        row, sensor = hit.nonzero(as_tuple=True)
+        own = self.before(self.enter(self.inputs(x, label, known, geom).transpose(1, 2)[hit]), told, row)
+        small = self.down(own)
+        dense = small.new_zeros(x.shape[0] * SENSORS, small.shape[1])
+        dense = dense.index_copy(0, row * SENSORS + sensor, small)
+        tokens = self.gather(dense.reshape(len(x), SENSORS // self.length, -1))
+        for block in self.blocks:
+            tokens = block(tokens, told)
+        own = own + self.up(self.spread(self.norm(tokens)).reshape(len(x), SENSORS, -1)[hit])
+        for point in self.after:
+            own = point(own, told, row)
+        said = self.head(own)
+        return said.new_zeros(len(x), SENSORS, 3).index_put((row, sensor), said).transpose(1, 2)
+
+# %% ../../../nbs/systems/icecube/02_model.ipynb #f37ebfa1
+class StagedTransformer(nn.Module):
+    "Events in the first stage, at times above 1, go through `hits`, those in the second through `carried`."
+
+    def __init__(self, hits: StringTransformer, carried: HitTransformer):
+        super().__init__()
+        self.hits, self.carried = hits, carried
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor, known: Tensor, geom: Tensor | None = None) -> Tensor:
+        refuse_geometry(x, geom)
+        first, said = time > 1, []
+        for network, some in ((self.hits, first), (self.carried, ~first)):
+            if some.any():
+                said.append(network(x[some], time[some], label[some], known[some]))
+        order = torch.cat([first.nonzero(), (~first).nonzero()])[:, 0]
+        return torch.cat(said)[order.argsort()]

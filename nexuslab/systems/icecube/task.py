@@ -98,8 +98,9 @@ class IceCubeConfig(Config):
 
 # %% ../../../nbs/systems/icecube/04_task.ipynb #a6254fe5
 def base() -> IceCubeConfig:
-    "Attention over strings, hits first: half an hour on two cores."
+    "Hits first, then what they carry, a network for each: half an hour on two cores."
     return IceCubeConfig(
+        model=IceCubeModel(depth=2),
         compute=Compute(threads=1), budget=Budget(epochs=3),
         loader=Loader(batch_size=16, eval_batch_size=32), optim=Optim(lr=2e-3, betas=(0.9, 0.99)),
         schedule=Schedule(warmup_steps=100), track=Track(log_every=25), checkpoint=Checkpoint(eval_every=1),
@@ -116,7 +117,7 @@ def large() -> IceCubeConfig:
     "The same, wider and deeper, on 200,000 events: for a GPU."
     return changed(
         base(), "large", data={"events": 200_000, "examined": 2000},
-        model={"hidden": 256, "depth": 6, "heads": 8, "sensor": 48}, budget={"epochs": 30},
+        model={"hidden": 256, "depth": 4, "heads": 8, "sensor": 48, "hit": 192}, budget={"epochs": 30},
         loader={"batch_size": 64}, optim={"lr": 1e-3}, schedule={"warmup_steps": 500},
     )
 
@@ -126,7 +127,8 @@ def smoke() -> IceCubeConfig:
     return changed(
         base(), "smoke", data={"events": 240, "examined": 40, "workers": 1, "train_ratio": 0.6, "val_ratio": 0.2,
                                "test_ratio": 0.2},
-        compute={"precision": "fp32"}, model={"hidden": 16, "depth": 1, "heads": 2, "sensor": 8, "points": 1},
+        compute={"precision": "fp32"},
+        model={"hidden": 16, "depth": 1, "heads": 2, "sensor": 8, "hit": 24, "points": 1},
         diffusion={"sampler_steps": 4, "guidance_dropout": 0.3}, loader={"batch_size": 8}, budget={"epochs": 1},
         schedule={"warmup_steps": 2}, track={"log_every": 2},
     )
