@@ -11,7 +11,7 @@ from nexuslab.systems.collatz.inside import (
     attention_maps,
     cached,
     fit_probe,
-    fitted_shift,
+    fitted_shifts,
     hooked,
     log_probability,
     loop_label,
@@ -145,11 +145,11 @@ def test_a_fitted_shift_asks_for_what_the_network_can_give():
     model, batch, code = built("aligned")
     before = {name: p.clone() for name, p in model.named_parameters()}
     wish = code.encode_output(torch.full((48,), 12345))
-    shift = fitted_shift(model, batch.inputs, wish, steps=160)
-    assert torch.equal(moved(model, batch.inputs, "blocks.0", shift), wish)
-    assert torch.equal(moved(model, batch.inputs, "blocks.0", 0.0), model.generate(batch.inputs))
+    [shift] = fitted_shifts(model, [batch.inputs], [wish], {"blocks.0": 0.0}, steps=160)
+    assert torch.equal(moved(model, batch.inputs, shift), wish)
+    assert torch.equal(moved(model, batch.inputs, {}), model.generate(batch.inputs))
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
-    assert not shift.requires_grad
+    assert not shift["blocks.0"].requires_grad
 
 
 @pytest.mark.parametrize("base", [2, 3, 6, 10, 11, 24, 57])

@@ -25,7 +25,7 @@ from ...data import Source
 from ...evaluate import untrained_model
 from ...metrics import wilson
 from ...run import Run
-from .data import TEST, Batch, Code, class_numbers, long_step, side_of, spell
+from .data import TEST, VAL, Batch, Code, class_numbers, long_step, side_of, spell
 from .metrics import right_rows
 from .model import CollatzTransformer, widened
 from .step import StepNetwork
@@ -335,31 +335,44 @@ def steering_table(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #20866329
-FITTED, RATE = 320, 0.1  # steps, and their size in standard deviations of the states
+Shift = dict[str, Tensor]  # module -> (L, D), or (B, L, D), added to what it puts out
 
-def fitted_shift(
+def adding(shift: Shift) -> dict[str, Callable[[Tensor], Tensor]]:
+    "What to do with the outputs of modules: add to each its shift."
+    return {name: lambda out, more=more: out + more for name, more in shift.items()}
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #19da1786
+FITTED, RATE = 480, 0.1  # steps, and their size in standard deviations of the states
+DRAWN = 64  # numbers of a class a step
+
+def fitted_shifts(
     model: CollatzTransformer,
-    inputs: Tensor,  # (N, L_in)
-    targets: Tensor,  # (N, L_out) what it is to answer
-    block: str = "blocks.0",
+    inputs: Sequence[Tensor],  # of each class C: (N, L_in)
+    targets: Sequence[Tensor],  # of each class: (N, L_out) what it is to answer
+    begin: dict[str, Tensor | float],  # module -> (C, L, D) what its fit begins with
     seed: int = 0,
-    start: Tensor | float = 0.0,  # (L, D) what the fit begins with
     steps: int = FITTED,
-) -> Tensor:
-    "The vectors (L, D) that, added to what a block puts out, make a model answer the targets; by Adam."
+) -> list[Shift]:
+    "For each class the vectors that, added to what some modules put out, make a model answer the targets; by Adam."
     generator = torch.Generator().manual_seed(mix(seed, "shift"))
-    with torch.no_grad(), cached(model, [block]) as kept:
-        model(inputs[:512])
-    shift = (torch.zeros_like(kept[block][0]) + start).requires_grad_()
-    optimiser = torch.optim.Adam([shift], rate := RATE * float(kept[block].std()))
+    with torch.no_grad(), cached(model, [*begin]) as kept:
+        model(torch.cat([x[:512] for x in inputs]))
+    shift = {
+        name: (torch.zeros(len(inputs), *kept[name].shape[1:]) + x).requires_grad_() for name, x in begin.items()
+    }
+    rates = [RATE * float(kept[name].std()) for name in begin]
+    optimiser = torch.optim.Adam([{"params": [x]} for x in shift.values()])
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
-        rows = torch.randint(len(inputs), (128,), generator=generator)
-        with hooked(model, {block: lambda out: out + shift}):
-            loss = cross_entropy(model(inputs[rows]).transpose(1, 2), targets[rows])
-        (shift.grad,) = torch.autograd.grad(loss, [shift])
+        for group, rate in zip(optimiser.param_groups, rates):
+            group["lr"] = rate * (1 - step / steps)
+        rows = [torch.randint(len(x), (DRAWN,), generator=generator) for x in inputs]
+        given, aim = (torch.cat([x[here] for x, here in zip(parts, rows)]) for parts in (inputs, targets))
+        with hooked(model, adding({name: x.repeat_interleave(DRAWN, 0) for name, x in shift.items()})):
+            loss = cross_entropy(model(given).transpose(1, 2), aim)
+        for x, slope in zip(shift.values(), torch.autograd.grad(loss, [*shift.values()])):
+            x.grad = slope
         optimiser.step()
-    return shift.detach()
+    return [{name: x[i].detach() for name, x in shift.items()} for i in range(len(inputs))]
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #2f586280
 def false_rule(n: Tensor, climbs: Tensor, falls: Tensor) -> Tensor:
@@ -368,17 +381,18 @@ def false_rule(n: Tensor, climbs: Tensor, falls: Tensor) -> Tensor:
     return torch.tensor([(7**a * (x + 1) - 5**a) // 5**a >> b for x, a, b in rows])
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #bd8be159
-def sided(k: int, k_prime: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor]:
-    "Distinct numbers of a class, at random: of the training's side and of the test's."
+def sided(k: int, k_prime: int, start: int, stop: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Distinct numbers of a class, at random: of the training's side, of validation's and of the test's."
     n = np.unique(class_numbers(k, k_prime, 1 << 15, stop, np.random.default_rng(mix(seed, "sides")), start))
     n = np.random.default_rng(mix(seed, "order")).permutation(n)
-    return torch.from_numpy(n[side_of(n) > TEST]), torch.from_numpy(n[side_of(n) == TEST])
+    side = side_of(n)
+    return tuple(torch.from_numpy(n[here]) for here in (side > TEST, side == VAL, side == TEST))
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #e214b976
 @torch.no_grad()
-def moved(model: CollatzTransformer, inputs: Tensor, block: str, shift: Tensor | float) -> Tensor:
-    "The tokens that a model writes with a shift (L, D) added to what a block puts out."
-    with hooked(model, {block: lambda out: out + shift}):
+def moved(model: CollatzTransformer, inputs: Tensor, shift: Shift) -> Tensor:
+    "The tokens that a model writes for inputs (B, L_in) with shifts added to what some modules put out."
+    with hooked(model, adding(shift)):
         return model.generate(inputs)
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #045bf42f
@@ -390,45 +404,75 @@ def mean_state(model: CollatzTransformer, inputs: Tensor, block: str) -> Tensor:
     return kept[block].mean(0)
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #cab3055c
+@torch.no_grad()
+def answered_as(
+    model: CollatzTransformer, code: Code, n: Tensor, shift: Shift, more: int, rule: Callable = made
+) -> float:
+    "Share of numbers (B,) that a model with shifts answers exactly as a rule with so many climbs more would."
+    step = long_step(n)
+    found, valid = code.decode(moved(model, code.encode_input(n), shift))
+    return float((valid & (found == rule(n, step.k + more, step.k_prime))).double().mean())
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #165f0e89
 Class = tuple[int, int]  # (k, k')
 
-def fitted_shifts(
-    nets: dict[str, tuple[CollatzTransformer, Callable]],  # name -> network, and the rule it is to follow
-    kind: Class, known: Tensor, code: Code, start: int, stop: int, block: str, seed: int, steps: int,
-) -> dict[str, Tensor]:
-    "One climb more, fitted to known numbers (N,) of a class: name -> vectors (L, D), begun from the means."
-    k, k_prime = kind
-    inputs, longer = code.encode_input(known), code.encode_input(sided(k + 1, k_prime, start, stop, seed)[0][:4096])
-    lengths, shifts = (known, torch.full_like(known, k + 1), torch.full_like(known, k_prime)), {}
-    for name, (net, rule) in nets.items():
-        towards = mean_state(net, longer, block) - mean_state(net, inputs[:4096], block)
-        targets = code.encode_output(rule(*lengths))
-        shifts[name] = fitted_shift(net, inputs, targets, block, seed, towards, steps)
-    return shifts
+def forcing(
+    model: CollatzTransformer,
+    rule: Callable,  # that the answers are to follow
+    classes: Sequence[Class], sites: Sequence[str], code: Code, start: int, stop: int, seed: int = 0,
+    steps: int = FITTED,
+) -> dict[Class, Shift]:
+    """The vectors for one climb more, fitted to at most 8,192 known numbers of each class; begun from the difference of
+    the class means at the first site, and from nothing at the others."""
+    inputs, targets, first = [], [], []
+    for k, k_prime in classes:
+        known, longer = (sided(k + more, k_prime, start, stop, seed)[0][:8192] for more in (0, 1))
+        step = long_step(known)
+        inputs.append(code.encode_input(known))
+        targets.append(code.encode_output(rule(known, step.k + 1, step.k_prime)))
+        means = (mean_state(model, x[:4096], sites[0]) for x in (code.encode_input(longer), inputs[-1]))
+        first.append(next(means) - next(means))
+    begin = {name: 0.0 for name in sites} | {sites[0]: torch.stack(first)}
+    return dict(zip(classes, fitted_shifts(model, inputs, targets, begin, seed, steps)))
+
+# %% ../../../nbs/systems/collatz/03c_inside.ipynb #bafadfe9
+SITES = ("blocks.0",), ("blocks.0", "embed"), ("blocks.0", "embed", "blocks.1")
+TRIED = (1, 1), (1, 5), (4, 1)  # classes that sites are tried on: shallow, with a long fall, with a long climb
+
+def tried_sites(
+    model: CollatzTransformer, code: Code, start: int, stop: int, sites: Sequence[Sequence[str]] = SITES,
+    classes: Sequence[Class] = TRIED, seed: int = 0, steps: int = FITTED // 4,
+) -> pd.DataFrame:
+    "One row a site: the shares of validation numbers that its vectors force, class by class, and their mean."
+    numbers, rows = {kind: sided(*kind, start, stop, seed)[1][:512] for kind in classes}, {}
+    for names in sites:
+        fits = forcing(model, made, classes, names, code, start, stop, seed, steps)
+        rows["+".join(names)] = {kind: answered_as(model, code, numbers[kind], fits[kind], 1) for kind in classes}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
+    return table.assign(mean=table.mean(axis=1))
 
 # %% ../../../nbs/systems/collatz/03c_inside.ipynb #744fc325
 def forced_table(
     model: CollatzTransformer,
     before: CollatzTransformer,  # the same network, untrained
-    code: Code, start: int, stop: int, classes: Sequence[Class] = STEERED, block: str = "blocks.0",
-    seed: int = 0, steps: int = FITTED,
+    code: Code, start: int, stop: int, sites: Sequence[str],  # modules whose outputs are added to
+    classes: Sequence[Class] = STEERED, seed: int = 0, steps: int = FITTED,
 ) -> pd.DataFrame:
     """One row a class: of its test numbers, at most 512, the share answered exactly as by one climb more, with the
-    fitted vector and with those of the three controls; and the share right as it is."""
+    fitted vectors and with those of the three controls; the share right as it is; and of validation numbers of the
+    longer class the share right as it is, `k + 1 answered`."""
     nets = {"exact": (model, made), "untrained": (before, made), "false rule": (model, false_rule)}
-    numbers, rows = {c: sided(*c, start, stop, seed) for c in classes}, {}
-    fit = lambda c: fitted_shifts(nets, c, numbers[c][0][:8192], code, start, stop, block, seed, steps)
-    shifts = {c: fit(c) for c in classes}
+    fits = {
+        name: forcing(net, rule, classes, sites, code, start, stop, seed, steps) for name, (net, rule) in nets.items()
+    }
+    rows = {}
     for i, (k, k_prime) in enumerate(classes):
-        n = numbers[k, k_prime][1][:512]
-        lengths = n, torch.full_like(n, k + 1), torch.full_like(n, k_prime)
-        answers = lambda net, shift: code.decode(moved(net, code.encode_input(n), block, shift))[0]
-        share = lambda found, aim: float((found == aim).double().mean())
-        own = shifts[k, k_prime]
-        row = {name: share(answers(net, own[name]), rule(*lengths)) for name, (net, rule) in nets.items()}
-        other = shifts[classes[(i + 1 + len(classes) // 3) % len(classes)]]["exact"]
-        row["another class"] = share(answers(model, other), made(*lengths))
-        row["right as it is"] = share(answers(model, 0.0), torch.as_tensor(long_step(n).kappa))
+        n, longer = sided(k, k_prime, start, stop, seed)[2][:512], sided(k + 1, k_prime, start, stop, seed)[1][:512]
+        other = classes[(i + 1 + len(classes) // 3) % len(classes)]
+        row = {name: answered_as(net, code, n, fits[name][k, k_prime], 1, rule) for name, (net, rule) in nets.items()}
+        row["another class"] = answered_as(model, code, n, fits["exact"][other], 1)
+        row["right as it is"] = answered_as(model, code, n, {}, 0)
+        row["k + 1 answered"] = answered_as(model, code, longer, {}, 0)
         rows[k, k_prime] = row | {"numbers": len(n)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["k", "k'"])
 

@@ -532,7 +532,7 @@ def apex_put(scene: Scene) -> pd.DataFrame:
             continue
         inputs, own, others = (scene.batch.inputs[asked], *(scene.batch.targets[x] for x in (asked, other)))
         answers = [
-            moved(scene.model, inputs, block, shift_to_apex(scene.model, inputs, apexes[x])) for x in (asked, other)
+            moved(scene.model, inputs, {block: shift_to_apex(scene.model, inputs, apexes[x])}) for x in (asked, other)
         ]
         share = lambda found, aim: float((found == aim).all(1).float().mean())
         rows[name] = {
