@@ -1,7 +1,7 @@
 """What the latent space of a trained circuit model is good for, beside rivals that need none.
 
-`python tests/benchmarks/bench_circuits_latent.py published RUN`, `... paths RUN --n 60` and `... search RUN --n 24`,
-from the project; RUN is a run of the preset base or ladders.
+`python tests/benchmarks/bench_circuits_latent.py published RUN`, `... paths RUN --n 60`, `... search RUN --n 24` and
+`... temperature RUN --n 3000`, from the project; RUN is a run of the preset base or ladders.
 """
 import argparse
 import time
@@ -9,21 +9,25 @@ import time
 import numpy as np
 import optuna
 import pandas as pd
+import torch
+from torch.nn import functional as F
 
 from bench_circuits_design import off_target, only_raced
 
 from nexuslab.core import mix
 from nexuslab.evaluate import untrained_model
 from nexuslab.run import Run
-from nexuslab.systems.circuits.data import circuit_at
+from nexuslab.systems.circuits.data import circuit_at, generate
 from nexuslab.systems.circuits.design import shape_of
 from nexuslab.systems.circuits.fit import graph_of, logs_of, stack, start_fits, usual_limits
+from nexuslab.systems.circuits.model import SURE, collate, flatten, slot_targets
 from nexuslab.systems.circuits.paths import LOWEST, STEPS, cross_fade, largest_step, levels_of
 from nexuslab.systems.circuits.propose import Library, Proposal, nearest
 from nexuslab.systems.circuits.published import published_table
 from nexuslab.systems.circuits.reconstruct import analysed, verdict
 from nexuslab.systems.circuits.variations import decode, encode_circuit, own_target
 
+TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 2.2)
 SOLVED = 0.5  # dB within 20 dB of the peak
 
 
@@ -210,14 +214,33 @@ def search(name, n, seed, tpe=False):
     return pd.concat(tables, axis=1)
 
 
+def temperature(name, n, seed):
+    """Nats of the graphs of n fresh random networks at temperatures of the reader: all, and those training lacks."""
+    model, _, splits, own, _ = opened(name)
+    fresh, known = generate({"population": "ladders", "circuits": n}, seed=mix(seed, own) % 2**32), splits.train.arrays
+    new, flat, nats = ~np.isin(fresh["topology"], known["topology"][known["split"] == 0]), flatten(fresh), []
+    for rows in np.array_split(np.arange(n), -(-n // 512)):
+        batch = collate(flat, rows, roots=False)
+        with torch.no_grad():
+            logits = model.reader(batch)
+        there = slot_targets(batch, logits)
+        told = [F.binary_cross_entropy_with_logits((logits / t).clamp(-SURE, SURE), there, reduction="none").sum(1)
+                for t in TEMPERATURES]
+        nats.append(torch.stack(told, 1).numpy())
+    nats = np.concatenate(nats)
+    print(f"{new.mean():.3f} of {n} have a graph that training lacks")
+    return pd.DataFrame({"all": nats.mean(0), "new": nats[new].mean(0)}, index=TEMPERATURES)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["published", "paths", "search"])
+    parser.add_argument("what", choices=["published", "paths", "search", "temperature"])
     parser.add_argument("run")
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tpe", action="store_true", help="search with Optuna's estimator too")
     said = parser.parse_args()
     begun, more = time.process_time(), {"tpe": said.tpe} if said.what == "search" else {}
-    found = {"published": published, "paths": paths, "search": search}[said.what](said.run, said.n, said.seed, **more)
+    ways = {"published": published, "paths": paths, "search": search, "temperature": temperature}
+    found = ways[said.what](said.run, said.n, said.seed, **more)
     print(found.round(4).to_string(), f"\n{time.process_time() - begun:.0f} s of processor time")

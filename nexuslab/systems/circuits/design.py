@@ -610,7 +610,8 @@ def page(target: Target, design: Design, axes) -> None:
     axes[1].fill_between(target.hz, bottom, lower, color=SKY, alpha=0.2, lw=0, label="too little")
     axes[1].semilogx(hz, level, color="black", lw=1.2)
     axes[1].set(xlabel="frequency [Hz]", ylabel="|H| [dB]", ylim=(bottom, level.max() + 6))
-    axes[1].set_title(f"{design.row['error_db']:.2f} dB off, yield {design.row['yield']:.0%}")
+    band = f", {design.row['yield_f0_q']:.0%} in f0 and q" if "yield_f0_q" in design.row else ""
+    axes[1].set_title(f"{design.row['error_db']:.2f} dB off, yield {design.row['yield']:.0%}{band}")
     axes[1].legend()
 
 # %% ../../../nbs/systems/circuits/06e_design.ipynb #982fec2e

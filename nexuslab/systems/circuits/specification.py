@@ -204,6 +204,8 @@ def read_mask(path: Path | str) -> Target:
 def read_response(path: Path | str) -> tuple[np.ndarray, np.ndarray, float | None]:
     "Frequencies [Hz], levels [dB], and the load of a Touchstone file [ohm]."
     path = Path(path)
+    if not path.is_file():
+        raise DataError(f"response {path.name}", found="no such file", expected=".csv or .s2p", remedy="check the path")
     if path.suffix.lower() == ".csv":
         table = read_table(path, ["hz", "db"]).dropna().sort_values("hz")
         return table.hz.to_numpy(), table.db.to_numpy(), None
