@@ -40,6 +40,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def single_precision():
+    """Precision auto is fp32 on every processor: what tests compare is computed so; those of bf16 ask for it."""
+    import nexuslab.setup  # late: some tests need no torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nexuslab.setup, "has_bf16_units", lambda device: False)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A project root of the test's own: data/ and runs/ go there."""
