@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from ...config import Section
@@ -63,7 +63,16 @@ class IceCubeDiffusion(Section):
     guidance: float = Field(1.0, ge=0, description="in sampling: 0 ignores the label, 1 takes it as it is, more "
                                                    "overdoes it")
     sampler: Literal["dpm", "heun", "ddim", "ddpm"] = Field("dpm", description="steps back from noise")
-    sampler_steps: int = Field(20, ge=2, description="steps in sampling")
+    sampler_steps: int = Field(20, ge=2, description="steps in sampling; staged: half for the hits, half for the rest")
+
+    @model_validator(mode="after")
+    def _enough(self):
+        "Refuse Heun's method with steps that are too long for it."
+        fewest = 50 if self.kind == "joint" else 100
+        if self.sampler == "heun" and self.schedule != "flow" and self.sampler_steps < fewest:
+            raise ConfigError("diffusion.sampler_steps", found=f"{self.sampler_steps} with sampler heun",
+                              expected=f"at least {fewest}", remedy="give it more steps, or take sampler dpm")
+        return self
 
 # %% ../../../nbs/systems/icecube/03a_factory.ipynb #6c43e491
 def diffusion_class(kind: str) -> type[GaussianDiffusion]:
