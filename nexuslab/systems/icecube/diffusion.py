@@ -113,12 +113,6 @@ class Denoising(Noising):
         return (error * weight).sum((1, 2)) / weight.sum((1, 2))
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #8881538f
-def shorter_steps(train_steps: int, steps: int) -> list[int]:
-    "Times from noise to data, ever nearer to each other; each is in it once."
-    places = np.round(np.linspace(1, 0, steps, endpoint=False) ** 2 * train_steps) - 1
-    return np.unique(places.clip(min=0).astype(int))[::-1].tolist()
-
-# %% ../../../nbs/systems/icecube/03_diffusion.ipynb #e611cc7a
 def scheduler_of(kind: str, schedule: str, train_steps: int, steps: int) -> Any:
     "diffusers' scheduler for that many steps; it wants epsilon, or epsilon - x0 on the straight line of a flow."
     import diffusers
@@ -133,16 +127,13 @@ def scheduler_of(kind: str, schedule: str, train_steps: int, steps: int) -> Any:
         spaced = common | {"timestep_spacing": "trailing"}
         found = {"ddpm": lambda: diffusers.DDPMScheduler(**spaced, clip_sample=False),
                  "ddim": lambda: diffusers.DDIMScheduler(**spaced, clip_sample=False),
-                 "dpm": lambda: diffusers.DPMSolverMultistepScheduler(**common),
+                 "dpm": lambda: diffusers.DPMSolverMultistepScheduler(**spaced),
                  "heun": lambda: diffusers.HeunDiscreteScheduler(**spaced)}
     if kind not in found:
         raise ConfigError("sampler", found=f"{kind} with schedule {schedule}", expected=" | ".join(found),
                           remedy=f"choose {next(iter(found))}")
     scheduler = found[kind]()
-    if kind == "dpm" and schedule != "flow":
-        scheduler.set_timesteps(timesteps=shorter_steps(train_steps, steps))
-    else:
-        scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(steps)
     return scheduler
 
 # %% ../../../nbs/systems/icecube/03_diffusion.ipynb #cb26927b
