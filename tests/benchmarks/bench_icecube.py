@@ -1,10 +1,12 @@
 """Speed, memory and quality of the IceCube system.
 
-    python tests/benchmarks/bench_icecube.py forward | step | sampling | generator | display | quality RUN [EVENTS]
+    python tests/benchmarks/bench_icecube.py forward | step | sampling | generator | display
+    python tests/benchmarks/bench_icecube.py quality RUN [EVENTS] | spread RUN
 
 One thread, processor time; what is compared is measured by turns. Each case of `step` has a process of its own, whose
 peak memory is told. `quality` prints the figures of a run's best checkpoint and of its rivals, without the untrained
-models of `nexuslab evaluate`, which take as long as the trained one."""
+models of `nexuslab evaluate`, which take as long as the trained one. `spread` draws several events of each of some
+labels and tells how much their numbers of hits and their charges vary, and how hits lie, beside new simulation."""
 import resource
 import subprocess
 import sys
@@ -144,6 +146,40 @@ def quality(run: str, events: int = 500) -> None:
         print(f"{name} ({time.process_time() - begun:.0f} s): {told}", flush=True)
 
 
+def patterns(signal: np.ndarray) -> np.ndarray:
+    """Log hits, log charge, dark sensors between two that are hit, and hits beside which both are dark, (N, 4)."""
+    hit = (signal[:, 0] > 0).reshape(len(signal), -1, 60)
+    holes = (hit[:, :, :-2] & ~hit[:, :, 1:-1] & hit[:, :, 2:]).sum((1, 2))
+    alone = (~hit[:, :, :-2] & hit[:, :, 1:-1] & ~hit[:, :, 2:]).sum((1, 2))
+    return np.stack([np.log(hit.sum((1, 2)).clip(1)), np.log(signal[:, 0].sum(1).clip(1e-3)), holes, alone], 1)
+
+
+def spread(run: str, labels: int = 40, draws: int = 8) -> None:
+    """How much events of one label vary, as a share of simulation, and how their hits lie."""
+    from nexuslab.run import Run
+    from nexuslab.systems.icecube.factory import generated
+    from nexuslab.systems.icecube.rivals import RIVALS
+    from nexuslab.task import At
+
+    run = Run.open(run)
+    model, cfg, _ = run.load("best")
+    splits = run.task.data(cfg, run.root)
+    label = np.repeat(splits.test.labels(np.arange(labels)), draws, 0)
+    makes = {name: lambda name=name: RIVALS[name](label, splits.train, 1) for name in ("independent", "nearest")}
+    makes["simulation again"] = lambda: RIVALS["simulation"](label, splits.train, 2)
+    makes["model"] = lambda: np.concatenate([
+        generated(model, torch.from_numpy(label[ids]).float(), cfg.diffusion, At(seed=1, ids=ids))
+        for ids in np.arange(len(label)).reshape(-1, draws)])
+    told = lambda signal: patterns(signal).reshape(labels, draws, 4)
+    real = told(RIVALS["simulation"](label, splits.train, 1))
+    for name, make in makes.items():
+        found = told(make())
+        share = found.std(1, ddof=1).mean(0) / real.std(1, ddof=1).mean(0)
+        mean = found.mean((0, 1)) / real.mean((0, 1))
+        print(f"{name}: spread of log hits {share[0]:.2f}, of log charge {share[1]:.2f} of the simulation's; "
+              f"holes {mean[2]:.2f}, lone hits {mean[3]:.2f}", flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, *rest = sys.argv[1:] or ["forward"]
@@ -151,8 +187,8 @@ if __name__ == "__main__":
         for case in CASES:
             if case != "dit 512/8/8":  # 23 GiB
                 subprocess.run([sys.executable, __file__, "step", case], check=True)
-    elif what == "quality":
-        quality(rest[0], *map(int, rest[1:]))
+    elif what in ("quality", "spread"):
+        {"quality": quality, "spread": spread}[what](rest[0], *map(int, rest[1:]))
     else:
         {"forward": forward, "step": step, "sampling": sampling, "generator": generator,
          "display": display}[what](*rest)
