@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nexuslab.systems.icecube.diffusion import free_draw
+from nexuslab.systems.icecube.architectures import first_stage
 from nexuslab.systems.icecube.event import draw_event, draw_labels
 from nexuslab.systems.icecube.factory import IceCubeDiffusion, IceCubeModel, ModelFactory
 from nexuslab.systems.icecube.task import PRESETS
@@ -67,11 +67,8 @@ def step(name: str) -> None:
     signal[0][:, event.sensor] = torch.from_numpy(np.stack([event.charge, event.time])).float()
     label = torch.from_numpy(label[None]).float()
 
-    def draw(shape, name, normal):
-        return torch.zeros(shape) if name == "stage" else free_draw(shape, name, normal)
-
     def act():
-        diffusion.loss(signal, None, label, draw).mean().backward()
+        diffusion.loss(signal, None, label, first_stage).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -20,7 +20,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ...config import Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, resolve
+from nexuslab.config import (
+    Budget, Checkpoint, Compute, Config, Loader, Optim, Schedule, Section, Track, overlay, resolve,
+)
 from ...core import ConfigError, digest, file_digest, mix, project_root
 from ...data import Source, Splits
 from ...figures import in_style
@@ -142,7 +144,7 @@ def guide(preset: str, architecture: str, size: tuple[int, int, int], epochs: in
         base(), preset, model={"architecture": architecture, "hidden": hidden, "depth": depth, "heads": heads},
         diffusion={"kind": "joint", "target": "epsilon", "schedule": "linear", "sampler": "ddpm", "guidance": 2.0,
                    "sampler_steps": 1000},
-        compute={"precision": "auto", "threads": None}, loader={"batch_size": batch, "eval_batch_size": batch},
+        compute={"threads": None}, loader={"batch_size": batch, "eval_batch_size": batch},
         budget={"epochs": epochs},
         optim={"lr": 2e-4, "betas": (0.9, 0.999), "weight_decay": 0.01, "clip": 1.0},
         schedule={"name": "cosine", "warmup_ratio": 0.04} if cosine else
@@ -376,8 +378,8 @@ class IceCubeSamples(CanSample):
         ids = np.arange(n) if at.ids is None else at.ids
         label = labels_of(labels, ids) if labels else labels_from(at, ids, energy, zenith)
         asked = {"guidance": guidance, "sampler": sampler, "sampler_steps": steps}
-        chosen = {name: value for name, value in asked.items() if value is not None}
-        how = cfg.diffusion.model_copy(update=chosen)
+        chosen = {f"diffusion.{name}": value for name, value in asked.items() if value is not None}
+        how = overlay(cfg, chosen).diffusion
         return {"input": generated(model, torch.from_numpy(label), how, at), "label": label}
 
     def beside(self, cfg, meta):
